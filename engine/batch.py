@@ -1,0 +1,76 @@
+"""One step's plan as tensors.
+
+Knows tokens, positions and slots. Does not know weights, sampling or who is scheduled next.
+
+Invariants:
+1. Token t belongs to row `token_to_seq[t]` of `block_tables`, sits at `positions[t]`, is stored in `slot_mapping[t]`.
+2. Tokens of one sequence are adjacent and in order; sequences come in the plan's order.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.scheduler import StepPlan
+from engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Batch:
+    """Input of one forward pass.
+
+    Attributes:
+        input_ids: [T] int64.
+        positions: [T] int32, 0-based within each sequence.
+        slot_mapping: [T] int64, block id times block_size plus offset.
+        token_to_seq: [T] int32.
+        block_tables: [S, M] int32, padded with 0.
+        logits_indices: [R] int64, the tokens whose logits are wanted.
+        sampling: the R sequences that get a token, in the order of `logits_indices`.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    token_to_seq: torch.Tensor
+    block_tables: torch.Tensor
+    logits_indices: torch.Tensor
+    sampling: list[Sequence]
+
+
+def build_batch(plan: StepPlan, block_size: int) -> Batch:
+    """Lay the plan out as tensors on the host."""
+    counts = np.array([item.num_tokens for item in plan.scheduled], dtype=np.int64)
+    starts = np.array([item.sequence.num_computed_tokens for item in plan.scheduled], dtype=np.int64)
+    ends = np.cumsum(counts)
+    rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts) + np.repeat(starts, counts)
+    tables = _block_tables([item.sequence for item in plan.scheduled])
+    slots = tables[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
+    samples = [index for index, item in enumerate(plan.scheduled) if item.samples]
+    return Batch(
+        input_ids=torch.from_numpy(_token_ids(plan)),
+        positions=torch.from_numpy(positions.astype(np.int32)),
+        slot_mapping=torch.from_numpy(slots),
+        token_to_seq=torch.from_numpy(rows),
+        block_tables=torch.from_numpy(tables),
+        logits_indices=torch.from_numpy(ends[samples] - 1),
+        sampling=[plan.scheduled[index].sequence for index in samples],
+    )
+
+
+def _token_ids(plan: StepPlan) -> np.ndarray:
+    ids: list[int] = []
+    for item in plan.scheduled:
+        start = item.sequence.num_computed_tokens
+        ids.extend(item.sequence.token_ids[start : start + item.num_tokens])
+    return np.array(ids, dtype=np.int64)
+
+
+def _block_tables(sequences: list[Sequence]) -> np.ndarray:
+    width = max(len(sequence.block_table) for sequence in sequences)
+    tables = np.zeros((len(sequences), width), dtype=np.int32)
+    for row, sequence in enumerate(sequences):
+        tables[row, : len(sequence.block_table)] = sequence.block_table
+    return tables

@@ -1,0 +1,205 @@
+"""The engine's step loop body: requests in, outputs out, one step at a time.
+
+Knows scheduler, runner and tokenizer, and the clock. Does not know processes, Triton or threads: all of it happens on
+the caller's thread.
+
+Invariants:
+1. Every request that `add` accepts gets exactly one output with a finish reason.
+2. Between steps `scheduler.check()` holds.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass
+
+from engine.config import EngineConfig
+from engine.errors import InvalidRequest, PromptTooLong
+from engine.kv_manager import KVManager
+from engine.model_runner import ModelRunner
+from engine.models.config import ModelConfig
+from engine.outputs import EngineStats, FinishReason, RequestOutput
+from engine.sampling_params import SamplingParams
+from engine.scheduler import Scheduler, StepPlan
+from engine.sequence import Sequence
+from engine.stopping import append_token
+from engine.text.stop_strings import StopStringChecker
+from engine.text.tokenizer import Tokenizer
+
+STOP_TOKEN_CONTEXT = 4
+
+
+@dataclass(slots=True, frozen=True)
+class ModelInfo:
+    """What clients need to know of the served model; lengths in tokens."""
+
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    eos_token_ids: tuple[int, ...]
+
+
+class EngineCore:
+    """One model with its scheduler."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Load everything.
+
+        Raises:
+            ModelError: the model folder or the configuration cannot be served.
+        """
+        self.model_config = ModelConfig.from_dir(config.model)
+        self.tokenizer = Tokenizer.from_dir(config.model)
+        self.runner = ModelRunner(config, self.model_config)
+        kv = KVManager(self.runner.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
+        self.scheduler = Scheduler(kv, config.max_num_seqs, config.max_num_batched_tokens, config.max_waiting)
+        self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
+        self._sequences: dict[int, Sequence] = {}
+
+    @property
+    def info(self) -> ModelInfo:
+        """Facts about the model."""
+        return ModelInfo(
+            vocab_size=self.model_config.vocab_size,
+            max_model_len=self.runner.max_model_len,
+            block_size=self.runner.block_size,
+            num_blocks=self.runner.num_blocks,
+            eos_token_ids=self.model_config.eos_token_ids,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a call of `step` would compute anything."""
+        return self.scheduler.has_work
+
+    def add(self, request_id: int, prompt_ids: list[int], params: SamplingParams, arrived: float) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequest: the prompt is empty, has ids outside the vocabulary, or is too long.
+            QueueFull: too many requests wait.
+        """
+        check_request(prompt_ids, params, self.info)
+        sequence = self._new_sequence(request_id, prompt_ids, params)
+        sequence.timings.arrived = arrived
+        self.scheduler.add(sequence)
+        self._sequences[request_id] = sequence
+
+    def abort(self, request_id: int) -> RequestOutput | None:
+        """End a request now and return its last output; None where it has ended already."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return None
+        sequence.num_releasable = sequence.num_emitted
+        return self._finish(sequence, FinishReason.CANCELLED)
+
+    def step(self) -> list[RequestOutput]:
+        """Plan and compute one step, and return what requests gained by it."""
+        started = time.monotonic()
+        plan = self.scheduler.schedule()
+        for item in plan.scheduled:
+            item.sequence.timings.scheduled = item.sequence.timings.scheduled or started
+        sampling, sampled = self.runner.run(plan)
+        self._account(plan)
+        outputs = [
+            output
+            for sequence, token_id, log_prob in zip(sampling, sampled.token_ids, sampled.log_probs, strict=True)
+            if (output := self._advance(sequence, token_id, log_prob)) is not None
+        ]
+        self.stats.num_steps += 1
+        self.stats.last_step_seconds = time.monotonic() - started
+        return outputs
+
+    def read_stats(self) -> EngineStats:
+        """Return the statistics, brought up to date."""
+        self.stats.num_waiting = len(self.scheduler.waiting)
+        self.stats.num_running = len(self.scheduler.running)
+        self.stats.kv_usage = self.scheduler.kv.usage
+        self.stats.num_preemptions = self.scheduler.num_preemptions
+        return self.stats
+
+    def _new_sequence(self, request_id: int, prompt_ids: list[int], params: SamplingParams) -> Sequence:
+        limit = self.runner.max_model_len
+        eos = () if params.ignore_eos else self.model_config.eos_token_ids
+        return Sequence(
+            request_id=request_id,
+            token_ids=list(prompt_ids),
+            num_prompt_tokens=len(prompt_ids),
+            params=params,
+            max_total_tokens=limit if params.max_tokens is None else min(limit, len(prompt_ids) + params.max_tokens),
+            stop_token_ids=frozenset((*params.stop_token_ids, *eos)),
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            stop_checker=StopStringChecker(self.tokenizer, params.stop) if params.stop else None,
+        )
+
+    def _account(self, plan: StepPlan) -> None:
+        """Book the step's tokens as computed and name the blocks they filled."""
+        for item in plan.scheduled:
+            sequence = item.sequence
+            if sequence.num_computed_tokens + item.num_tokens == sequence.num_prompt_tokens:
+                self.stats.num_prompt_tokens += sequence.num_prompt_tokens
+                self.stats.num_cached_tokens += sequence.num_cached_tokens
+            sequence.num_computed_tokens += item.num_tokens
+            self.scheduler.kv.register(sequence)
+
+    def _advance(self, sequence: Sequence, token_id: int, log_prob: float | None) -> RequestOutput | None:
+        reason = append_token(sequence, token_id)
+        self.stats.num_generated_tokens += 1
+        if log_prob is not None:
+            sequence.log_probs.append(log_prob)
+        if sequence.num_output_tokens == 1:
+            sequence.timings.first_token = time.monotonic()
+        if reason is FinishReason.STOP and token_id in sequence.params.stop_token_ids:
+            sequence.trim_chars = self._stop_token_chars(sequence)
+        if reason is not None:
+            return self._finish(sequence, reason)
+        return self._emit(sequence) if sequence.num_releasable > sequence.num_emitted else None
+
+    def _stop_token_chars(self, sequence: Sequence) -> int:
+        """Return how many characters the stop token at the end adds to the text; they are not part of the answer."""
+        start = max(sequence.num_prompt_tokens, sequence.num_tokens - 1 - STOP_TOKEN_CONTEXT)
+        tail = sequence.token_ids[start:]
+        return len(self.tokenizer.decode(tail)) - len(self.tokenizer.decode(tail[:-1]))
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
+        self.scheduler.finish(sequence, reason)
+        sequence.timings.finished = time.monotonic()
+        self.stats.num_finished += 1
+        del self._sequences[sequence.request_id]
+        return self._emit(sequence)
+
+    def _emit(self, sequence: Sequence) -> RequestOutput:
+        start, end = sequence.num_emitted, sequence.num_releasable
+        offset = sequence.num_prompt_tokens
+        sequence.num_emitted = end
+        return RequestOutput(
+            request_id=sequence.request_id,
+            token_ids=sequence.token_ids[offset + start : offset + end],
+            log_probs=sequence.log_probs[start:end] if sequence.params.logprobs else None,
+            finish_reason=sequence.finish_reason,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_completion_tokens=sequence.num_output_tokens,
+            trim_chars=sequence.trim_chars if sequence.is_finished else 0,
+            timings=sequence.timings,
+        )
+
+
+def check_request(prompt_ids: list[int], params: SamplingParams, info: ModelInfo) -> None:
+    """Refuse what the model can never serve.
+
+    Raises:
+        InvalidRequest: the prompt is empty or has ids outside the vocabulary.
+        PromptTooLong: prompt and output together exceed the model's limit.
+    """
+    if not prompt_ids:
+        raise InvalidRequest("the prompt is empty: at least 1 token is needed")
+    for name, ids in (("prompt", prompt_ids), ("stop_token_ids", params.stop_token_ids)):
+        worst = min(ids, default=0) if min(ids, default=0) < 0 else max(ids, default=0)
+        if not 0 <= worst < info.vocab_size:
+            raise InvalidRequest(
+                f"{name} holds the token id {worst}; the vocabulary has ids 0 to {info.vocab_size - 1}"
+            )
+    max_tokens = params.max_tokens if params.max_tokens is not None else 1
+    if len(prompt_ids) + max_tokens > info.max_model_len:
+        raise PromptTooLong(len(prompt_ids), max_tokens, info.max_model_len)

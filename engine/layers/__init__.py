@@ -1,0 +1,1 @@
+"""Building blocks of models: thin modules over the kernels and torch."""

@@ -1,0 +1,57 @@
+"""Computing a step: plan in, one sampled token out for each sequence that reached its end.
+
+Knows the model, its cache and the device. Does not know queues, stopping or clients.
+"""
+
+import os
+
+import numba
+import torch
+from numba.core import config as numba_config
+
+from engine.batch import build_batch
+from engine.config import EngineConfig
+from engine.kv_cache import KVCache, num_blocks_for
+from engine.models.config import ModelConfig
+from engine.models.registry import build_model
+from engine.sampler import SampledTokens, sample
+from engine.scheduler import StepPlan
+from engine.sequence import Sequence
+from engine.weights.safetensors_loader import load_weights
+
+TIED_ALIASES = {"lm_head.weight": "model.embed_tokens.weight"}
+
+
+class ModelRunner:
+    """Holds the weights and the KV cache and runs forward passes."""
+
+    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
+        """Load the checkpoint and reserve the cache.
+
+        Raises:
+            ModelError: the checkpoint cannot be served, or the cache holds no block.
+        """
+        _set_threads(config.num_threads)
+        self.block_size = config.block_size
+        self.num_blocks = num_blocks_for(config, model_config)
+        limit = config.max_model_len or model_config.max_position_embeddings
+        self.max_model_len = min(limit, model_config.max_position_embeddings, self.num_blocks * config.block_size)
+        self.model = build_model(model_config, self.max_model_len, torch.device("cpu"))
+        aliases = TIED_ALIASES if model_config.tie_word_embeddings else {}
+        load_weights(config.model, self.model.weight_views(), aliases=aliases)
+        self.cache = KVCache.allocate(model_config, self.num_blocks, config.block_size)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> tuple[list[Sequence], SampledTokens]:
+        """Compute the plan's tokens and sample for the sequences whose last token was among them."""
+        batch = build_batch(plan, self.block_size)
+        logits = self.model(batch, self.cache)
+        return batch.sampling, sample(logits, batch.sampling)
+
+
+def _set_threads(num_threads: int) -> None:
+    """Give torch and numba the same number of threads; numba's may not exceed the cores it saw at import."""
+    count = num_threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    numba_config.THREADING_LAYER = "workqueue"  # pyright: ignore[reportAttributeAccessIssue]
+    numba.set_num_threads(min(count, os.cpu_count() or 1))

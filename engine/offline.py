@@ -1,0 +1,48 @@
+"""Running prompts through an engine core in this process, to the end: for tests, benchmarks and scripts.
+
+Knows a core and lists of prompts. Does not know processes or Triton.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+from engine.core import EngineCore
+from engine.outputs import FinishReason, RequestOutput
+from engine.sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class Completion:
+    """All that one request produced."""
+
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    text: str = ""
+    num_cached_tokens: int = 0
+
+    def extend(self, output: RequestOutput) -> None:
+        """Take the next output of the request."""
+        self.token_ids += output.token_ids
+        self.log_probs += output.log_probs or []
+        self.finish_reason = output.finish_reason
+        self.num_cached_tokens = output.num_cached_tokens
+
+
+def generate(core: EngineCore, prompts: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
+    """Run all prompts at once and return their completions in order.
+
+    Raises:
+        EngineError: a prompt or its options cannot be served.
+    """
+    completions = [Completion() for _ in prompts]
+    for request_id, (prompt, options) in enumerate(zip(prompts, params, strict=True)):
+        core.add(request_id, prompt, options, time.monotonic())
+    while core.has_work:
+        for output in core.step():
+            completion = completions[output.request_id]
+            completion.extend(output)
+            if output.finish_reason is not None:
+                text = core.tokenizer.decode(completion.token_ids)
+                completion.text = text[: len(text) - output.trim_chars]
+    return completions

@@ -1,0 +1,84 @@
+"""What the engine says about a request while and after it runs.
+
+Knows plain values that cross process borders. Does not know tensors, text or Triton.
+
+Invariants:
+1. Outputs of one request, joined in order, give its completion exactly once.
+2. Exactly one output of a request has a `finish_reason`, and it is the last one.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+@dataclass(slots=True)
+class Timings:
+    """When a request passed each station, in seconds of the machine's monotonic clock; 0.0 means not yet."""
+
+    arrived: float = 0.0
+    scheduled: float = 0.0
+    first_token: float = 0.0
+    finished: float = 0.0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The tokens one request has gained since its previous output.
+
+    Attributes:
+        request_id: the engine-wide unique id given at submission.
+        token_ids: new tokens, [T]; may be empty on the last output.
+        log_probs: natural log-probability of each new token, [T]; None unless the request asked for them.
+        finish_reason: set on the last output only.
+        error: for `FinishReason.ERROR`, the message for the user.
+        error_code: for `FinishReason.ERROR`, the gRPC status code name.
+        num_prompt_tokens: length of the prompt in tokens.
+        num_cached_tokens: prompt tokens whose KV came from the prefix cache.
+        num_completion_tokens: tokens generated so far, these included.
+        trim_chars: characters to drop from the end of this output's text, because a stop string begins there.
+        timings: stations passed so far.
+    """
+
+    request_id: int
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    error_code: str | None = None
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_completion_tokens: int = 0
+    trim_chars: int = 0
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """One reading of the engine's load; counters only grow while one core process lives.
+
+    Units: requests, blocks, tokens, seconds. `kv_usage` is 0..1; `heartbeat` counts turns of the core's loop.
+    """
+
+    num_waiting: int = 0
+    num_running: int = 0
+    kv_usage: float = 0.0
+    num_blocks: int = 0
+    block_size: int = 0
+    heartbeat: int = 0
+    num_steps: int = 0
+    last_step_seconds: float = 0.0
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_finished: int = 0

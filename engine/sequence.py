@@ -1,0 +1,106 @@
+"""One request inside the engine: its tokens, its blocks and how far it has been computed.
+
+Knows token ids, block ids and options. Does not know tensors, memory or other sequences.
+
+Invariants:
+1. 0 <= num_computed_tokens <= num_tokens; the KV of the computed tokens lies in `block_table`, in order.
+2. A sequence whose uncomputed rest is one token is in its decode state; a longer rest is prefill. That is all there is.
+3. num_emitted <= num_output_tokens: what has been sent on is never taken back.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from engine.outputs import FinishReason, Timings
+from engine.sampling_params import SamplingParams
+
+
+class StopResult(Protocol):
+    """What a stop checker says after each token; see `engine.text.stop_strings`."""
+
+    @property
+    def releasable(self) -> int:
+        """How many of the completion's tokens may be sent on."""
+        ...
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        ...
+
+    @property
+    def trim_chars(self) -> int:
+        """Characters to drop from the end of the text."""
+        ...
+
+
+class StopChecker(Protocol):
+    """Watches a completion's text for stop strings."""
+
+    def push(self, token_ids: list[int], *, armed: bool = True) -> StopResult:
+        """Take the next tokens; matches count only while `armed`."""
+        ...
+
+
+class SequenceStatus(Enum):
+    """Where a sequence is."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request's tokens and progress.
+
+    Attributes:
+        token_ids: prompt and output in one list.
+        max_total_tokens: prompt plus output may not grow past this.
+        stop_token_ids: ids that end the sequence once `min_tokens` are out, end-of-sequence tokens included.
+        seed: resolved seed; random numbers are keyed by it and the position.
+        block_hashes: names of the blocks registered so far, see `engine.prefix_cache`.
+        num_releasable: output tokens that may be sent on; behind the rest a stop string may be forming.
+    """
+
+    request_id: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    params: SamplingParams
+    max_total_tokens: int
+    stop_token_ids: frozenset[int]
+    seed: int = 0
+    stop_checker: StopChecker | None = None
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    num_releasable: int = 0
+    num_emitted: int = 0
+    trim_chars: int = 0
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose KV is still to be computed; one in the decode state."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the sequence has ended."""
+        return self.status is SequenceStatus.FINISHED

@@ -1,0 +1,195 @@
+"""A Hugging Face tokenizer folder as this system uses it: encode, decode, and what kind of text a token is.
+
+Knows tokenizer.json, tokenizer_config.json and the end-of-sequence ids of the model folder. Does not know requests,
+streams or the model; reads the files with the `tokenizers` library, so that no process pays for importing transformers.
+
+Invariants:
+1. `encode` gives what transformers' AutoTokenizer gives for the same folder: an explicit `add_bos_token` or
+   `add_eos_token` in tokenizer_config.json replaces the post-processor of tokenizer.json.
+2. `decode` of ids equals `decode` of the same ids without the invisible ones.
+"""
+
+import json
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from engine.errors import InvalidRequest, ModelError
+from engine.text.chat_template import ChatTemplate, Message
+
+REPLACEMENT = "\ufffd"
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class TokenKind(Enum):
+    """What a token may do to the text around it."""
+
+    WHOLE = auto()  # its characters are its own: the text may be cut after it
+    FRAGMENT = auto()  # holds bytes that neighbours may turn into other characters
+    INVISIBLE = auto()  # special or unknown: decoding leaves it out
+
+
+@dataclass(slots=True)
+class Tokenizer:
+    """Text to ids and ids to text.
+
+    Attributes:
+        backend: the `tokenizers` object, truncation and padding off.
+        bos_id: the beginning-of-sequence token, where the folder names one.
+        eos_ids: tokens that end a sequence: of generation_config.json, else config.json, else the tokenizer's own.
+        prefix: ids put before, and `suffix` after, every text with special tokens; None leaves that to the backend.
+        joins_runs: a whole run of byte tokens decodes together (byte fallback), not character by character.
+    """
+
+    backend: tokenizers.Tokenizer
+    bos_id: int | None
+    eos_ids: frozenset[int]
+    prefix: tuple[int, ...] | None
+    suffix: tuple[int, ...]
+    joins_runs: bool
+    chat_template: ChatTemplate | None
+    _kinds: dict[int, TokenKind] = field(default_factory=dict)
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> "Tokenizer":
+        """Read the tokenizer of a model folder.
+
+        Raises:
+            ModelError: tokenizer.json is absent, or a file cannot be read.
+        """
+        folder = Path(path)
+        backend = _load_backend(folder)
+        options = read_json(folder / "tokenizer_config.json")
+        named = {name: text for name in NAMED_TOKENS if (text := _token_text(options.get(name))) is not None}
+        bos_id, eos_id = (_named_id(backend, named, name) for name in ("bos_token", "eos_token"))
+        prefix, suffix = _explicit_ends(options, bos_id, eos_id)
+        return cls(
+            backend=backend,
+            bos_id=bos_id,
+            eos_ids=_read_eos_ids(folder, eos_id),
+            prefix=prefix,
+            suffix=suffix,
+            joins_runs=_has_byte_fallback(backend),
+            chat_template=ChatTemplate.load(folder, options.get("chat_template"), named),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids the tokenizer itself can produce; the model's may be larger."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of `text`; special tokens spelled out in it are recognised, as in transformers.
+
+        Raises:
+            InvalidRequest: the text holds half of a surrogate pair and so is no Unicode text.
+        """
+        _check_unicode(text)
+        if not add_special_tokens or self.prefix is None:
+            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        return [*self.prefix, *ids, *self.suffix]
+
+    def encode_chat(self, messages: list[Message]) -> list[int]:
+        """Render a conversation with the model's template, ready for the assistant's answer, and encode it.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise InvalidRequest("this model has no chat template: send text_input instead of messages")
+        return self.encode(self.chat_template.render(messages), add_special_tokens=False)
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of ids; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
+        return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def kind(self, token_id: int) -> TokenKind:
+        """Say what `token_id` may do to the text around it; remembered after the first look."""
+        known = self._kinds.get(token_id)
+        if known is None:
+            known = self._kinds[token_id] = self._classify(token_id)
+        return known
+
+    def _classify(self, token_id: int) -> TokenKind:
+        token = self.backend.id_to_token(token_id)
+        added = self.backend.get_added_tokens_decoder().get(token_id)
+        if token is None or (added is not None and added.special):
+            return TokenKind.INVISIBLE
+        is_byte = self.joins_runs and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        return TokenKind.FRAGMENT if is_byte or REPLACEMENT in self.decode([token_id]) else TokenKind.WHOLE
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, empty where there is no such file.
+
+    Raises:
+        ModelError: the file is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object")
+    return value
+
+
+def _load_backend(folder: Path) -> tokenizers.Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist; a model folder needs a tokenizer.json")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  # the library raises the bare class
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _token_text(entry: object) -> str | None:
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
+
+
+def _named_id(backend: tokenizers.Tokenizer, named: dict[str, str], name: str) -> int | None:
+    return backend.token_to_id(named[name]) if name in named else None
+
+
+def _explicit_ends(
+    options: dict[str, Any], bos_id: int | None, eos_id: int | None
+) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    if "add_bos_token" not in options and "add_eos_token" not in options:
+        return None, ()
+    prefix = (bos_id,) if options.get("add_bos_token") and bos_id is not None else ()
+    suffix = (eos_id,) if options.get("add_eos_token") and eos_id is not None else ()
+    return prefix, suffix
+
+
+def _read_eos_ids(folder: Path, tokenizer_eos_id: int | None) -> frozenset[int]:
+    for name in ("generation_config.json", "config.json"):
+        value = read_json(folder / name).get("eos_token_id")
+        if isinstance(value, int):
+            return frozenset({value})
+        if isinstance(value, list) and value:
+            return frozenset(value)
+    return frozenset() if tokenizer_eos_id is None else frozenset({tokenizer_eos_id})
+
+
+def _has_byte_fallback(backend: tokenizers.Tokenizer) -> bool:
+    decoder = json.loads(backend.to_str()).get("decoder") or {}
+    steps = decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
+    return any(step.get("type") == "ByteFallback" for step in steps)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the text is not valid Unicode at character {error.start}: {error.reason}") from error

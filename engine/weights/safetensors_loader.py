@@ -1,0 +1,76 @@
+"""Copying a checkpoint's tensors into a model's parameters, one tensor at a time.
+
+Knows safetensors files, their index and a mapping from tensor names to parameter views. Does not know architectures.
+
+Invariant: when `load_weights` returns, every view has been filled exactly once and every tensor of the checkpoint used.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engine.errors import ModelError, WeightMismatch
+
+INDEX_FILE = "model.safetensors.index.json"
+IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+
+
+def load_weights(path: Path, views: Mapping[str, torch.Tensor], *, aliases: Mapping[str, str]) -> None:
+    """Fill `views` from the safetensors files in `path`, converting to each view's dtype.
+
+    Args:
+        path: the checkpoint's folder.
+        views: destination of each tensor, by the checkpoint's name.
+        aliases: names a checkpoint may repeat although the model shares them with another tensor; skipped if present.
+
+    Raises:
+        ModelError: there are no safetensors files, or one cannot be read.
+        WeightMismatch: a tensor is missing, unexpected or of the wrong shape.
+    """
+    loaded: set[str] = set()
+    for name, tensor in _tensors(path):
+        if name.endswith(IGNORED_SUFFIXES) or name in aliases:
+            continue
+        view = views.get(name)
+        if view is None:
+            raise WeightMismatch(f"{path}: unexpected tensor {name!r} of shape {list(tensor.shape)}")
+        if view.shape != tensor.shape:
+            raise WeightMismatch(f"{path}: {name!r} has shape {list(tensor.shape)}, expected {list(view.shape)}")
+        view.copy_(tensor)
+        loaded.add(name)
+    missing = sorted(views.keys() - loaded)
+    if missing:
+        raise WeightMismatch(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """Return the safetensors files of the checkpoint, as its index lists them or as they lie there.
+
+    Raises:
+        ModelError: there are none, or the index names one that is not there.
+    """
+    index = path / INDEX_FILE
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [path / name for name in names]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path} holds no safetensors files")
+    for file in files:
+        if not file.is_file():
+            raise ModelError(f"{index} names {file.name}, which does not exist")
+    return files
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in checkpoint_files(path):
+        try:
+            with safe_open(file, framework="pt") as reader:
+                for name in reader.keys():  # noqa: SIM118 - not a mapping
+                    yield name, reader.get_tensor(name)
+        except SafetensorError as error:
+            raise ModelError(f"{file} cannot be read as safetensors: {error}") from None

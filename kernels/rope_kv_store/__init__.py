@@ -1,0 +1,50 @@
+"""Rotate queries and keys by their positions and store keys and values into their cache slots, in one pass.
+
+For each head of a token at position p, with the channels in halves x1, x2 and the angles of p:
+
+    rotated = (x1 cos - x2 sin, x2 cos + x1 sin)
+
+`qkv` [T, (H + 2 K) D] holds queries, keys and values side by side. Queries are rotated in place; the rotated keys and
+the values go to slot `slot_mapping[t]` (block id times B plus offset) of the caches [N, K, B, D].
+
+Source: RoFormer (arXiv 2104.09864), section 3.4, in the half-split layout that Hugging Face checkpoints use.
+"""
+
+from typing import Protocol
+
+import torch
+
+from kernels.rope_kv_store.cpu_kernel import rope_kv_store_cpu
+from kernels.rope_kv_store.reference import rope_kv_store_reference
+
+__all__ = ["RopeKVStore", "rope_kv_store_cpu", "rope_kv_store_reference", "select"]
+
+
+class RopeKVStore(Protocol):
+    """Signature of the operation."""
+
+    def __call__(
+        self,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        slot_mapping: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+    ) -> None:
+        """Rotate and store.
+
+        Args:
+            qkv: [T, (H + 2 K) D], contiguous; its query part is changed in place, its key part is left undefined.
+            cos_sin: [P, 2, D/2] fp32.
+            positions: [T] int32.
+            slot_mapping: [T] int64.
+            key_cache: [N, K, B, D], written.
+            value_cache: [N, K, B, D], written.
+        """
+        ...
+
+
+def select(device: torch.device) -> RopeKVStore:
+    """Return the implementation for tensors on `device`."""
+    return rope_kv_store_cpu if device.type == "cpu" else rope_kv_store_reference

@@ -1,0 +1,1 @@
+"""Commands that people run: thin programs over the launcher, the engine and the gateway."""

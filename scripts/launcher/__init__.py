@@ -1,0 +1,1 @@
+"""How the system is installed, started, watched and stopped on one machine."""
