@@ -10,14 +10,14 @@ Invariants:
 
 import secrets
 import time
-from dataclasses import dataclass
 
 from engine.config import EngineConfig
-from engine.errors import InvalidRequest, PromptTooLong
 from engine.kv_manager import KVManager
+from engine.messages import ModelInfo
 from engine.model_runner import ModelRunner
 from engine.models.config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, RequestOutput
+from engine.request_check import check_request
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler, StepPlan
 from engine.sequence import Sequence
@@ -26,17 +26,6 @@ from engine.text.stop_strings import StopStringChecker
 from engine.text.tokenizer import Tokenizer
 
 STOP_TOKEN_CONTEXT = 4
-
-
-@dataclass(slots=True, frozen=True)
-class ModelInfo:
-    """What clients need to know of the served model; lengths in tokens."""
-
-    vocab_size: int
-    max_model_len: int
-    block_size: int
-    num_blocks: int
-    eos_token_ids: tuple[int, ...]
 
 
 class EngineCore:
@@ -51,6 +40,7 @@ class EngineCore:
         self.model_config = ModelConfig.from_dir(config.model)
         self.tokenizer = Tokenizer.from_dir(config.model)
         self.runner = ModelRunner(config, self.model_config)
+        self.runner.warm_up()
         kv = KVManager(self.runner.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
         self.scheduler = Scheduler(kv, config.max_num_seqs, config.max_num_batched_tokens, config.max_waiting)
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
@@ -183,23 +173,3 @@ class EngineCore:
             trim_chars=sequence.trim_chars if sequence.is_finished else 0,
             timings=sequence.timings,
         )
-
-
-def check_request(prompt_ids: list[int], params: SamplingParams, info: ModelInfo) -> None:
-    """Refuse what the model can never serve.
-
-    Raises:
-        InvalidRequest: the prompt is empty or has ids outside the vocabulary.
-        PromptTooLong: prompt and output together exceed the model's limit.
-    """
-    if not prompt_ids:
-        raise InvalidRequest("the prompt is empty: at least 1 token is needed")
-    for name, ids in (("prompt", prompt_ids), ("stop_token_ids", params.stop_token_ids)):
-        worst = min(ids, default=0) if min(ids, default=0) < 0 else max(ids, default=0)
-        if not 0 <= worst < info.vocab_size:
-            raise InvalidRequest(
-                f"{name} holds the token id {worst}; the vocabulary has ids 0 to {info.vocab_size - 1}"
-            )
-    max_tokens = params.max_tokens if params.max_tokens is not None else 1
-    if len(prompt_ids) + max_tokens > info.max_model_len:
-        raise PromptTooLong(len(prompt_ids), max_tokens, info.max_model_len)

@@ -15,7 +15,8 @@ from engine.kv_cache import KVCache, num_blocks_for
 from engine.models.config import ModelConfig
 from engine.models.registry import build_model
 from engine.sampler import SampledTokens, sample
-from engine.scheduler import StepPlan
+from engine.sampling_params import SamplingParams
+from engine.scheduler import ScheduledSequence, StepPlan
 from engine.sequence import Sequence
 from engine.weights.safetensors_loader import load_weights
 
@@ -40,6 +41,12 @@ class ModelRunner:
         aliases = TIED_ALIASES if model_config.tie_word_embeddings else {}
         load_weights(config.model, self.model.weight_views(), aliases=aliases)
         self.cache = KVCache.allocate(model_config, self.num_blocks, config.block_size)
+
+    def warm_up(self) -> None:
+        """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0."""
+        params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=1)
+        dummy = Sequence(0, [0], 1, params, 2, frozenset(), block_table=[0])
+        self.run(StepPlan([ScheduledSequence(dummy, 1)], num_tokens=1))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> tuple[list[Sequence], SampledTokens]:

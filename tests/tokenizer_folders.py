@@ -62,13 +62,17 @@ def make_llama3(folder: Path) -> Path:
             ),
         ]
     )
-    options = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>", "eos_token": "<|im_end|>"}
+    options = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|im_end|>",
+    }
     return _write(folder, tokenizer, options)
 
 
 def make_byte_fallback(folder: Path, *, config: dict[str, Any] | None = None) -> Path:
     """Sentencepiece-like BPE with metaspace and byte fallback as Llama-2 has it; knows few characters."""
-    trained = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))  # noqa: S106
+    trained = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(
         vocab_size=200, limit_alphabet=60, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
@@ -100,7 +104,7 @@ def _with_byte_tokens(trained: Tokenizer) -> Tokenizer:
     ordered = [*names[:3], *(f"<0x{b:02X}>" for b in range(256)), *names[3:]]
     vocab = {name: i for i, name in enumerate(ordered)}
     merges = [(a, b) for a, b in state["merges"]]
-    return Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))  # noqa: S106
+    return Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
 
 
 def _write(folder: Path, tokenizer: Tokenizer, options: dict[str, Any]) -> Path:

@@ -4,8 +4,9 @@ Knows tokenizer.json, tokenizer_config.json and the end-of-sequence ids of the m
 streams or the model; reads the files with the `tokenizers` library, so that no process pays for importing transformers.
 
 Invariants:
-1. `encode` gives what transformers' AutoTokenizer gives for the same folder: an explicit `add_bos_token` or
-   `add_eos_token` in tokenizer_config.json replaces the post-processor of tokenizer.json.
+1. `encode` follows tokenizer.json alone, as transformers 5 does: special tokens come from its post-processor, not from
+   `add_bos_token` in tokenizer_config.json. (For tokenizer_class LlamaTokenizer transformers 5 builds a normalizer of
+   its own, which differs on text that begins with a space or follows a special token; the file's is used here.)
 2. `decode` of ids equals `decode` of the same ids without the invisible ones.
 """
 
@@ -40,15 +41,12 @@ class Tokenizer:
         backend: the `tokenizers` object, truncation and padding off.
         bos_id: the beginning-of-sequence token, where the folder names one.
         eos_ids: tokens that end a sequence: of generation_config.json, else config.json, else the tokenizer's own.
-        prefix: ids put before, and `suffix` after, every text with special tokens; None leaves that to the backend.
         joins_runs: a whole run of byte tokens decodes together (byte fallback), not character by character.
     """
 
     backend: tokenizers.Tokenizer
     bos_id: int | None
     eos_ids: frozenset[int]
-    prefix: tuple[int, ...] | None
-    suffix: tuple[int, ...]
     joins_runs: bool
     chat_template: ChatTemplate | None
     _kinds: dict[int, TokenKind] = field(default_factory=dict)
@@ -65,13 +63,10 @@ class Tokenizer:
         options = read_json(folder / "tokenizer_config.json")
         named = {name: text for name in NAMED_TOKENS if (text := _token_text(options.get(name))) is not None}
         bos_id, eos_id = (_named_id(backend, named, name) for name in ("bos_token", "eos_token"))
-        prefix, suffix = _explicit_ends(options, bos_id, eos_id)
         return cls(
             backend=backend,
             bos_id=bos_id,
             eos_ids=_read_eos_ids(folder, eos_id),
-            prefix=prefix,
-            suffix=suffix,
             joins_runs=_has_byte_fallback(backend),
             chat_template=ChatTemplate.load(folder, options.get("chat_template"), named),
         )
@@ -88,10 +83,7 @@ class Tokenizer:
             InvalidRequest: the text holds half of a surrogate pair and so is no Unicode text.
         """
         _check_unicode(text)
-        if not add_special_tokens or self.prefix is None:
-            return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-        ids = self.backend.encode(text, add_special_tokens=False).ids
-        return [*self.prefix, *ids, *self.suffix]
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_chat(self, messages: list[Message]) -> list[int]:
         """Render a conversation with the model's template, ready for the assistant's answer, and encode it.
@@ -146,7 +138,7 @@ def _load_backend(folder: Path) -> tokenizers.Tokenizer:
         raise ModelError(f"{path} does not exist; a model folder needs a tokenizer.json")
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  # the library raises the bare class
+    except Exception as error:  # the library raises the bare class
         raise ModelError(f"{path} cannot be read: {error}") from error
     backend.no_truncation()
     backend.no_padding()
@@ -160,16 +152,6 @@ def _token_text(entry: object) -> str | None:
 
 def _named_id(backend: tokenizers.Tokenizer, named: dict[str, str], name: str) -> int | None:
     return backend.token_to_id(named[name]) if name in named else None
-
-
-def _explicit_ends(
-    options: dict[str, Any], bos_id: int | None, eos_id: int | None
-) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
-    if "add_bos_token" not in options and "add_eos_token" not in options:
-        return None, ()
-    prefix = (bos_id,) if options.get("add_bos_token") and bos_id is not None else ()
-    suffix = (eos_id,) if options.get("add_eos_token") and eos_id is not None else ()
-    return prefix, suffix
 
 
 def _read_eos_ids(folder: Path, tokenizer_eos_id: int | None) -> frozenset[int]:

@@ -9,7 +9,6 @@ Invariants:
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scripts.launcher import paths
@@ -121,8 +120,8 @@ class Cluster:
             LaunchError: a process ended, or does not answer within the time.
         """
         deadline = time.monotonic() + self.ready_timeout
-        with ThreadPoolExecutor(max_workers=len(self.instances)) as pool:
-            list(pool.map(lambda one: self._wait_for(one, one.grpc_url, deadline), self.instances))
+        for instance in self.instances:
+            self._wait_for(instance, instance.grpc_url, deadline)
         if self._gateway is not None:
             self._wait_for(self._gateway, self._gateway.grpc_url, deadline)
 

@@ -4,7 +4,8 @@ Knows a command, an environment, a log file and a launch tag. Does not know what
 
 Invariants:
 1. A child runs in a session of its own, so a Ctrl-C in the terminal reaches the launcher only.
-2. After `stop` or `kill` no process and no shared-memory region of the child's tag is left.
+2. A child runs in the project's root: the embedded server's stub ignores PYTHONPATH, and finds our packages there.
+3. After `stop` or `kill` no process and no shared-memory region of the child's tag is left.
 """
 
 import os
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scripts.launcher.leftovers import sweep
-from scripts.launcher.paths import TAG_ENV
+from scripts.launcher.paths import ROOT, TAG_ENV
 
 NUM_LOG_BYTES = 20_000
 NUM_LOG_LINES = 15
@@ -58,6 +59,7 @@ class Child:
             self._process = subprocess.Popen(
                 self.command,
                 env=self.env,
+                cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

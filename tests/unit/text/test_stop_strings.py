@@ -1,5 +1,7 @@
 """A stop string never shows, not even in part, and nothing before it is lost."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,9 @@ from engine.text.stop_strings import StopResult, StopStringChecker
 from engine.text.tokenizer import Tokenizer
 
 quick = settings(max_examples=300, deadline=None)
-pieces = st.lists(st.sampled_from(["a", "b", "ab", "ba", "世", "é", "😀", "👨‍👩‍👧", " ", "STOP", "ST", "OP", "\n"]), max_size=14)
+pieces = st.lists(
+    st.sampled_from(["a", "b", "ab", "ba", "世", "é", "😀", "👨‍👩‍👧", " ", "STOP", "ST", "OP", "\n"]), max_size=14
+)
 stops = st.lists(
     st.sampled_from(["a", "ab", "aba", "bab", "b😀", "世é", "😀", "STOP", "TOP", "STOPS", "\n\n", " ", "👩‍👧"]),
     min_size=1,
@@ -43,7 +47,9 @@ def run(tokenizer: Tokenizer, ids: list[int], stop: list[str], sizes: list[int])
 
 @quick
 @given(parts=pieces, stop=stops, sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5))
-def test_the_text_equals_what_the_naive_reading_keeps(tokenizer: Tokenizer, parts: list[str], stop: list[str], sizes: list[int]):
+def test_the_text_equals_what_the_naive_reading_keeps(
+    tokenizer: Tokenizer, parts: list[str], stop: list[str], sizes: list[int]
+):
     ids = tokenizer.encode("".join(parts), add_special_tokens=False)
     expected = naive_cut(tokenizer.decode(ids), stop)
     results, text = run(tokenizer, ids, stop, sizes)
@@ -58,7 +64,7 @@ def test_released_tokens_never_show_what_a_stop_string_takes_back(
 ):
     ids = tokenizer.encode("".join(parts), add_special_tokens=False)
     results, text = run(tokenizer, ids, stop, sizes)
-    for earlier, later in zip(results, results[1:], strict=False):
+    for earlier, later in pairwise(results):
         assert earlier.releasable <= later.releasable
         assert text.startswith(tokenizer.decode(ids[: earlier.releasable]))
 
@@ -68,13 +74,15 @@ def test_released_tokens_never_show_what_a_stop_string_takes_back(
 def test_random_tokens_stop_where_the_naive_reading_stops(byte_level: Tokenizer, data: st.DataObject, stop: list[str]):
     ids = data.draw(st.lists(st.integers(0, byte_level.vocab_size + 2), max_size=30))
     expected = naive_cut(byte_level.decode(ids), stop)
-    results, text = run(byte_level, ids, stop, [1])
+    _, text = run(byte_level, ids, stop, [1])
     assert text == (byte_level.decode(ids) if expected is None else expected)
 
 
 @quick
 @given(parts=pieces, stop=stops, num_deaf=st.integers(0, 10))
-def test_matches_complete_before_it_is_armed_do_not_count(byte_level: Tokenizer, parts: list[str], stop: list[str], num_deaf: int):
+def test_matches_complete_before_it_is_armed_do_not_count(
+    byte_level: Tokenizer, parts: list[str], stop: list[str], num_deaf: int
+):
     ids = byte_level.encode("".join(parts), add_special_tokens=False)
     checker = StopStringChecker(byte_level, tuple(stop))
     deaf_text = byte_level.decode(ids[:num_deaf]).rstrip("\ufffd")

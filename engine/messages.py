@@ -1,0 +1,54 @@
+"""What the engine core and its parent say to each other.
+
+Knows plain values only, so that the parent needs neither torch nor the model.
+"""
+
+from dataclasses import dataclass
+
+from engine.errors import EngineError, grpc_code
+from engine.outputs import EngineStats, FinishReason, RequestOutput
+from engine.sampling_params import SamplingParams
+
+
+@dataclass(slots=True, frozen=True)
+class ModelInfo:
+    """What clients need to know of the served model; lengths in tokens."""
+
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    eos_token_ids: tuple[int, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class AddCommand:
+    """Start a request; `arrived` is in seconds of the machine's monotonic clock."""
+
+    request_id: int
+    prompt_ids: list[int]
+    params: SamplingParams
+    arrived: float
+
+
+@dataclass(slots=True, frozen=True)
+class AbortCommand:
+    """End a request; unknown ids are ignored."""
+
+    request_id: int
+
+
+@dataclass(slots=True, frozen=True)
+class StartFailed:
+    """The core could not start; the message is for the user."""
+
+    message: str
+
+
+Command = AddCommand | AbortCommand
+Message = ModelInfo | StartFailed | EngineStats | list[RequestOutput]
+
+
+def error_output(request_id: int, error: EngineError) -> RequestOutput:
+    """Return the one and last output of a request that ends with `error`."""
+    return RequestOutput(request_id, finish_reason=FinishReason.ERROR, error=str(error), error_code=grpc_code(error))

@@ -1,0 +1,182 @@
+"""Sends each request what it has gained since its last response, from threads of its own.
+
+Knows outputs of the engine, chunks of tokens and sinks that take replies. Does not know Triton, text or how a reply
+travels; the engine's reader thread only merges outputs here and never waits for a send.
+
+Invariants:
+1. Replies of one request leave in order, one at a time, and cover its tokens exactly once.
+2. A request gets exactly one final reply, and none after it.
+3. A request that has something to send waits in the queue once; one that never sent anything waits in front.
+4. Nothing is lost between `push` and `open`: outputs may come before the request's sink is known.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.outputs import FinishReason, RequestOutput
+from engine.text.detokenizer import Chunk, ChunkCutter
+from engine.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, frozen=True)
+class Reply:
+    """One response: a chunk of the completion and the facts known by now; the last output of those it covers."""
+
+    chunk: Chunk
+    log_probs: list[float]
+    token_index: int
+    last: RequestOutput
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this is the request's last reply."""
+        return self.last.finish_reason is not None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the request ended with an error and so has no more text."""
+        return self.last.finish_reason is FinishReason.ERROR
+
+
+class Sink(Protocol):
+    """Where the replies of one request go; called by one thread at a time."""
+
+    def send(self, reply: Reply) -> None:
+        """Deliver a reply; may block."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """One request that has not had its final reply; `arrived` fields are guarded by the responder's lock."""
+
+    request_id: int
+    sink: Sink
+    stream: bool
+    cutter: ChunkCutter
+    outputs: list[RequestOutput] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    num_sent: int = 0
+    is_busy: bool = False  # waits in the queue or is being sent
+    not_before: float = 0.0
+
+
+class Responder:
+    """Coalesces outputs per request and hands them to sinks."""
+
+    def __init__(self, tokenizer: Tokenizer, *, num_threads: int, on_output: Callable[[RequestOutput], None]) -> None:
+        """Start the sender threads.
+
+        Args:
+            tokenizer: tells where text may be cut.
+            num_threads: sends that may be under way at once.
+            on_output: called with every output on the pushing thread, for measuring.
+        """
+        self._tokenizer = tokenizer
+        self._on_output = on_output
+        self._changed = threading.Condition()
+        self._requests: dict[int, _Open] = {}
+        self._early: dict[int, list[RequestOutput]] = {}
+        self._ready: deque[_Open] = deque()
+        self._closing = False
+        self._threads = [threading.Thread(target=self._run, name=f"sender-{i}", daemon=True) for i in range(num_threads)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not had their final reply."""
+        with self._changed:
+            return len(self._requests)
+
+    def open(self, request_id: int, sink: Sink, *, stream: bool) -> None:
+        """Begin to send a request's outputs to `sink`: in chunks, or all in one reply at the end."""
+        with self._changed:
+            request = _Open(request_id, sink, stream, ChunkCutter(self._tokenizer))
+            self._requests[request_id] = request
+            early = self._early.pop(request_id, None)
+            if early:
+                request.outputs.extend(early)
+                self._enqueue(request)
+
+    def push(self, outputs: Sequence[RequestOutput]) -> None:
+        """Take outputs from the engine; returns at once."""
+        for output in outputs:
+            self._on_output(output)
+        with self._changed:
+            for output in outputs:
+                request = self._requests.get(output.request_id)
+                if request is None:
+                    self._early.setdefault(output.request_id, []).append(output)
+                    continue
+                request.outputs.append(output)
+                self._enqueue(request)
+
+    def close(self, timeout: float) -> None:
+        """Send what is waiting, then end the threads; requests without a final output get nothing more."""
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _enqueue(self, request: _Open) -> None:
+        if request.is_busy or not (request.stream or request.outputs[-1].finish_reason is not None):
+            return
+        request.is_busy = True
+        if request.num_sent == 0:
+            self._ready.appendleft(request)
+        else:
+            self._ready.append(request)
+        self._changed.notify()
+
+    def _run(self) -> None:
+        while (work := self._take()) is not None:
+            request, outputs = work
+            is_final = self._send(request, outputs)
+            with self._changed:
+                request.is_busy = False
+                if is_final:
+                    del self._requests[request.request_id]
+                elif request.outputs:
+                    self._enqueue(request)
+
+    def _take(self) -> tuple[_Open, list[RequestOutput]] | None:
+        with self._changed:
+            while not self._ready:
+                if self._closing:
+                    return None
+                self._changed.wait()
+            request = self._ready.popleft()
+            outputs, request.outputs = request.outputs, []
+            return request, outputs
+
+    def _send(self, request: _Open, outputs: list[RequestOutput]) -> bool:
+        """Send one reply for `outputs`, if there is something to say; return whether it was the final one."""
+        reply = _make_reply(request, outputs)
+        if reply.chunk.token_ids or reply.is_final:
+            try:
+                request.sink.send(reply)
+            except Exception:  # one broken sink must not stop the thread that serves all others
+                logger.exception("a reply of request %d could not be sent", request.request_id)
+            request.num_sent += len(reply.chunk.token_ids)
+        return reply.is_final
+
+
+def _make_reply(request: _Open, outputs: list[RequestOutput]) -> Reply:
+    for output in outputs:
+        request.cutter.push(output.token_ids)
+        request.log_probs.extend(output.log_probs or ())
+    last = outputs[-1]
+    chunk = request.cutter.cut(final=last.finish_reason is not None)
+    count = len(chunk.token_ids)
+    log_probs, request.log_probs = request.log_probs[:count], request.log_probs[count:]
+    return Reply(chunk=chunk, log_probs=log_probs, token_index=request.num_sent, last=last)

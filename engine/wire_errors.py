@@ -1,0 +1,30 @@
+"""How an error of ours is said in Triton's words.
+
+Knows gRPC code names and the fewer codes a Triton model can answer with. Does not know Triton's objects.
+
+Invariant: where Triton has no such code the message begins with the gRPC code's name and a colon.
+"""
+
+from engine.errors import EngineError, grpc_code
+
+TRITON_CODES = {
+    "INVALID_ARGUMENT": "INVALID_ARG",
+    "UNAVAILABLE": "UNAVAILABLE",
+    "INTERNAL": "INTERNAL",
+    "NOT_FOUND": "NOT_FOUND",
+    "UNIMPLEMENTED": "UNSUPPORTED",
+    "ALREADY_EXISTS": "ALREADY_EXISTS",
+}
+NEAREST = {"RESOURCE_EXHAUSTED": "UNAVAILABLE", "DEADLINE_EXCEEDED": "UNAVAILABLE", "CANCELLED": "UNAVAILABLE"}
+
+
+def triton_error(error: EngineError) -> tuple[str, str]:
+    """Return the name of the Triton error code nearest to `error`, and the message to go with it."""
+    return triton_code(grpc_code(error), str(error))
+
+
+def triton_code(code: str, message: str) -> tuple[str, str]:
+    """Return Triton's code for a gRPC code name, and the message to go with it."""
+    if code in TRITON_CODES:
+        return TRITON_CODES[code], message
+    return NEAREST.get(code, "INTERNAL"), f"{code}: {message}"

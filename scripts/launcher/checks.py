@@ -1,0 +1,134 @@
+"""What must be true of the machine before anything is started.
+
+Knows ports, memory, shared memory and what a model folder holds. Does not start or change anything.
+Each check returns nothing or raises a LaunchError that names the value and the cure.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from scripts.launcher.errors import LaunchError
+from scripts.launcher.leftovers import SHM
+from scripts.launcher.ports import is_free
+
+MIB = 2**20
+GIB = 2**30
+SHM_BYTES_EACH = 64 * MIB
+SHM_BYTES_SPARE = 32 * MIB
+PROCESS_GIB = 0.6
+DEFAULT_KV_GIB = 1.0
+WIDENED_DTYPES = ("bfloat16", "float16")
+LFS_START = b"version https://git-lfs"
+
+
+def check_port(host: str, port: int, option: str) -> None:
+    """Refuse a port that somebody listens on, naming the option that changes it."""
+    if not is_free(port, host):
+        raise LaunchError(f"port {port} on {host} is in use", f"stop what listens there, or give {option} another port")
+
+
+def check_shared_memory(num_instances: int, folder: Path = SHM) -> None:
+    """Refuse a shared memory too small for the instances' python stubs."""
+    needed = num_instances * SHM_BYTES_EACH + SHM_BYTES_SPARE
+    stats = os.statvfs(folder)
+    free = stats.f_bavail * stats.f_frsize
+    if free < needed:
+        raise LaunchError(
+            f"{folder} has {free // MIB} MiB free and {num_instances} instances need {needed // MIB} MiB",
+            f"in a container start it with --shm-size=1g; else `mount -o remount,size=1g {folder}`",
+        )
+
+
+def check_model(model: Path) -> None:
+    """Refuse a folder that is no Hugging Face checkpoint in safetensors."""
+    cure = "give --model a folder with config.json, tokenizer.json and *.safetensors"
+    if not model.is_dir():
+        raise LaunchError(f"the model folder {model} does not exist", cure)
+    if not model_config(model).get("architectures"):
+        raise LaunchError(f"{model / 'config.json'} names no architectures", cure)
+    if not (model / "tokenizer.json").is_file():
+        raise LaunchError(f"{model} has no tokenizer.json", cure)
+    files = weight_files(model)
+    if not files:
+        raise LaunchError(f"{model} has no *.safetensors", cure)
+    for file in files:
+        _check_weights(file)
+
+
+def model_config(model: Path) -> dict[str, Any]:
+    """Return the folder's config.json."""
+    file = model / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LaunchError(f"{model} has no config.json", "give --model a Hugging Face checkpoint folder") from None
+    except ValueError as error:
+        raise LaunchError(f"{file} is not JSON: {error}", "fetch the checkpoint again") from None
+    return content if isinstance(content, dict) else {}
+
+
+def weight_files(model: Path) -> list[Path]:
+    """Return the checkpoint's safetensors files: the ones its index names, else all there are."""
+    index = model / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(model.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise LaunchError(f"{index} is no index of weights", "fetch the checkpoint again") from None
+    return sorted(model / name for name in names)
+
+
+def check_memory(model: Path, num_instances: int, kv_gib: float) -> None:
+    """Refuse to start what would not fit beside what already runs."""
+    each = weights_gib(model) + kv_gib + PROCESS_GIB
+    needed, available = num_instances * each, available_gib()
+    if needed > available:
+        raise LaunchError(
+            f"{num_instances} instances need about {needed:.1f} GiB (each {weights_gib(model):.2f} weights, {kv_gib:g} "
+            f"KV cache, {PROCESS_GIB} programs) and {available:.1f} GiB are available",
+            "give fewer --instances, or a smaller KV cache in SCALELLM_KV_CACHE_GIB, or free memory",
+        )
+
+
+def weights_gib(model: Path) -> float:
+    """Return the size of the weights in memory, 16-bit ones counted as computed with on a CPU: in 32 bits."""
+    config = model_config(model)
+    dtype = str(config.get("dtype") or config.get("torch_dtype"))
+    factor = 2 if dtype.removeprefix("torch.") in WIDENED_DTYPES else 1
+    return factor * sum(file.stat().st_size for file in weight_files(model)) / GIB
+
+
+def kv_cache_gib() -> float:
+    """Return the KV cache that each instance will take, as the environment asks for it.
+
+    Raises:
+        LaunchError: the variable is no number.
+    """
+    text = os.environ.get("SCALELLM_KV_CACHE_GIB") or str(DEFAULT_KV_GIB)
+    try:
+        return float(text)
+    except ValueError:
+        raise LaunchError(f"SCALELLM_KV_CACHE_GIB is {text!r}, which is no number", "set it to GiB, like 0.5") from None
+
+
+def available_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the memory that new processes can take: the machine's, or this container's where that is less."""
+    rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    machine = int(rows["MemAvailable"].split()[0]) * 1024
+    try:
+        limit = int((cgroup / "memory.max").read_text())
+        used = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):  # no limit: no file, or the word "max"
+        return machine / GIB
+    return min(machine, limit - used) / GIB
+
+
+def _check_weights(file: Path) -> None:
+    if not file.is_file():
+        raise LaunchError(f"{file} is missing, and the checkpoint's index names it", "fetch the checkpoint again")
+    with file.open("rb") as opened:
+        if opened.read(len(LFS_START)) == LFS_START:
+            raise LaunchError(f"{file} is a Git LFS pointer, not the weights", f"run `git lfs pull` in {file.parent}")

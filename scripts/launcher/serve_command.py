@@ -1,0 +1,175 @@
+"""`scripts/serve`: from a model folder to streaming text.
+
+Knows the options and the order of what a person sees. Does not know how processes are started or watched.
+"""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scripts.launcher import checks, paths
+from scripts.launcher.client import CompletionError, LlmClient, Sampling, text_inputs
+from scripts.launcher.cluster import PROBE_PROMPT, READY_SECONDS, Cluster
+from scripts.launcher.errors import EXIT_CANNOT_START, LaunchError
+from scripts.launcher.gateway import GatewayOptions
+from scripts.launcher.libpython import find_library_folder
+from scripts.launcher.options import MaxTokens, Seed, Temperature, TopK, TopP, chosen_model
+from scripts.launcher.ports import free_ports
+from scripts.launcher.progress import say, step
+from scripts.launcher.screen import show_endpoints
+from scripts.launcher.signals import StopRequested, call_on_signals, raise_on_signals
+from scripts.launcher.supervisor import Supervisor
+from scripts.launcher.tritonserver import find_tritonserver
+
+GRPC_PORT = 8001
+HTTP_PORT = 8080
+DEFAULT_INSTANCES = 2
+CHECK_SECONDS = 0.5
+WELCOME_TOKENS = 48
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def serve(
+    *,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Hugging Face checkpoint folder. Default: $SCALELLM_MODEL, else demo_model/."),
+    ] = None,
+    instances: Annotated[
+        int | None, typer.Option(min=1, help="Tritonservers behind the gateway. Default: 2, and 1 with --prompt.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address the gateway listens on.")] = "127.0.0.1",
+    grpc_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Gateway's KServe gRPC port. Default: 8001.")
+    ] = None,
+    http_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Gateway's HTTP port. Default: 8080.")] = None,
+    tritonserver: Annotated[
+        Path | None,
+        typer.Option(help="tritonserver binary. Default: PATH, /opt/tritonserver, else one fetched into .serve/."),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Serve this one prompt through the whole path, print the text on stdout, and end."),
+    ] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that open requests get to finish at the end.")
+    ] = 10.0,
+    start_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds until a start counts as failed.")
+    ] = READY_SECONDS,
+) -> None:
+    """Serve a language model on Triton Inference Server, behind a gateway that routes to the shortest queue.
+
+    Without options: the small model of this repository, two tritonservers, gRPC on 127.0.0.1:8001. Ctrl-C lets open
+    requests finish and stops everything; a second Ctrl-C cuts them. What dies is started again. Logs: .serve/logs.
+    """
+    raise_on_signals()
+    try:
+        folder = chosen_model(model)
+        count = instances or (1 if prompt is not None else DEFAULT_INSTANCES)
+        listen = _listen(host, grpc_port, http_port, any_port=prompt is not None)
+        _check(folder, count, listen)
+        cluster = Cluster(
+            count,
+            model=folder,
+            server=find_tritonserver(tritonserver),
+            gateway=listen,
+            ready_timeout=start_timeout,
+            drain_timeout=drain_timeout,
+        )
+        sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
+        _run(cluster, prompt, sampling)
+    except LaunchError as error:
+        say(f"error: {error}")
+        raise typer.Exit(EXIT_CANNOT_START) from None
+    except CompletionError as error:
+        say(f"error: the server refused or broke the completion: {error}")
+        raise typer.Exit(1) from None
+    except StopRequested:
+        raise typer.Exit(130 if prompt is not None else 0) from None
+
+
+def _listen(host: str, grpc_port: int | None, http_port: int | None, *, any_port: bool) -> GatewayOptions:
+    spare_grpc, spare_http = free_ports(2) if any_port else (GRPC_PORT, HTTP_PORT)
+    return GatewayOptions(host, grpc_port or spare_grpc, http_port or spare_http)
+
+
+def _check(model: Path, num_instances: int, listen: GatewayOptions) -> None:
+    """Check the machine, cheapest first."""
+    checks.check_model(model)
+    find_library_folder()
+    checks.check_port(listen.host, listen.grpc_port, "--grpc-port")
+    checks.check_port(listen.host, listen.http_port, "--http-port")
+    checks.check_shared_memory(num_instances)
+    checks.check_memory(model, num_instances, checks.kv_cache_gib())
+
+
+def _run(cluster: Cluster, prompt: str | None, sampling: Sampling) -> None:
+    started = time.monotonic()
+    try:
+        with step(f"starting {len(cluster.instances)} tritonserver(s) and the gateway (logs: {paths.LOG_DIR})"):
+            cluster.start()
+            cluster.wait_ready()
+        if prompt is not None:
+            _print_completion(cluster.gateway.grpc_url, prompt, sampling)
+        else:
+            _serve_until_stopped(cluster, sampling, started)
+    finally:
+        _stop(cluster)
+
+
+def _print_completion(url: str, prompt: str, sampling: Sampling) -> None:
+    with LlmClient(url) as client:
+        for chunk in client.stream(text_inputs(prompt, sampling)):
+            print(chunk.text, end="", flush=True)
+    if sys.stdout.isatty():
+        print()
+
+
+def _serve_until_stopped(cluster: Cluster, sampling: Sampling, started: float) -> None:
+    show_endpoints(cluster)
+    say(f"{PROBE_PROMPT} ...")
+    try:
+        _print_completion(cluster.gateway.grpc_url, PROBE_PROMPT, _short(sampling))
+    except CompletionError as error:
+        say(f"the first completion failed: {error}")
+    say(f"\nserving, {time.monotonic() - started:.1f} s after the start; Ctrl-C stops everything")
+    supervisor = Supervisor(cluster, say)
+    while True:
+        time.sleep(CHECK_SECONDS)
+        supervisor.check()
+
+
+def _short(sampling: Sampling) -> Sampling:
+    return sampling if sampling.max_tokens else replace(sampling, max_tokens=WELCOME_TOKENS)
+
+
+def _stop(cluster: Cluster) -> None:
+    """Stop everything; another Ctrl-C meanwhile cuts the requests that are still open."""
+    call_on_signals(cluster.gateway.terminate)
+    with step("stopping"):
+        cluster.stop()
+
+
+def main() -> None:
+    """Run the command."""
+    if paths.MODEL_REPOSITORY.is_dir():
+        app(prog_name="scripts/serve")
+    else:
+        say(f"error: {paths.MODEL_REPOSITORY} is missing. Cure: clone the whole repository")
+        sys.exit(EXIT_CANNOT_START)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Restart what dies.
+
+Knows when a process counts as dead and how long to wait before it is started again. Does not know how it is stopped.
+
+Invariants:
+1. A process that died is swept away, its shared memory too, before it is started again at the same address.
+2. The wait doubles with each death in a row and starts over after the process has lived for a while.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from scripts.launcher.cluster import Cluster
+from scripts.launcher.heartbeat import Pulse, scrape
+from scripts.launcher.instance import TritonInstance
+from scripts.launcher.process import Child
+
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 30.0
+LIVED_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Backoff:
+    """How long to wait before the next start."""
+
+    deaths: int = 0
+
+    def next_wait(self, lived: float) -> float:
+        """Return the seconds to wait after a death, given how many seconds the process had lived."""
+        self.deaths = 1 if lived > LIVED_SECONDS else self.deaths + 1
+        return min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.deaths - 1))
+
+
+@dataclass(slots=True)
+class Watched:
+    """One child under watch; `restart_at` is set while it waits for its next start."""
+
+    child: Child
+    pulse: Pulse
+    started: float
+    observed: float
+    restart_at: float | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Supervisor:
+    """Looks at every child of a cluster when `check` is called, and restarts the dead."""
+
+    def __init__(self, cluster: Cluster, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._start_seconds = cluster.ready_timeout
+        now = time.monotonic()
+        self._watched = [Watched(child, Pulse(self._start_seconds), now, now) for child in cluster.children]
+
+    def check(self) -> None:
+        """Look at each child once, and start the one whose waiting time is over."""
+        for one in self._watched:
+            if one.restart_at is None:
+                self._look(one)
+            elif time.monotonic() >= one.restart_at:
+                self._restart(one)
+
+    def _look(self, one: Watched) -> None:
+        trouble = self._trouble(one)
+        if trouble is None:
+            return
+        one.child.kill()
+        now = time.monotonic()
+        wait = one.backoff.next_wait(now - one.started)
+        one.restart_at = now + wait
+        self._say(f"{one.child.name}: {trouble}; starting it again in {wait:g} s (log: {one.child.log})")
+
+    def _trouble(self, one: Watched) -> str | None:
+        if not one.child.is_running:
+            return f"it ended with exit code {one.child.exit_code}"
+        if not isinstance(one.child, TritonInstance):
+            return None
+        beats = scrape(one.child.metrics_url)
+        now = time.monotonic()
+        one.pulse.observe(beats, now - one.observed)
+        one.observed = now
+        return one.pulse.trouble()
+
+    def _restart(self, one: Watched) -> None:
+        one.child.start()
+        one.restart_at = None
+        one.started = one.observed = time.monotonic()
+        one.pulse = Pulse(self._start_seconds)
+        self._say(f"{one.child.name}: started again (pid {one.child.pid})")
