@@ -5,8 +5,8 @@ engine or Triton. Safe to use from several threads.
 
 Invariants:
 1. A key names every open request that was registered with it; ids leave with `forget`.
-2. An abort is remembered for `REMEMBER_SECONDS`, at most `MAX_REMEMBERED` of them: a request with that key that comes
-   late is cancelled as well.
+2. An abort that names nobody is remembered for `REMEMBER_SECONDS`, at most `MAX_REMEMBERED` of them: a request with
+   that key, if it says that keys are unique, is cancelled when it comes late.
 """
 
 import threading
@@ -28,14 +28,20 @@ class OpenRequests:
     _aborted: OrderedDict[str, float] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def register(self, key: str, request_id: int) -> bool:
-        """Remember an open request; return whether its key has been aborted already. An empty key names nothing."""
+    def register(self, key: str, request_id: int, *, is_unique: bool) -> bool:
+        """Remember an open request; return whether its key has been aborted already.
+
+        Args:
+            key: names the request to whoever may abort it; an empty one names nothing.
+            request_id: the engine's id.
+            is_unique: no two requests ever share this key, so an earlier abort meant this one.
+        """
         if not key:
             return False
         with self._lock:
             self._ids.setdefault(key, set()).add(request_id)
             self._keys[request_id] = key
-            aborted_at = self._aborted.pop(key, None)
+            aborted_at = self._aborted.pop(key, None) if is_unique else None
         return aborted_at is not None and self.clock() - aborted_at < REMEMBER_SECONDS
 
     def forget(self, request_id: int) -> None:

@@ -212,7 +212,9 @@ def _read_sampling(tensors: Mapping[str, np.ndarray]) -> SamplingParams:
     values: dict[str, Any] = {}
     if "sampling_parameters" in tensors:
         text = read_string("sampling_parameters", tensors["sampling_parameters"])
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in _json_object("sampling_parameters", text).items()}
+        values = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in _json_object("sampling_parameters", text).items()
+        }
     known = {f.name for f in fields(SamplingParams)}
     for name, field in OPTIONS.items():
         if name not in tensors:

@@ -6,22 +6,29 @@ travels; the engine's reader thread only merges outputs here and never waits for
 Invariants:
 1. Replies of one request leave in order, one at a time, and cover its tokens exactly once.
 2. A request gets exactly one final reply, and none after it.
-3. A request that has something to send waits in the queue once; one that never sent anything waits in front.
+3. A request that has something to send is in one place: ready (first replies in front), or resting until its turn.
+   First and final replies never rest. How long the others rest grows with the number of open requests, so that all
+   responses together cost a bounded share of the machine: alone, a request gets every token at once; in a crowd
+   several tokens share a response.
 4. Nothing is lost between `push` and `open`: outputs may come before the request's sink is known.
 """
 
+import heapq
+import itertools
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Protocol
 
 from engine.outputs import FinishReason, RequestOutput
 from engine.text.detokenizer import Chunk, ChunkCutter
 from engine.text.tokenizer import Tokenizer
 
+MAX_REST_SECONDS = 0.1
 logger = logging.getLogger(__name__)
 
 
@@ -53,9 +60,18 @@ class Sink(Protocol):
         ...
 
 
+class _Place(Enum):
+    """Where a request is."""
+
+    IDLE = auto()  # nothing to send
+    RESTING = auto()  # has something to send, and sent something a moment ago
+    READY = auto()  # waits for a sender thread
+    SENDING = auto()
+
+
 @dataclass(slots=True, eq=False)
 class _Open:
-    """One request that has not had its final reply; `arrived` fields are guarded by the responder's lock."""
+    """One request that has not had its final reply; guarded by the responder's lock, but for what only senders use."""
 
     request_id: int
     sink: Sink
@@ -64,29 +80,42 @@ class _Open:
     outputs: list[RequestOutput] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     num_sent: int = 0
-    is_busy: bool = False  # waits in the queue or is being sent
-    not_before: float = 0.0
+    place: _Place = _Place.IDLE
+    rests_until: float = 0.0
 
 
 class Responder:
     """Coalesces outputs per request and hands them to sinks."""
 
-    def __init__(self, tokenizer: Tokenizer, *, num_threads: int, on_output: Callable[[RequestOutput], None]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        num_threads: int,
+        on_output: Callable[[RequestOutput], None],
+        seconds_per_response: float = 0.0,
+    ) -> None:
         """Start the sender threads.
 
         Args:
             tokenizer: tells where text may be cut.
             num_threads: sends that may be under way at once.
             on_output: called with every output on the pushing thread, for measuring.
+            seconds_per_response: a request rests this long for each open request after a reply, at most
+                `MAX_REST_SECONDS`; so no more than one response in this time leaves in the long run.
         """
         self._tokenizer = tokenizer
         self._on_output = on_output
+        self._seconds_per_response = seconds_per_response
         self._changed = threading.Condition()
         self._requests: dict[int, _Open] = {}
         self._early: dict[int, list[RequestOutput]] = {}
         self._ready: deque[_Open] = deque()
+        self._resting: list[tuple[float, int, _Open]] = []  # a heap; entries whose request went ahead are stale
+        self._tickets = itertools.count()
         self._closing = False
-        self._threads = [threading.Thread(target=self._run, name=f"sender-{i}", daemon=True) for i in range(num_threads)]
+        names = [f"sender-{i}" for i in range(num_threads)]
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
 
@@ -101,10 +130,8 @@ class Responder:
         with self._changed:
             request = _Open(request_id, sink, stream, ChunkCutter(self._tokenizer))
             self._requests[request_id] = request
-            early = self._early.pop(request_id, None)
-            if early:
-                request.outputs.extend(early)
-                self._enqueue(request)
+            request.outputs.extend(self._early.pop(request_id, ()))
+            self._place(request)
 
     def push(self, outputs: Sequence[RequestOutput]) -> None:
         """Take outputs from the engine; returns at once."""
@@ -117,7 +144,7 @@ class Responder:
                     self._early.setdefault(output.request_id, []).append(output)
                     continue
                 request.outputs.append(output)
-                self._enqueue(request)
+                self._place(request)
 
     def close(self, timeout: float) -> None:
         """Send what is waiting, then end the threads; requests without a final output get nothing more."""
@@ -128,14 +155,19 @@ class Responder:
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
 
-    def _enqueue(self, request: _Open) -> None:
-        if request.is_busy or not (request.stream or request.outputs[-1].finish_reason is not None):
+    def _place(self, request: _Open) -> None:
+        """Put a request where it belongs, given what it has to send."""
+        if not request.outputs or request.place in (_Place.READY, _Place.SENDING):
             return
-        request.is_busy = True
-        if request.num_sent == 0:
-            self._ready.appendleft(request)
+        is_final = request.outputs[-1].finish_reason is not None
+        if not is_final and (not request.stream or request.place is _Place.RESTING):
+            return
+        if not is_final and request.rests_until > time.monotonic():
+            request.place = _Place.RESTING
+            heapq.heappush(self._resting, (request.rests_until, next(self._tickets), request))
         else:
-            self._ready.append(request)
+            request.place = _Place.READY
+            (self._ready.append if request.num_sent else self._ready.appendleft)(request)
         self._changed.notify()
 
     def _run(self) -> None:
@@ -143,21 +175,42 @@ class Responder:
             request, outputs = work
             is_final = self._send(request, outputs)
             with self._changed:
-                request.is_busy = False
+                request.place = _Place.IDLE
                 if is_final:
                     del self._requests[request.request_id]
-                elif request.outputs:
-                    self._enqueue(request)
+                else:
+                    self._place(request)
 
     def _take(self) -> tuple[_Open, list[RequestOutput]] | None:
+        """Wait for the next request to serve; None when closing and nothing waits."""
         with self._changed:
             while not self._ready:
-                if self._closing:
+                seconds = self._wake_resting()
+                if self._ready:
+                    break
+                if self._closing and seconds is None:
                     return None
-                self._changed.wait()
+                self._changed.wait(seconds)
             request = self._ready.popleft()
+            request.place = _Place.SENDING
+            rest = min(self._seconds_per_response * len(self._requests), MAX_REST_SECONDS)
+            request.rests_until = time.monotonic() + rest
             outputs, request.outputs = request.outputs, []
             return request, outputs
+
+    def _wake_resting(self) -> float | None:
+        """Make ready who has rested enough; return the seconds until the next one, None where there is none."""
+        now = time.monotonic()
+        while self._resting:
+            until, _, request = self._resting[0]
+            is_current = request.place is _Place.RESTING and request.rests_until == until
+            if is_current and until > now and not self._closing:
+                return until - now
+            heapq.heappop(self._resting)
+            if is_current:
+                request.place = _Place.READY
+                self._ready.append(request)
+        return None
 
     def _send(self, request: _Open, outputs: list[RequestOutput]) -> bool:
         """Send one reply for `outputs`, if there is something to say; return whether it was the final one."""

@@ -76,7 +76,7 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyMo
             model = LlamaForCausalLM(LlamaConfig(**(sizes | options))).to(dtype).eval()
             model.save_pretrained(path, max_shard_size=max_shard_size)
             save_byte_tokenizer(path, model.config.vocab_size)
-            made[key] = TinyModel(path, model.float())
+            made[key] = TinyModel(path, LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
         return made[key]
 
     return make

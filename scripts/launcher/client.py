@@ -6,7 +6,7 @@ Knows the ensemble's tensors. Does not know what serves them: an instance or the
 import json
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,7 @@ class LlmClient:
         except triton.InferenceServerException:
             return False
 
-    def stream(self, inputs: Sequence[triton.InferInput], timeout: float | None = None) -> Iterator[Chunk]:
+    def stream(self, inputs: Sequence[triton.InferInput], timeout: float | None = None) -> Generator[Chunk, None, None]:
         """Yield the chunks of one completion; leaving early cancels it.
 
         Args:

@@ -24,7 +24,10 @@ LARGEST_FOLDER = 16_000_000
 LARGEST_PERPLEXITY = 60.0
 HELD_OUT = (
     "And now the old king gathered together his court, and asked all his kingdom to come and celebrate the wedding of"
-    " his son and the princess. And young and old, noble and squire, gentle and simple, came at once on the summons."
+    " his son and the princess. And young and old, noble and squire, gentle and simple, came at once on the summons;"
+    " and among the rest came the friendly dwarf, with the sugarloaf hat, and a new scarlet cloak.",
+    "The little tailor went onwards, always following his own pointed nose. After he had walked for a long time, he"
+    " came to the courtyard of a royal palace, and as he felt weary, he lay down on the grass and fell asleep.",
 )
 COMMON_WORDS = frozenset(
     re.findall(
@@ -94,11 +97,11 @@ def test_once_upon_a_time_does_not_go_round_in_circles(model: Any, tokenizer: An
     assert len(set(runs)) / len(runs) >= 0.8
 
 
-def test_perplexity_of_a_held_out_passage_stays_where_training_left_it(model: Any, tokenizer: Any):
-    ids = tokenizer(HELD_OUT, return_tensors="pt")["input_ids"]
+def test_perplexity_of_held_out_passages_stays_where_training_left_it(model: Any, tokenizer: Any):
+    passages = [tokenizer(text, return_tensors="pt")["input_ids"] for text in HELD_OUT]
     with torch.no_grad():
-        loss = float(model(input_ids=ids, labels=ids).loss)
-    assert math.exp(loss) < LARGEST_PERPLEXITY
+        losses = [float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1) for ids in passages]
+    assert math.exp(sum(losses) / sum(ids.shape[1] - 1 for ids in passages)) < LARGEST_PERPLEXITY
 
 
 def test_chat_template_marks_turns_and_opens_the_answer(tokenizer: Any):
@@ -146,6 +149,15 @@ def test_random_model_is_the_same_for_the_same_seed_and_another_for_another(tmp_
         write_model(tmp_path / name, TINY, seed=seed)
     first, again, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert first == again != other
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_model_does_not_say_one_word_again_and_again(tmp_path: Path, tied: bool):
+    write_model(tmp_path, Shape(32, 2, 4, 2, 48, 300, 64, tied))
+    random_model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True)
+    prompt = torch.arange(100, 116)[None]
+    ids = random_model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False)
+    assert len(set(ids[0, 16:].tolist())) >= 15
 
 
 def test_default_random_model_has_135_million_parameters():

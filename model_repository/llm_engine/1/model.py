@@ -1,0 +1,196 @@
+"""Triton model `llm_engine`: hands requests to the engine core and its outputs back, chunk by chunk.
+
+Knows Triton's objects. The core runs in a process of its own behind `EngineClient`; coalescing and sender threads are
+the `Responder`'s. `execute` only submits: it never waits for the engine and never sends a chunk.
+
+Invariants:
+1. Every request gets exactly one response flagged final, whatever becomes of it.
+2. `send` and `is_cancelled` are called on sender and watcher threads only, but for refusals and aborts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from engine.client import EngineClient
+from engine.config import EngineConfig
+from engine.errors import EngineError, InvalidRequest
+from engine.heartbeat import Heartbeat
+from engine.metrics import EngineMetrics
+from engine.open_requests import OpenRequests
+from engine.output_timing import OutputTimer
+from engine.outputs import FinishReason, RequestOutput
+from engine.request_inputs import KEY_PARAMETER, read_options, read_string
+from engine.responder import Reply, Responder
+from engine.text.detokenizer import Chunk
+from engine.text.text_window import pack_window
+from engine.text.tokenizer import Tokenizer
+from engine.wire_errors import triton_code, triton_error
+
+NUM_SENDERS = int(__import__("os").environ.get("XSEND","2"))
+CORE_SECONDS_PER_RESPONSE = float(__import__("os").environ.get("XPACE","0.003"))
+CANCEL_POLL_SECONDS = 1.0
+CLOSE_SECONDS = 2.0
+logger = logging.getLogger(__name__)
+
+
+class TritonPythonModel:
+    """What Triton loads, calls and unloads."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Start the engine core and wait until it takes requests."""
+        config = EngineConfig.from_env()
+        self._exporter = TritonMetrics()
+        self._metrics = EngineMetrics(self._exporter)
+        timer = OutputTimer(self._metrics.observe, time.monotonic)
+        tokenizer = Tokenizer.from_dir(config.model)
+        self._responder = Responder(
+            tokenizer,
+            num_threads=NUM_SENDERS,
+            on_output=timer.see,
+            seconds_per_response=CORE_SECONDS_PER_RESPONSE / (os.cpu_count() or 1),
+        )
+        self._open = OpenRequests(time.monotonic)
+        self._watched: dict[int, pb_utils.InferenceResponseSender] = {}
+        self._client = EngineClient(config, self._responder.push)
+        self._client.start()
+        labels = {"model": args["model_name"]}
+        self._pulse = self._exporter.gauge("llm_heartbeat", "Grows while the model's process is healthy", labels)
+        self._heartbeat = Heartbeat(self._beat)
+        self._cancel_watch = Heartbeat(self._abort_cancelled, seconds=CANCEL_POLL_SECONDS)
+
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> None:
+        """Submit each request; responses follow from the sender threads."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except EngineError as error:
+                _send_error(sender, *triton_error(error))
+            except Exception as error:  # a bug of ours must fail this request only, and must not leave it hanging
+                logger.exception("llm_engine failed")
+                _send_error(sender, "INTERNAL", f"llm_engine failed: {error!r}")
+
+    def finalize(self) -> None:
+        """End every open request with an error, then the core."""
+        self._cancel_watch.stop()
+        self._client.close()
+        self._responder.close(CLOSE_SECONDS)
+        self._heartbeat.stop()
+
+    def _accept(self, request: pb_utils.InferenceRequest, sender: pb_utils.InferenceResponseSender) -> None:
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        if "abort" in tensors:
+            self._abort(sender, tensors)
+            return
+        missing = sorted({"prompt_ids", "request_options"} - set(tensors))
+        if missing:
+            raise InvalidRequest(f"{missing[0]} is missing; call the model llm, or give prompt_ids and request_options")
+        params, stream = read_options(read_string("request_options", tensors["request_options"]))
+        own_key = json.loads(request.parameters() or "{}").get(KEY_PARAMETER)
+        request_id = self._client.submit(tensors["prompt_ids"].reshape(-1).tolist(), params, time.monotonic())
+        if own_key is None:
+            self._watched[request_id] = sender
+        is_late = self._open.register(own_key or request.request_id(), request_id, is_unique=own_key is not None)
+        self._responder.open(request_id, TritonSink(sender, self._forget), stream=stream)
+        if is_late:
+            self._client.abort(request_id)
+
+    def _abort(self, sender: pb_utils.InferenceResponseSender, tensors: dict[str, np.ndarray]) -> None:
+        if len(tensors) > 1:
+            raise InvalidRequest("abort must be the only input")
+        for request_id in self._open.abort(read_string("abort", tensors["abort"])):
+            self._client.abort(request_id)
+        answer = Reply(Chunk([], []), [], 0, RequestOutput(0, finish_reason=FinishReason.CANCELLED))
+        sender.send(make_response(answer), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _forget(self, request_id: int) -> None:
+        self._open.forget(request_id)
+        self._watched.pop(request_id, None)
+
+    def _beat(self) -> None:
+        self._metrics.publish(self._client.stats, is_up=self._client.is_up)
+        self._pulse.increment(1)
+
+    def _abort_cancelled(self) -> None:
+        for request_id, sender in list(self._watched.items()):
+            if sender.is_cancelled():
+                self._client.abort(request_id)
+
+
+class TritonMetrics:
+    """Makes metrics on Triton's metrics port; they live as long as this object."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, pb_utils.MetricFamily] = {}
+
+    def gauge(self, name: str, description: str, labels: Mapping[str, str]) -> pb_utils.Metric:
+        """Make one gauge."""
+        return self._family(name, description, pb_utils.MetricFamily.GAUGE).Metric(labels=dict(labels))
+
+    def counter(self, name: str, description: str, labels: Mapping[str, str]) -> pb_utils.Metric:
+        """Make one counter."""
+        return self._family(name, description, pb_utils.MetricFamily.COUNTER).Metric(labels=dict(labels))
+
+    def _family(self, name: str, description: str, kind: int) -> pb_utils.MetricFamily:
+        if name not in self._families:
+            self._families[name] = pb_utils.MetricFamily(name=name, description=description, kind=kind)
+        return self._families[name]
+
+
+class TritonSink:
+    """Sends one request's replies through its response sender."""
+
+    def __init__(self, sender: pb_utils.InferenceResponseSender, on_final: Callable[[int], None]) -> None:
+        self._sender = sender
+        self._on_final = on_final
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply; the last one is flagged final."""
+        if reply.is_final:
+            self._on_final(reply.last.request_id)
+        if reply.is_error:
+            code = triton_code(reply.last.error_code or "INTERNAL", reply.last.error or "the request failed")
+            _send_error(self._sender, *code)
+            return
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reply.is_final else 0
+        self._sender.send(make_response(reply), flags=flags)
+
+
+def make_response(reply: Reply) -> pb_utils.InferenceResponse:
+    """Return a reply as the tensors that docs/protocol.md names."""
+    last, times, num_tokens = reply.last, reply.last.timings, len(reply.chunk.token_ids)
+    ints = {
+        "token_ids": reply.chunk.token_ids,
+        "text_window": pack_window(reply.chunk, last.trim_chars),
+        "token_index": [reply.token_index],
+        "prompt_tokens": [last.num_prompt_tokens],
+        "completion_tokens": [reply.token_index + num_tokens],
+        "cached_tokens": [last.num_cached_tokens],
+    }
+    floats = {
+        "log_probs": reply.log_probs,
+        "queue_seconds": [times.scheduled - times.arrived if times.scheduled else 0.0],
+        "ttft_seconds": [times.first_token - times.arrived if times.first_token else 0.0],
+        "e2e_seconds": [times.finished - times.arrived if times.finished else 0.0],
+    }
+    reason = np.array([(last.finish_reason or "").encode()], dtype=np.object_)
+    tensors = [pb_utils.Tensor(name, np.array(values, dtype=np.int32)) for name, values in ints.items()]
+    tensors += [pb_utils.Tensor(name, np.array(values, dtype=np.float32)) for name, values in floats.items()]
+    return pb_utils.InferenceResponse([*tensors, pb_utils.Tensor("finish_reason", reason)])
+
+
+def _send_error(sender: pb_utils.InferenceResponseSender, code: str, message: str) -> None:
+    error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,0 +1,197 @@
+"""Greedy tokens equal transformers', however the work is cut up and whoever shares the step."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.config import DEFAULT_MODEL, EngineConfig
+from engine.core import EngineCore
+from engine.errors import ModelError, UnsupportedModel, WeightMismatch
+from engine.models.config import ARCHITECTURES
+from engine.models.registry import MODELS
+from engine.offline import Completion, generate
+from engine.sampling_params import SamplingParams
+from tests.conftest import TinyModel
+
+NUM_TOKENS = 64
+SMALL = {"block_size": 4, "num_blocks": 512, "num_threads": 1}
+
+
+def core_for(path: Path, **options: object) -> EngineCore:
+    return EngineCore(EngineConfig(model=path, **(SMALL | options)))  # pyright: ignore[reportArgumentType]
+
+
+def greedy(core: EngineCore, prompts: list[list[int]], num_tokens: int = NUM_TOKENS) -> list[Completion]:
+    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+    completions = generate(core, prompts, [params] * len(prompts))
+    core.scheduler.check()
+    assert core.scheduler.kv.pool.num_used == 0
+    return completions
+
+
+def random_prompts(lengths: list[int], vocab_size: int = 300, seed: int = 5) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+VARIANTS = {
+    "grouped-query, untied": {},
+    "multi-head, tied": {"num_key_value_heads": 4, "tie_word_embeddings": True, "seed": 1},
+    "one kv head, odd sizes": {
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "hidden_size": 42,
+        "head_dim": 14,
+        "intermediate_size": 53,
+        "vocab_size": 277,
+        "num_hidden_layers": 2,
+        "seed": 2,
+    },
+    "wide heads and biases": {"head_dim": 32, "attention_bias": True, "mlp_bias": True, "seed": 3},
+    "llama 3.1 rope": {
+        "seed": 4,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "linear rope": {"seed": 6, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_mixed_batch_says_what_transformers_says(make_llama: Callable[..., TinyModel], variant: str) -> None:
+    model = make_llama(**VARIANTS[variant])
+    prompts = random_prompts([1, 5, 17, 30, 8], vocab_size=model.oracle.config.vocab_size)
+    core = core_for(model.path, max_num_batched_tokens=16, max_num_seqs=8)
+    for prompt, completion in zip(prompts, greedy(core, prompts), strict=True):
+        assert completion.token_ids == model.greedy(prompt, NUM_TOKENS)
+
+
+@pytest.mark.parametrize("budget", [1, 3, 7, 64])
+def test_the_chunk_size_changes_nothing(tiny_llama: TinyModel, budget: int) -> None:
+    prompts = random_prompts([30, 9])
+    core = core_for(tiny_llama.path, max_num_batched_tokens=budget, max_num_seqs=min(2, budget))
+    for prompt, completion in zip(prompts, greedy(core, prompts), strict=True):
+        assert completion.token_ids == tiny_llama.greedy(prompt, NUM_TOKENS)
+
+
+def test_preemption_changes_nothing(tiny_llama: TinyModel) -> None:
+    prompts = random_prompts([20, 21, 22, 23])
+    core = core_for(tiny_llama.path, num_blocks=40, max_num_seqs=4)
+    completions = greedy(core, prompts)
+    assert core.read_stats().num_preemptions > 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert completion.token_ids == tiny_llama.greedy(prompt, NUM_TOKENS)
+
+
+def test_prefix_hits_change_nothing_and_are_counted(tiny_llama: TinyModel) -> None:
+    core = core_for(tiny_llama.path)
+    shared = random_prompts([24])[0]
+    prompts = [shared + tail for tail in random_prompts([3, 5, 1], seed=6)] + [shared]
+    greedy(core, [shared], num_tokens=1)
+    completions = greedy(core, prompts)
+    assert [c.num_cached_tokens for c in completions] == [24, 24, 24, 20]
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert completion.token_ids == tiny_llama.greedy(prompt, NUM_TOKENS)
+
+
+def test_without_the_prefix_cache_nothing_is_shared(tiny_llama: TinyModel) -> None:
+    core = core_for(tiny_llama.path, enable_prefix_caching=False)
+    prompt = random_prompts([24])[0]
+    first, second = (greedy(core, [prompt])[0] for _ in range(2))
+    assert first.token_ids == second.token_ids
+    assert second.num_cached_tokens == 0
+    assert core.scheduler.kv.pool.num_cached == 0
+
+
+def test_the_demo_model_says_what_transformers_says() -> None:
+    from transformers import AutoModelForCausalLM
+
+    oracle = TinyModel(DEFAULT_MODEL, AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).eval())
+    core = core_for(DEFAULT_MODEL, block_size=16, max_num_batched_tokens=32, max_num_seqs=8)
+    texts = [
+        "Once upon a time",
+        "The old king said to his daughter",
+        "Alice",
+        "Far out at sea, where the water is blue",
+    ]
+    prompts = [core.tokenizer.encode(text) for text in texts]
+    for prompt, completion in zip(prompts, greedy(core, prompts), strict=True):
+        assert completion.token_ids == oracle.greedy(prompt, NUM_TOKENS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sharded_half_precision_checkpoints_load(make_llama: Callable[..., TinyModel], dtype: torch.dtype) -> None:
+    model = make_llama(seed=7, dtype=dtype, max_shard_size="100KB")
+    assert len(list(model.path.glob("*.safetensors"))) > 1
+    prompt = random_prompts([9])[0]
+    assert greedy(core_for(model.path), [prompt])[0].token_ids == model.greedy(prompt, NUM_TOKENS)
+
+
+def copy_with(model: TinyModel, path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    shutil.copytree(model.path, path)
+    tensors = load_file(path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def remove_a_key_projection(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["model.layers.1.self_attn.k_proj.weight"]
+
+
+def test_a_missing_tensor_is_named(tiny_llama: TinyModel, tmp_path: Path) -> None:
+    path = copy_with(tiny_llama, tmp_path / "m", remove_a_key_projection)
+    with pytest.raises(WeightMismatch, match=r"1 tensors are missing.*model\.layers\.1\.self_attn\.k_proj\.weight"):
+        core_for(path)
+
+
+def test_an_unexpected_tensor_is_named(tiny_llama: TinyModel, tmp_path: Path) -> None:
+    path = copy_with(tiny_llama, tmp_path / "m", lambda t: t.update({"model.extra": torch.zeros(2)}))
+    with pytest.raises(WeightMismatch, match=r"unexpected tensor 'model\.extra'"):
+        core_for(path)
+
+
+def test_a_wrongly_shaped_tensor_is_named(tiny_llama: TinyModel, tmp_path: Path) -> None:
+    path = copy_with(tiny_llama, tmp_path / "m", lambda t: t.update({"model.norm.weight": torch.zeros(3)}))
+    with pytest.raises(WeightMismatch, match=r"'model\.norm\.weight' has shape \[3\], expected \[64\]"):
+        core_for(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"architectures": ["BertModel"]}, UnsupportedModel, "is a BertModel; this engine serves: LlamaForCausalLM"),
+        ({"hidden_act": "gelu"}, UnsupportedModel, "'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, UnsupportedModel, "'yarn'"),
+        ({"quantization_config": {}}, UnsupportedModel, "quantized"),
+        ({"vocab_size": None}, ModelError, "vocab_size"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(
+    tiny_llama: TinyModel, tmp_path: Path, change: dict[str, object], error: type[ModelError], text: str
+) -> None:
+    shutil.copytree(tiny_llama.path, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "config.json").read_text()) | change
+    (tmp_path / "m" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(error, match=text):
+        core_for(tmp_path / "m")
+
+
+def test_an_empty_folder_is_refused_with_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json does not exist"):
+        core_for(tmp_path)
+
+
+def test_the_list_of_architectures_is_the_registrys() -> None:
+    assert set(ARCHITECTURES) == set(MODELS)

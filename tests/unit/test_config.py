@@ -1,0 +1,37 @@
+"""Settings, errors and their codes."""
+
+from pathlib import Path
+
+import pytest
+
+import engine.errors
+from engine.config import EngineConfig
+from engine.errors import GRPC_CODES, EngineError, ModelError, PromptTooLong, QueueFull, grpc_code
+
+
+def test_the_environment_overrides_defaults() -> None:
+    env = {"SCALELLM_MODEL": "/some/model", "SCALELLM_MAX_NUM_SEQS": "7", "SCALELLM_ENABLE_PREFIX_CACHING": "false"}
+    config = EngineConfig.from_env(env, max_num_seqs=9, kv_cache_gib=0.5)
+    assert (config.model, config.max_num_seqs, config.kv_cache_gib) == (Path("/some/model"), 7, 0.5)
+    assert not config.enable_prefix_caching
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"SCALELLM_MAX_NUM_SEQS": "many"}, "SCALELLM_MAX_NUM_SEQS must be a int, got 'many'"),
+        ({"SCALELLM_ENABLE_PREFIX_CACHING": "maybe"}, "SCALELLM_ENABLE_PREFIX_CACHING must be a bool"),
+        ({"SCALELLM_BLOCK_SIZE": "0"}, "block_size must be at least 1, got 0"),
+        ({"SCALELLM_MAX_NUM_BATCHED_TOKENS": "5"}, r"max_num_batched_tokens \(5\) must be at least max_num_seqs"),
+    ],
+)
+def test_a_bad_setting_is_named(env: dict[str, str], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        EngineConfig.from_env(env)
+
+
+def test_every_error_has_one_grpc_code_of_its_own() -> None:
+    kinds = [k for k in vars(engine.errors).values() if isinstance(k, type) and issubclass(k, EngineError)]
+    assert set(kinds) == set(GRPC_CODES)
+    assert grpc_code(PromptTooLong(3, 4, 5)) == "INVALID_ARGUMENT"
+    assert grpc_code(QueueFull(3, 3)) == "RESOURCE_EXHAUSTED"

@@ -1,0 +1,144 @@
+"""The core's promises: one final answer each, aborts at once, seeds that travel, stop strings that never leak."""
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.errors import InvalidRequest, PromptTooLong, QueueFull
+from engine.offline import generate
+from engine.outputs import FinishReason
+from engine.sampling_params import SamplingParams
+from tests.conftest import TinyModel
+
+
+@pytest.fixture(scope="module")
+def core(tiny_llama: TinyModel) -> EngineCore:
+    return EngineCore(EngineConfig(model=tiny_llama.path, block_size=4, num_blocks=200, num_threads=1, max_waiting=4))
+
+
+@pytest.fixture(scope="module")
+def demo_core() -> EngineCore:
+    return EngineCore(EngineConfig(num_blocks=200, num_threads=1))
+
+
+def test_an_abort_frees_the_blocks_before_the_next_step(core: EngineCore) -> None:
+    core.add(1, [5, 6, 7], SamplingParams(max_tokens=50, ignore_eos=True), 0.0)
+    core.step()
+    assert core.read_stats().kv_usage > 0
+    output = core.abort(1)
+    assert output is not None
+    assert output.finish_reason is FinishReason.CANCELLED
+    assert output.num_completion_tokens == 1
+    assert core.read_stats().kv_usage == 0
+    assert not core.has_work
+    assert core.abort(1) is None
+
+
+def test_a_waiting_request_can_be_aborted(core: EngineCore) -> None:
+    core.add(1, [5], SamplingParams(), 0.0)
+    output = core.abort(1)
+    assert output is not None
+    assert (output.finish_reason, output.num_completion_tokens) == (FinishReason.CANCELLED, 0)
+    assert not core.has_work
+
+
+def test_the_queue_is_bounded(core: EngineCore) -> None:
+    for request_id in range(4):
+        core.add(request_id, [5], SamplingParams(max_tokens=1), 0.0)
+    with pytest.raises(QueueFull, match="4 requests are waiting and the limit is 4"):
+        core.add(9, [5], SamplingParams(max_tokens=1), 0.0)
+    ended = [o.request_id for _ in range(3) if core.has_work for o in core.step() if o.finish_reason]
+    assert ended == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "error", "message"),
+    [
+        ([], SamplingParams(), InvalidRequest, "the prompt is empty"),
+        ([1, 300], SamplingParams(), InvalidRequest, "token id 300; the vocabulary has ids 0 to 299"),
+        ([-1], SamplingParams(), InvalidRequest, "token id -1"),
+        ([1], SamplingParams(stop_token_ids=(301,)), InvalidRequest, "stop_token_ids holds the token id 301"),
+        ([1] * 200, SamplingParams(max_tokens=57), PromptTooLong, "200 tokens and max_tokens is 57.*limit of 256"),
+        ([1] * 256, SamplingParams(), PromptTooLong, "256 tokens"),
+    ],
+)
+def test_what_can_never_be_served_is_refused_at_once(
+    core: EngineCore, prompt: list[int], params: SamplingParams, error: type[InvalidRequest], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        core.add(1, prompt, params, 0.0)
+    assert not core.has_work
+
+
+def test_without_max_tokens_a_request_runs_to_the_models_limit(core: EngineCore) -> None:
+    completion = generate(core, [[5] * 250], [SamplingParams(ignore_eos=True)])[0]
+    assert (len(completion.token_ids), completion.finish_reason) == (6, FinishReason.LENGTH)
+
+
+def test_the_end_of_sequence_token_ends_unless_ignored(core: EngineCore, tiny_llama: TinyModel) -> None:
+    free = tiny_llama.greedy([5, 6, 7], 20)
+    stop = free[6]
+    first = free.index(stop)
+    ended = generate(core, [[5, 6, 7]], [SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=(stop,))])[0]
+    assert ended.token_ids == free[: first + 1]
+    assert ended.finish_reason is FinishReason.STOP
+    late = generate(
+        core,
+        [[5, 6, 7]],
+        [SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=(stop,), min_tokens=first + 1)],
+    )[0]
+    assert len(late.token_ids) > first + 1
+    assert stop not in late.token_ids[: first + 1]
+
+
+def test_the_same_seed_draws_the_same_alone_in_a_batch_and_under_preemption(
+    tiny_llama: TinyModel, core: EngineCore
+) -> None:
+    params = [SamplingParams(max_tokens=40, temperature=1.5, top_p=0.95, seed=s, ignore_eos=True) for s in range(4)]
+    prompts = [[5 + i] * (9 + i) for i in range(4)]
+    alone = [generate(core, [p], [o])[0].token_ids for p, o in zip(prompts, params, strict=True)]
+    tight = EngineCore(EngineConfig(model=tiny_llama.path, block_size=4, num_blocks=30, num_threads=1, max_num_seqs=4))
+    together = [c.token_ids for c in generate(tight, prompts, params)]
+    assert tight.read_stats().num_preemptions > 0
+    assert together == alone
+    assert len({tuple(t) for t in alone}) == 4
+
+
+def test_a_seeded_request_goes_on_the_same_from_its_own_tokens(core: EngineCore) -> None:
+    def options(max_tokens: int) -> list[SamplingParams]:
+        return [SamplingParams(max_tokens=max_tokens, temperature=1.2, seed=3, ignore_eos=True)]
+
+    whole = generate(core, [[9, 8, 7]], options(30))[0].token_ids
+    rest = generate(core, [[9, 8, 7, *whole[:11]]], options(19))[0].token_ids
+    assert whole[11:] == rest
+
+
+def test_log_probs_are_transformers(core: EngineCore, tiny_llama: TinyModel) -> None:
+    prompt = [5, 6, 7]
+    completion = generate(core, [prompt], [SamplingParams(max_tokens=10, logprobs=True, ignore_eos=True)])[0]
+    with torch.no_grad():
+        logits = tiny_llama.oracle(torch.tensor([prompt + completion.token_ids])).logits[0]
+    expected = logits[2:-1].log_softmax(-1).gather(1, torch.tensor(completion.token_ids).unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(torch.tensor(completion.log_probs), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_stop_strings_cut_the_text_just_before_them(demo_core: EngineCore, length: int) -> None:
+    prompt = demo_core.tokenizer.encode("Once upon a time")
+    free = generate(demo_core, [prompt], [SamplingParams(max_tokens=48, ignore_eos=True)])[0]
+    for start in range(5, 60, 11):
+        stop = free.text[start : start + length]
+        params = SamplingParams(max_tokens=48, stop=(stop,), ignore_eos=True)
+        completion = generate(demo_core, [prompt], [params])[0]
+        assert completion.text == free.text[: free.text.index(stop)]
+        assert completion.finish_reason is FinishReason.STOP
+
+
+def test_a_stop_string_that_never_comes_changes_nothing(demo_core: EngineCore) -> None:
+    prompt = demo_core.tokenizer.encode("Once upon a time")
+    params = [
+        SamplingParams(max_tokens=32, stop=stop, ignore_eos=True) for stop in ((), ("\u2603", "Once upon a tim3"))
+    ]
+    free, watched = (generate(demo_core, [prompt], [p])[0] for p in params)
+    assert (watched.text, watched.token_ids) == (free.text, free.token_ids)
