@@ -110,6 +110,7 @@ class Responder:
         self._changed = threading.Condition()
         self._requests: dict[int, _Open] = {}
         self._early: dict[int, list[RequestOutput]] = {}
+        self._first: deque[_Open] = deque()  # ready, and never sent anything: they go before the others
         self._ready: deque[_Open] = deque()
         self._resting: list[tuple[float, int, _Open]] = []  # a heap; entries whose request went ahead are stale
         self._tickets = itertools.count()
@@ -167,7 +168,7 @@ class Responder:
             heapq.heappush(self._resting, (request.rests_until, next(self._tickets), request))
         else:
             request.place = _Place.READY
-            (self._ready.append if request.num_sent else self._ready.appendleft)(request)
+            (self._ready if request.num_sent else self._first).append(request)
         self._changed.notify()
 
     def _run(self) -> None:
@@ -184,14 +185,14 @@ class Responder:
     def _take(self) -> tuple[_Open, list[RequestOutput]] | None:
         """Wait for the next request to serve; None when closing and nothing waits."""
         with self._changed:
-            while not self._ready:
+            while not self._first:
                 seconds = self._wake_resting()
                 if self._ready:
                     break
                 if self._closing and seconds is None:
                     return None
                 self._changed.wait(seconds)
-            request = self._ready.popleft()
+            request = (self._first or self._ready).popleft()
             request.place = _Place.SENDING
             rest = min(self._seconds_per_response * len(self._requests), MAX_REST_SECONDS)
             request.rests_until = time.monotonic() + rest

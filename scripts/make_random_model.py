@@ -89,11 +89,11 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tenso
     token for all contexts, is answered again and again.
     """
     values = torch.randn(shape, generator=generator)
-    if len(shape) > 1:
+    if values.ndim > 1:
         outer = name in {"model.embed_tokens.weight", "lm_head.weight"}
         gain = GAINS.get(name.split(".")[-2], 1.0)
-        return values.mul_(EMBEDDING_STD if outer else gain / shape[-1] ** 0.5)
-    spread = LOGIT_STD / (EMBEDDING_STD * shape[-1] ** 0.5)
+        return values.mul_(EMBEDDING_STD if outer else gain / values.shape[-1] ** 0.5)
+    spread = LOGIT_STD / (EMBEDDING_STD * values.shape[-1] ** 0.5)
     return (1 + 0.1 * values) * (spread if name == "model.norm.weight" else 1.0)
 
 

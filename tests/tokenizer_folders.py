@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 CORPUS = [
     "Once upon a time there was a little girl who lived in the forest.",
     "The cat sat on the mat, and the dog said: hello, hello! 12345",
-    "你好，世界。今天天气很好。日本語のテキスト、日本。",
+    "你好世界。今天天气很好。日本語のテキスト、日本。",
     "naïve café — “quotes” … 😀😀 👨‍👩‍👧 🏳️‍🌈",
     "def main():\n    return [x for x in range(10)]\n",
 ] * 4

@@ -28,7 +28,7 @@ TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROJECT = "project"
 SUPPORTED = (3, 11), (3, 12)
-EXTRAS: dict[str, tuple[str, ...]] = {"serve": (), "chat": (), "test": ("dev", "load")}
+EXTRAS: dict[str, tuple[str, ...]] = {"serve": (), "chat": (), "bench": (), "test": ("dev", "load")}
 INSTALL_CURE = "check the network and the free disk space, then start again (remove .venv to begin anew)"
 
 
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(130)
     os.environ["PYTHONPATH"] = str(paths.ROOT)
     module = f"scripts.launcher.{command}_command"
-    os.execv(paths.VENV_PYTHON, [str(paths.VENV_PYTHON), "-m", module, *rest])  # noqa: S606 - no shell wanted
+    os.execv(paths.VENV_PYTHON, [str(paths.VENV_PYTHON), "-P", "-m", module, *rest])  # noqa: S606 - no shell wanted
 
 
 def ensure_environment(extras: tuple[str, ...]) -> None:

@@ -24,8 +24,13 @@ LFS_START = b"version https://git-lfs"
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Refuse a port that somebody listens on, naming the option that changes it."""
-    if not is_free(port, host):
+    """Refuse a port that cannot be listened on, naming the option that changes it."""
+    try:
+        free = is_free(port, host)
+    except OSError as error:
+        cure = f"give {option} another port or --host an address of this machine"
+        raise LaunchError(f"cannot listen on {host}:{port} ({error.strerror})", cure) from None
+    if not free:
         raise LaunchError(f"port {port} on {host} is in use", f"stop what listens there, or give {option} another port")
 
 

@@ -145,7 +145,9 @@ def _bytes_input(name: str, text: str) -> triton.InferInput:
 
 
 def _sampling_inputs(sampling: Sampling) -> list[triton.InferInput]:
-    return [_number_input(name, value) for name, value in sampling.given().items()]
+    streamed = triton.InferInput("stream", [1], "BOOL")
+    streamed.set_data_from_numpy(np.array([True]))
+    return [streamed, *(_number_input(name, value) for name, value in sampling.given().items())]
 
 
 def _number_input(name: str, value: float) -> triton.InferInput:

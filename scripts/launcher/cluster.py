@@ -7,6 +7,7 @@ Invariants:
 2. After `stop` nothing of the launch is left, also when a start failed half way.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from scripts.launcher.watchdog import Watchdog
 
 READY_SECONDS = 300.0
 POLL_SECONDS = 0.1
+THREADS_ENV = "SCALELLM_NUM_THREADS"
 PROBE_PROMPT = "Once upon a time"
 PROBE_SECONDS = 120.0
 
@@ -68,7 +70,8 @@ class Cluster:
         self.probe = probe
         self.ready_timeout = ready_timeout
         self.drain_timeout = drain_timeout
-        variables = {"SCALELLM_NUM_THREADS": str(num_threads_each(num_instances)), **(env or {})}
+        threads = os.environ.get(THREADS_ENV) or str(num_threads_each(num_instances))
+        variables = {THREADS_ENV: threads, **(env or {})}
         if model is not None:
             variables[paths.MODEL_ENV] = str(model.resolve())
         options = InstanceOptions(server or find_tritonserver(), repository.resolve(), variables, log_dir, self.tag)
@@ -165,11 +168,11 @@ def _answers(client: LlmClient) -> bool:
 def _check_alive(child: Child, deadline: float) -> None:
     if not child.is_running:
         raise LaunchError(
-            f"{child.name} ended with exit code {child.exit_code} while starting:\n{child.log_tail()}\n",
+            f"{child.name} ended with exit code {child.exit_code} while starting:\n{child.trouble_in_log()}\n",
             f"read the lines above; all of them are in {child.log}",
         )
     if time.monotonic() > deadline:
         raise LaunchError(
-            f"{child.name} does not answer in time; the end of its log:\n{child.log_tail()}\n",
+            f"{child.name} does not answer in time; from its log:\n{child.trouble_in_log()}\n",
             f"read {child.log}; give --start-timeout more seconds for a large model",
         )

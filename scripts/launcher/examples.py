@@ -18,7 +18,7 @@ END"""
 
 CURL = """\
 curl -N http://{http_url}/v2/models/llm/generate_stream \\
-  -d '{{"text_input": "Once upon a time", "max_tokens": 64}}'"""
+  -d '{{"text_input": "Once upon a time", "max_tokens": 64, "stream": true}}'"""
 
 OPENAI = """\
 .venv/bin/python - <<'END'

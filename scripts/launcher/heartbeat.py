@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 STILL_SECONDS = 5.0
 SILENT_SECONDS = 20.0
-LONGEST_STEP = 1.0
+LONGEST_STEP = 2.0
 SCRAPE_SECONDS = 2.0
 BEAT = re.compile(r'^llm_heartbeat\{[^}]*model="([^"]+)"[^}]*\}\s+(\S+)', re.MULTILINE)
 

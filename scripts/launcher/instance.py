@@ -82,6 +82,7 @@ def instance_command(ports: InstancePorts, options: InstanceOptions, tag: str) -
         f"--model-repository={options.repository}",
         "--model-control-mode=explicit",
         "--load-model=*",
+        "--disable-auto-complete-config",  # else each model's process is started twice
         f"--http-address={HOST}",
         f"--http-port={ports.http}",
         f"--grpc-address={HOST}",

@@ -34,6 +34,7 @@ def infer_request(arrival: Arrival, request_id: str) -> Any:
         ids = arrival.prompt
         _add(request, "input_ids", "INT32", len(ids), struct.pack(f"<{len(ids)}i", *ids))
     _add(request, "max_tokens", "INT32", 1, struct.pack("<i", arrival.max_tokens))
+    _add(request, "stream", "BOOL", 1, b"\x01")
     if arrival.is_exact:
         _add(request, "ignore_eos", "BOOL", 1, b"\x01")
     return request

@@ -6,6 +6,7 @@ Free ports come from below the range that the kernel hands to outgoing connectio
 restarted finds its port as it left it.
 """
 
+import errno
 import random
 import socket
 from dataclasses import dataclass
@@ -29,12 +30,18 @@ class InstancePorts:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Return whether a server could listen on the port now."""
+    """Return whether a server could listen on the port now.
+
+    Raises:
+        OSError: it could not, for another reason than that somebody else does.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
     return True
 

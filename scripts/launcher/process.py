@@ -9,6 +9,7 @@ Invariants:
 """
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,9 @@ from scripts.launcher.paths import ROOT, TAG_ENV
 
 NUM_LOG_BYTES = 20_000
 NUM_LOG_LINES = 15
+NUM_TROUBLE_LINES = 200
+LINE_WIDTH = 400
+TROUBLE = re.compile(r"failed|Failed|Error: |^error: |Traceback|what\(\)")
 
 
 class Child:
@@ -94,14 +98,20 @@ class Child:
             self._process.wait()
         sweep(self.tag)
 
-    def log_tail(self) -> str:
+    def trouble_in_log(self) -> str:
+        """Return the latest lines of the log that tell of an error, or its last lines where none does."""
+        lines = self.log_tail(NUM_TROUBLE_LINES).splitlines()
+        telling = [line[:LINE_WIDTH] for line in lines if TROUBLE.search(line)]
+        return "\n".join(telling[-NUM_LOG_LINES:]) or self.log_tail()
+
+    def log_tail(self, num_lines: int = NUM_LOG_LINES) -> str:
         """Return the last lines of the log."""
         if not self.log.is_file():
             return ""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - NUM_LOG_BYTES))
             text = file.read().decode(errors="replace")
-        return "\n".join(text.splitlines()[-NUM_LOG_LINES:])
+        return "\n".join(text.splitlines()[-num_lines:])
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._process is None:

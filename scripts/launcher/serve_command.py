@@ -22,13 +22,12 @@ from scripts.launcher.ports import free_ports
 from scripts.launcher.progress import say, step
 from scripts.launcher.screen import show_endpoints
 from scripts.launcher.signals import StopRequested, call_on_signals, raise_on_signals
-from scripts.launcher.supervisor import Supervisor
+from scripts.launcher.supervisor import CHECK_SECONDS, Supervisor
 from scripts.launcher.tritonserver import find_tritonserver
 
 GRPC_PORT = 8001
 HTTP_PORT = 8080
 DEFAULT_INSTANCES = 2
-CHECK_SECONDS = 0.5
 WELCOME_TOKENS = 48
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -85,6 +84,7 @@ def serve(
             model=folder,
             server=find_tritonserver(tritonserver),
             gateway=listen,
+            log_dir=paths.LOG_DIR / ("prompt" if prompt is not None else str(listen.grpc_port)),
             ready_timeout=start_timeout,
             drain_timeout=drain_timeout,
         )
@@ -118,7 +118,9 @@ def _check(model: Path, num_instances: int, listen: GatewayOptions) -> None:
 def _run(cluster: Cluster, prompt: str | None, sampling: Sampling) -> None:
     started = time.monotonic()
     try:
-        with step(f"starting {len(cluster.instances)} tritonserver(s) and the gateway (logs: {paths.LOG_DIR})"):
+        with step(
+            f"starting {len(cluster.instances)} tritonserver(s) and the gateway (logs: {cluster.gateway.log.parent})"
+        ):
             cluster.start()
             cluster.wait_ready()
         if prompt is not None:

@@ -9,7 +9,7 @@ fits() {
 
 for python in ${SCALELLM_PYTHON:-} "$root/.venv/bin/python" python3 python3.11 python3.12; do
     if fits "$python"; then
-        PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m scripts.launcher.bootstrap "$@"
+        PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -P -m scripts.launcher.bootstrap "$@"
     fi
 done
 echo "error: no Python 3.11 or 3.12 was found. Cure: install one (Debian, Ubuntu: apt install python3 python3-venv;" \

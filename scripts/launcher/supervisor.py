@@ -7,8 +7,10 @@ Invariants:
 2. The wait doubles with each death in a row and starts over after the process has lived for a while.
 """
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from scripts.launcher.cluster import Cluster
@@ -19,6 +21,7 @@ from scripts.launcher.process import Child
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 LIVED_SECONDS = 60.0
+CHECK_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -89,3 +92,21 @@ class Supervisor:
         one.started = one.observed = time.monotonic()
         one.pulse = Pulse(self._start_seconds)
         self._say(f"{one.child.name}: started again (pid {one.child.pid})")
+
+
+@contextmanager
+def supervised(cluster: Cluster, say: Callable[[str], None]) -> Iterator[None]:
+    """Supervise the cluster from a thread of its own; leave before the cluster is stopped."""
+    supervisor, is_over = Supervisor(cluster, say), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(CHECK_SECONDS):
+            supervisor.check()
+
+    thread = threading.Thread(target=watch, name="supervisor")
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()

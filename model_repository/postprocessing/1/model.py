@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from engine.config import EngineConfig
-from engine.heartbeat import Heartbeat
+from engine.heartbeat import Heartbeat, watch_parent
 from engine.text.text_window import window_text
 from engine.text.tokenizer import Tokenizer
 
@@ -28,6 +28,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the model folder's tokenizer."""
+        watch_parent()
         self._tokenizer = Tokenizer.from_dir(EngineConfig.from_env().model)
         description, kind = "Grows while the model's process is healthy", pb_utils.MetricFamily.GAUGE
         self._family = pb_utils.MetricFamily(name="llm_heartbeat", description=description, kind=kind)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from engine.config import EngineConfig
 from engine.errors import EngineError, ModelError
-from engine.heartbeat import Heartbeat
+from engine.heartbeat import Heartbeat, watch_parent
 from engine.messages import ModelInfo
 from engine.request_inputs import RequestReader
 from engine.text.tokenizer import Tokenizer, read_json
@@ -31,6 +31,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the model folder's tokenizer and limits."""
+        watch_parent()
         config = EngineConfig.from_env()
         tokenizer = Tokenizer.from_dir(config.model)
         self._reader = RequestReader(tokenizer, read_model_info(config, tokenizer))

@@ -105,6 +105,11 @@ def test_occupied_port_is_refused_with_the_option_that_changes_it() -> None:
     checks.check_port("127.0.0.1", port, "--grpc-port")
 
 
+def test_address_of_another_machine_is_refused_with_the_reason() -> None:
+    with pytest.raises(LaunchError, match=r"cannot listen on 192\.0\.2\.1:9 \(.*--host"):
+        checks.check_port("192.0.2.1", 9, "--grpc-port")
+
+
 def test_small_shared_memory_is_refused_with_dockers_option(tmp_path: Path) -> None:
     checks.check_shared_memory(1, tmp_path)
     with pytest.raises(LaunchError, match="--shm-size=1g"):

@@ -1,6 +1,7 @@
 """Completions over gRPC, as the commands stream and show them."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,9 +34,10 @@ def names(inputs: list) -> dict[str, str]:
 
 
 def test_only_the_options_that_are_given_are_sent() -> None:
-    assert names(text_inputs("hi", Sampling())) == {"text_input": "BYTES"}
+    assert names(text_inputs("hi", Sampling())) == {"text_input": "BYTES", "stream": "BOOL"}
     assert names(chat_inputs([{"role": "user", "content": "hi"}], Sampling(5, 0.0, 0.5, 3, 2**64 - 1))) == {
         "messages": "BYTES",
+        "stream": "BOOL",
         "max_tokens": "INT32",
         "temperature": "FP32",
         "top_p": "FP32",
@@ -136,6 +138,23 @@ def test_chat_goes_on_until_its_input_ends(url: str) -> None:
     assert "h1 \n" in result.stdout
     assert "w1 \n" in result.stdout
     assert "error: the prompt is empty" in result.stderr
+
+
+def test_interrupt_ends_the_answer_and_not_the_conversation(url: str) -> None:
+    command = [sys.executable, "-m", "scripts.launcher.chat_command", "--url", url, "--raw", "--max-tokens", "1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as talk:
+        assert talk.stdin
+        assert talk.stdout
+        talk.stdin.write("endless\n")
+        talk.stdin.flush()
+        assert talk.stdout.read(5) == "> e0 "
+        talk.send_signal(signal.SIGINT)
+        out, err = talk.communicate("world\n")
+    assert talk.returncode == 0
+    assert "w1 " in out
+    assert "[cancelled]" in err
+    assert "Traceback" not in err
 
 
 def test_chat_says_so_where_nothing_listens() -> None:

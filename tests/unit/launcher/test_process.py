@@ -94,6 +94,15 @@ def test_log_tail_is_the_end_of_the_log(tmp_path: Path, tag: str) -> None:
     assert (len(tail), tail[-1]) == (15, "line 9999")
 
 
+def test_lines_of_the_log_that_tell_of_an_error_are_picked_out(tmp_path: Path, tag: str) -> None:
+    log = tmp_path / "log"
+    child = Child("a child", ["true"], {}, log, tag)
+    log.write_text("fine\nfailed to load 'llm'\nfine too\n")
+    assert child.trouble_in_log() == "failed to load 'llm'"
+    log.write_text("fine\nfine too\n")
+    assert child.trouble_in_log() == "fine\nfine too"
+
+
 LAUNCHER = f"""
 import os, pathlib, signal, sys
 sys.path.insert(0, {str(ROOT)!r})

@@ -84,8 +84,9 @@ def test_prompts_are_read_from_text_and_from_json_of_several_shapes(tmp_path: Pa
 def test_text_goes_out_as_one_string_tensor() -> None:
     request = infer_request(Arrival(0.0, "grüß", 9), "id-1")
     assert (request.model_name, request.id) == ("llm", "id-1")
-    assert [tensor.name for tensor in request.inputs] == ["text_input", "max_tokens"]
-    assert list(request.raw_input_contents) == [struct.pack("<I", 6) + "grüß".encode(), struct.pack("<i", 9)]
+    assert [tensor.name for tensor in request.inputs] == ["text_input", "max_tokens", "stream"]
+    text = struct.pack("<I", 6) + "grüß".encode()
+    assert list(request.raw_input_contents) == [text, struct.pack("<i", 9), b"\x01"]
 
 
 def test_exact_lengths_go_out_as_ids_past_the_models_end() -> None:
@@ -93,6 +94,7 @@ def test_exact_lengths_go_out_as_ids_past_the_models_end() -> None:
     assert {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in request.inputs} == {
         "input_ids": ("INT32", [3]),
         "max_tokens": ("INT32", [1]),
+        "stream": ("BOOL", [1]),
         "ignore_eos": ("BOOL", [1]),
     }
     assert request.raw_input_contents[0] == struct.pack("<3i", 5, 6, 7)

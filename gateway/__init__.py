@@ -1,0 +1,1 @@
+"""The gateway: relays KServe v2 gRPC to the instance with the shortest queue."""

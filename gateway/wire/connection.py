@@ -1,0 +1,171 @@
+"""One HTTP/2 connection as a state machine: bytes in, events out, replies left in its outbox.
+
+Knows how bytes are cut into frames and in which order frames may come. Does not know sockets, a clock (time is given) or
+gRPC.
+
+Invariants:
+1. The same bytes give the same events however they are cut.
+2. A stream is in `streams` from its first HEADERS until both sides ended it or one reset it.
+3. After a ConnectionFailed nothing more is read.
+"""
+
+from collections.abc import Callable
+
+from gateway.wire import express, frames
+from gateway.wire.events import ConnectionFailed, Event, StreamReset
+from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
+from gateway.wire.frames import FrameType
+from gateway.wire.handlers import FrameHandlers
+from gateway.wire.outbox import Outbox
+from gateway.wire.table import Role
+
+DEFAULT_STREAM_WINDOW = 65535
+DEFAULT_MAX_STREAMS = 2048
+SIZES: dict[int, int] = {
+    FrameType.PRIORITY: 5,
+    FrameType.RST_STREAM: 4,
+    FrameType.PING: 8,
+    FrameType.WINDOW_UPDATE: 4,
+}
+
+
+class Connection(FrameHandlers):
+    """The protocol state of one connection."""
+
+    def __init__(
+        self,
+        role: Role,
+        dirty: list[Outbox] | None = None,
+        stream_window: int = DEFAULT_STREAM_WINDOW,
+        max_streams: int = DEFAULT_MAX_STREAMS,
+        tally: express.Tally | None = None,
+    ) -> None:
+        """Queue the preface and our settings.
+
+        Args:
+            role: which end we are.
+            dirty: where the outbox registers when it has something to write.
+            stream_window: bytes a peer may send on a stream before we give some back.
+            max_streams: streams a client may have open at once; only for servers.
+            tally: counts what the express lane carries.
+        """
+        super().__init__(role, [] if dirty is None else dirty, stream_window, max_streams)
+        self.tally = tally or express.Tally()
+        self._tail = b""
+        self._preface = frames.PREFACE if role is Role.SERVER else b""
+        self._settings_seen = False
+        self._handlers: dict[int, Callable[[int, int, bytes], Event | None]] = {
+            FrameType.DATA: self._on_data,
+            FrameType.HEADERS: self._on_headers,
+            FrameType.PRIORITY: self._on_priority,
+            FrameType.RST_STREAM: self._on_reset,
+            FrameType.SETTINGS: self._on_settings,
+            FrameType.PUSH_PROMISE: self._on_push_promise,
+            FrameType.PING: self._on_ping,
+            FrameType.GOAWAY: self._on_goaway,
+            FrameType.WINDOW_UPDATE: self._on_window_update,
+            FrameType.CONTINUATION: self._on_continuation,
+        }
+
+    @property
+    def tail(self) -> bytes:
+        """Bytes of a frame that is not complete yet; the next `receive` must find them at the buffer's beginning."""
+        return self._tail
+
+    @property
+    def _has_settings(self) -> bool:
+        return self._settings_seen
+
+    def receive(self, buffer: bytearray, end: int, now: float) -> list[Event]:
+        """Understand `buffer[:end]`, which begins with `tail`.
+
+        Args:
+            buffer: at least `end` bytes; express lanes rewrite stream ids in it.
+            end: bytes that are valid.
+            now: seconds, for rate limits.
+        """
+        events: list[Event] = []
+        if self.is_closed:
+            return events
+        self._now = now
+        pos = end
+        try:
+            pos = self._skip_preface(buffer, end)
+            if not self._preface:
+                pos = self._frames(buffer, pos, end, events)
+        except ConnectionFault as fault:
+            self.close(fault.code, fault.message)
+            events.append(ConnectionFailed(fault))
+        self._tail = bytes(memoryview(buffer)[pos:end])
+        return events
+
+    def feed(self, data: bytes, now: float = 0.0) -> list[Event]:
+        """Understand some more bytes; a convenience around `receive`."""
+        buffer = bytearray(self._tail + data)
+        return self.receive(buffer, len(buffer), now)
+
+    def _skip_preface(self, buffer: bytearray, end: int) -> int:
+        size = min(end, len(self._preface))
+        if buffer[:size] != self._preface[:size]:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the client's preface is not HTTP/2's")
+        if size < len(self._preface):
+            return 0
+        self._preface = b""
+        return size
+
+    def _frames(self, buffer: bytearray, pos: int, end: int, events: list[Event]) -> int:
+        view = memoryview(buffer)
+        while end - pos >= frames.HEADER_SIZE:
+            if self.lanes and self._block is None:
+                pos = self._express(buffer, pos, end)
+                if end - pos < frames.HEADER_SIZE:
+                    break
+            word, flags, stream_id = frames.HEADER.unpack_from(buffer, pos)
+            length = word >> 8
+            if length > frames.DEFAULT_MAX_FRAME_SIZE:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+            begin = pos + frames.HEADER_SIZE
+            if begin + length > end:
+                break
+            pos = begin + length
+            event = self._one_frame(word & 0xFF, flags, stream_id & frames.MAX_STREAM_ID, bytes(view[begin:pos]))
+            if event is not None:
+                events.append(event)
+        return pos
+
+    def _express(self, buffer: bytearray, pos: int, end: int) -> int:
+        before = self.tally.num_bytes
+        pos = express.forward(buffer, pos, end, self.lanes, self.tally)
+        self._spend_window(self.tally.num_bytes - before)
+        return pos
+
+    def _one_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> Event | None:
+        self._check_order(kind, stream_id)
+        expected = SIZES.get(kind)
+        if expected is not None and len(payload) != expected:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{FrameType(kind).name} of {len(payload)} bytes")
+        handler = self._handlers.get(kind)
+        if handler is None:
+            return None
+        try:
+            event = handler(flags, stream_id, payload)
+        except StreamFault as fault:
+            return self._fail_stream(fault)
+        self._settings_seen = True
+        return event
+
+    def _check_order(self, kind: int, stream_id: int) -> None:
+        block = self._block
+        if block is not None and (kind != FrameType.CONTINUATION or stream_id != block.stream_id):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
+        if not self._settings_seen and kind != FrameType.SETTINGS:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+
+    def _fail_stream(self, fault: StreamFault) -> Event | None:
+        stream = self.streams.get(fault.stream_id)
+        if stream is not None:
+            self.reset(stream, fault.code)
+            return StreamReset(stream, fault.code, fault)
+        self._remember_reset(fault.stream_id)
+        self.outbox.put(frames.pack_reset(fault.stream_id, fault.code))
+        return None

@@ -1,0 +1,249 @@
+"""What each incoming HTTP/2 frame means for a connection (RFC 9113, section 6).
+
+Knows complete frames. Does not know how bytes are cut into them.
+"""
+
+from dataclasses import dataclass, field
+
+from gateway.wire import frames
+from gateway.wire.events import DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
+from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
+from gateway.wire.frames import Setting
+from gateway.wire.guards import MAX_HEADER_LIST_BYTES, Guards, check_header_block
+from gateway.wire.headers import HeaderDecoder, Headers
+from gateway.wire.outbox import Outbox
+from gateway.wire.stream import Move, State, Stream
+from gateway.wire.table import CONNECTION_WINDOW, Role, StreamTable
+
+PRIORITY_BYTES = 5
+
+
+@dataclass(slots=True)
+class HeaderBlock:
+    """A header block that is still arriving."""
+
+    stream_id: int
+    end_stream: bool
+    data: bytearray = field(default_factory=bytearray)
+    num_continuations: int = 0
+
+
+class FrameHandlers(StreamTable):
+    """Applies frames to the streams, windows and settings of a connection."""
+
+    def __init__(self, role: Role, dirty: list[Outbox], stream_window: int, max_streams: int) -> None:
+        """Queue the preface and our settings; `max_streams` is what a client may have open at once."""
+        super().__init__(role, dirty, stream_window)
+        self.max_streams = max_streams
+        self._guards = Guards()
+        self._decoder = HeaderDecoder()
+        self._block: HeaderBlock | None = None
+        self._window = CONNECTION_WINDOW
+        self._pinged_at_window = self.outbox.window
+        self._now = 0.0
+        self._greet()
+
+    def _greet(self) -> None:
+        settings = {
+            Setting.INITIAL_WINDOW_SIZE: self.stream_window,
+            Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_BYTES,
+        }
+        if self.role is Role.CLIENT:
+            self.outbox.put(frames.PREFACE)
+            settings[Setting.ENABLE_PUSH] = 0
+        else:
+            settings[Setting.MAX_CONCURRENT_STREAMS] = self.max_streams
+        self.outbox.put(frames.pack_settings({int(key): value for key, value in settings.items()}))
+        self.outbox.put(frames.pack_window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
+        size = len(payload)
+        self._spend_window(size)
+        payload = frames.strip_padding(flags, payload)
+        end_stream = bool(flags & frames.END_STREAM)
+        if not size and not end_stream:
+            self._guards.empty_data.spend(self._now)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_gone(stream_id)
+            return None
+        self.leave_lane(stream)
+        stream.move(Move.RECV_DATA)
+        stream.recv_window -= size
+        if stream.recv_window < 0:
+            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"stream {stream_id} exceeds its window")
+        if end_stream:
+            stream.move(Move.RECV_END)
+        return DataReceived(stream, payload, size, end_stream)
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
+        if not stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
+        payload = frames.strip_padding(flags, payload)
+        if flags & frames.HAS_PRIORITY:
+            if len(payload) < PRIORITY_BYTES:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
+            payload = payload[PRIORITY_BYTES:]
+        self._block = HeaderBlock(stream_id, bool(flags & frames.END_STREAM))
+        return self._extend_block(flags, payload)
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
+        if self._block is None:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"CONTINUATION without HEADERS on stream {stream_id}")
+        self._block.num_continuations += 1
+        return self._extend_block(flags, payload)
+
+    def _extend_block(self, flags: int, payload: bytes) -> Event | None:
+        block = self._block
+        if block is None:
+            raise RuntimeError("no header block is open")
+        block.data += payload
+        check_header_block(len(block.data), block.num_continuations)
+        if not flags & frames.END_HEADERS:
+            return None
+        self._block = None
+        return self._take_headers(block.stream_id, self._decoder.decode(bytes(block.data)), block.end_stream)
+
+    def _take_headers(self, stream_id: int, headers: Headers, end_stream: bool) -> Event | None:
+        stream = self.streams.get(stream_id)
+        opens = stream is None
+        if stream is None:
+            stream = self._accept(stream_id)
+            if stream is None:
+                return None
+        self.leave_lane(stream)
+        stream.move(Move.RECV_HEADERS)
+        if end_stream:
+            stream.move(Move.RECV_END)
+        elif not opens and self.role is Role.SERVER:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "trailers that do not end the stream")
+        return HeadersReceived(stream, headers, end_stream, opens)
+
+    def _accept(self, stream_id: int) -> Stream | None:
+        if self.role is Role.CLIENT or stream_id <= self._highest:
+            self._check_gone(stream_id)
+            return None
+        if not stream_id % 2:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a client opens stream {stream_id}")
+        self._highest = stream_id
+        if len(self.streams) >= self.max_streams:
+            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, f"more than {self.max_streams} streams")
+        return self._add(stream_id)
+
+    def _check_gone(self, stream_id: int) -> None:
+        """Tell frames that were on their way when a stream ended from frames that can never be right."""
+        if self.role is Role.CLIENT:
+            known = stream_id % 2 == 1 and stream_id < self._next_id
+        else:
+            known = stream_id in self._reset_ids
+        if known:
+            return
+        was_open = self.role is Role.SERVER and 0 < stream_id <= self._highest
+        code = ErrorCode.STREAM_CLOSED if was_open else ErrorCode.PROTOCOL_ERROR
+        raise ConnectionFault(code, f"a frame on stream {stream_id}, which is not open")
+
+    def _on_reset(self, _flags: int, stream_id: int, payload: bytes) -> Event | None:
+        self._guards.resets.spend(self._now)
+        self._check_not_idle(stream_id, "RST_STREAM")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return None
+        self._drop(stream)
+        return StreamReset(stream, frames.WORD.unpack(payload)[0])
+
+    def _check_not_idle(self, stream_id: int, what: str) -> None:
+        highest = self._highest if self.role is Role.SERVER else self._next_id - 2
+        if not 0 < stream_id <= highest or not stream_id % 2:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
+
+    def _on_priority(self, _flags: int, stream_id: int, _payload: bytes) -> Event | None:
+        self._guards.priorities.spend(self._now)
+        if not stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
+        return None
+
+    # -- the connection ---------------------------------------------------------------------------------------------
+
+    def _spend_window(self, size: int) -> None:
+        self._window -= size
+        if self._window < 0:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is exceeded")
+        if self._window < CONNECTION_WINDOW // 2:
+            self.outbox.put(frames.pack_window_update(0, CONNECTION_WINDOW - self._window))
+            self._window = CONNECTION_WINDOW
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
+        if stream_id or (flags & frames.ACK and payload):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream, or an ACK with a payload")
+        if flags & frames.ACK:
+            return None
+        self._guards.settings.spend(self._now)
+        settings = frames.parse_settings(payload)
+        self.outbox.max_frame = settings.get(Setting.MAX_FRAME_SIZE, self.outbox.max_frame)
+        if self.role is Role.CLIENT:
+            self.peer_max_streams = settings.get(Setting.MAX_CONCURRENT_STREAMS, self._default_max_streams())
+        if Setting.INITIAL_WINDOW_SIZE in settings:
+            self._resize_windows(settings[Setting.INITIAL_WINDOW_SIZE])
+        self.outbox.put(frames.pack_frame(frames.FrameType.SETTINGS, frames.ACK, 0))
+        self.outbox.flush_all()
+        return None
+
+    def _default_max_streams(self) -> int:
+        return self.peer_max_streams if self._has_settings else frames.MAX_STREAM_ID
+
+    @property
+    def _has_settings(self) -> bool:
+        raise NotImplementedError
+
+    def _resize_windows(self, initial: int) -> None:
+        change = initial - self.outbox.initial_window
+        self.outbox.initial_window = initial
+        for stream in self.streams.values():
+            stream.send_window += change
+            if stream.send_window > frames.MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window grows beyond its limit")
+
+    def _on_push_promise(self, _flags: int, _stream_id: int, _payload: bytes) -> Event | None:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE, though push is off")
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
+        if flags & frames.ACK:
+            return None
+        if self.outbox.window < self._pinged_at_window:  # data has gone out since: a bandwidth probe, not a flood
+            self._guards.pings.tokens = self._guards.pings.burst
+        self._pinged_at_window = self.outbox.window
+        self._guards.pings.spend(self._now)
+        self.outbox.put(frames.pack_frame(frames.FrameType.PING, frames.ACK, 0, payload))
+        return None
+
+    def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> Event | None:
+        if stream_id or len(payload) < frames.GOAWAY.size:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream or too short")
+        last, code = frames.GOAWAY.unpack_from(payload)
+        return GoAwayReceived(last & frames.MAX_STREAM_ID, code, payload[frames.GOAWAY.size :])
+
+    def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> Event | None:
+        increment = frames.WORD.unpack(payload)[0] & frames.MAX_WINDOW
+        if stream_id:
+            self._open_stream_window(stream_id, increment)
+            return None
+        self.outbox.window += increment
+        if not increment or self.outbox.window > frames.MAX_WINDOW:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"a connection window update of {increment}")
+        self.outbox.flush_all()
+        return None
+
+    def _open_stream_window(self, stream_id: int, increment: int) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_not_idle(stream_id, "WINDOW_UPDATE")
+            return
+        stream.send_window += increment
+        if not increment or stream.send_window > frames.MAX_WINDOW:
+            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"a stream window update of {increment}")
+        if stream.state is not State.CLOSED:
+            self.outbox.flush(stream)

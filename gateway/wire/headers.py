@@ -1,0 +1,57 @@
+"""Header blocks: HPACK through the `hpack` package, cached where that is sound.
+
+Encoding never touches the dynamic table, so a block depends on its headers alone and can be reused on any connection.
+Decoding a block made only of table references cannot change the table, so its result stays true until another block does.
+"""
+
+from functools import lru_cache
+
+from hpack import Decoder, Encoder
+from hpack.exceptions import HPACKError, OversizedHeaderListError
+
+from gateway.wire.faults import ConnectionFault, ErrorCode
+from gateway.wire.guards import MAX_HEADER_LIST_BYTES
+
+Headers = tuple[tuple[bytes, bytes], ...]
+CACHED_BLOCKS = 1024
+
+_ENCODER = Encoder()
+
+
+@lru_cache(maxsize=CACHED_BLOCKS)
+def encode_headers(headers: Headers) -> bytes:
+    """Return the headers as one block that leaves the peer's table as it is."""
+    return _ENCODER.encode([(name, value, True) for name, value in headers], huffman=False)
+
+
+class HeaderDecoder:
+    """One direction's decoding state."""
+
+    def __init__(self) -> None:
+        self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST_BYTES)
+        self._known: dict[bytes, Headers] = {}
+
+    def decode(self, block: bytes) -> Headers:
+        """Return the headers of a complete block.
+
+        Raises:
+            ConnectionFault: the block is malformed or unpacks to too much.
+        """
+        known = self._known.get(block)
+        if known is not None:
+            return known
+        try:
+            headers = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
+        except OversizedHeaderListError as error:
+            message = f"a header list of more than {MAX_HEADER_LIST_BYTES} bytes"
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, message) from error
+        except HPACKError as error:
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"malformed header block: {error}") from error
+        self._remember(block, headers)
+        return headers
+
+    def _remember(self, block: bytes, headers: Headers) -> None:
+        if not block or min(block) < 0x80 or len(self._known) >= CACHED_BLOCKS:
+            self._known.clear()
+        elif max(block) < 0xFF:
+            self._known[block] = headers

@@ -1,0 +1,102 @@
+"""gRPC's message framing: one byte of flags, four of length, then the message.
+
+Knows where messages begin and end. Does not know protobuf.
+"""
+
+from struct import Struct
+
+PREFIX = Struct(">BI")
+GATHER_BYTES = 32 * 1024  # a message up to this size goes on only when it is complete
+
+
+class MessageTooLarge(Exception):
+    """A message announces more bytes than are allowed."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        """Name both, in bytes."""
+        super().__init__(f"a message of {size} bytes; the limit is {limit}")
+
+
+def frame_message(body: bytes, compressed: int = 0) -> bytes:
+    """Return the message with its prefix."""
+    return PREFIX.pack(compressed, len(body)) + body
+
+
+class MessageReader:
+    """Collects whole messages from pieces cut anywhere."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """Accept messages of up to `max_bytes`."""
+        self.max_bytes = max_bytes
+        self.partial = bytearray()
+
+    def feed(self, payload: bytes) -> list[tuple[int, bytes]]:
+        """Return the messages that are now complete, each as (compressed flag, body).
+
+        Raises:
+            MessageTooLarge: a prefix announces more than the limit.
+        """
+        self.partial += payload
+        done: list[tuple[int, bytes]] = []
+        pos = 0
+        while len(self.partial) - pos >= PREFIX.size:
+            compressed, length = PREFIX.unpack_from(self.partial, pos)
+            if length > self.max_bytes:
+                raise MessageTooLarge(length, self.max_bytes)
+            end = pos + PREFIX.size + length
+            if end > len(self.partial):
+                break
+            done.append((compressed, bytes(self.partial[pos + PREFIX.size : end])))
+            pos = end
+        del self.partial[:pos]
+        return done
+
+
+class MessageCutter:
+    """Cuts a flow of responses into pieces that end at message boundaries, save for large messages.
+
+    A piece marked as not ending a message belongs to one larger than `GATHER_BYTES`; the pieces after it, up to one that
+    ends it, must follow it without anything between.
+    """
+
+    def __init__(self) -> None:
+        self.partial = bytearray()
+        self.missing = 0  # bytes of a large message that are still to come
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether nothing of a message is under way."""
+        return not self.partial and not self.missing
+
+    def feed(self, payload: bytes) -> tuple[list[tuple[bytes, bool]], int]:
+        """Return (pieces with whether each ends a message, number of messages ended)."""
+        pieces: list[tuple[bytes, bool]] = []
+        count = 0
+        if self.missing:
+            part, payload = payload[: self.missing], payload[self.missing :]
+            self.missing -= len(part)
+            count += not self.missing
+            pieces.append((part, not self.missing))
+        if self.partial:
+            payload = bytes(self.partial) + payload
+            self.partial.clear()
+        whole, num_whole, length = self._scan(payload)
+        if whole:
+            pieces.append((payload[:whole], True))
+        if len(payload) - whole >= PREFIX.size and length > GATHER_BYTES:
+            pieces.append((payload[whole:], False))
+            self.missing = length - (len(payload) - whole)
+        else:
+            self.partial += payload[whole:]
+        return pieces, count + num_whole
+
+    @staticmethod
+    def _scan(payload: bytes) -> tuple[int, int, int]:
+        pos = count = length = 0
+        while len(payload) - pos >= PREFIX.size:
+            length = PREFIX.size + PREFIX.unpack_from(payload, pos)[1]
+            if pos + length > len(payload):
+                break
+            pos += length
+            count += 1
+        return pos, count, length

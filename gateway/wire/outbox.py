@@ -1,0 +1,117 @@
+"""What one connection is about to write, within its peer's windows.
+
+Knows windows, frames and queues. Does not know sockets: `chunks` is taken by whoever owns the transport, once per event,
+and `dirty` is the list in which an outbox with something to write stands once.
+
+Invariants:
+1. DATA is only emitted while both the stream's window and the connection's are positive, and never beyond either.
+2. What a stream queues leaves in order; its `ending` leaves last.
+3. While `paused`, queued DATA stays queued.
+"""
+
+from typing import Any
+
+from gateway.wire import frames
+from gateway.wire.stream import Move, Stream
+
+LARGEST_FRAME = 64 * 1024
+
+
+class Outbox:
+    """The sending half of a connection."""
+
+    def __init__(self, dirty: "list[Outbox]") -> None:
+        """Start with the protocol's default windows."""
+        self.dirty = dirty
+        self.chunks: list[bytes] = []
+        self.window = frames.DEFAULT_WINDOW
+        self.initial_window = frames.DEFAULT_WINDOW
+        self.max_frame = frames.DEFAULT_MAX_FRAME_SIZE
+        self.paused = False
+        self.blocked: dict[int, Stream] = {}
+        self.released: list[tuple[Any, int]] = []  # owner of a queued piece, bytes of it now written
+
+    def put(self, chunk: bytes) -> None:
+        """Write frames as they are."""
+        if not self.chunks:
+            self.dirty.append(self)
+        self.chunks.append(chunk)
+
+    def take(self) -> bytes:
+        """Return everything to be written now."""
+        data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        self.chunks.clear()
+        return data
+
+    def send_headers(self, stream: Stream, block: bytes, end_stream: bool = False) -> None:
+        """Send a header block ahead of any queued data."""
+        stream.move(Move.SEND_HEADERS)
+        self.put(frames.pack_headers(stream.stream_id, block, end_stream, self.max_frame))
+        if end_stream:
+            stream.ending = b""
+            stream.move(Move.SEND_END)
+
+    def send_data(self, stream: Stream, piece: bytes, owner: Any = None, end_stream: bool = False) -> None:
+        """Send or queue bytes; `owner` comes back in `released` with the bytes written."""
+        stream.queue.append((piece, owner))
+        if end_stream:
+            stream.ending = b""
+        self.flush(stream)
+
+    def finish(self, stream: Stream, trailers: bytes | None = None) -> None:
+        """End our side after what is queued, with a trailing header block or an empty DATA frame."""
+        if trailers is None:
+            ending = frames.pack_frame(frames.FrameType.DATA, frames.END_STREAM, stream.stream_id)
+        else:
+            ending = frames.pack_headers(stream.stream_id, trailers, True, self.max_frame)
+        stream.ending = ending
+        self.flush(stream)
+
+    def flush(self, stream: Stream) -> None:
+        """Send of one stream what its windows allow."""
+        queue = stream.queue
+        while queue and not self.paused and stream.send_window > 0 and self.window > 0:
+            self._send_some(stream, *queue.popleft())
+        if queue:
+            self.blocked[stream.stream_id] = stream
+            return
+        self.blocked.pop(stream.stream_id, None)
+        if stream.ending:
+            self.put(stream.ending)
+            stream.ending = b""
+            stream.move(Move.SEND_END)
+
+    def flush_all(self) -> None:
+        """Send of every waiting stream what the windows allow."""
+        for stream in list(self.blocked.values()):
+            if self.paused or self.window <= 0:
+                return
+            self.flush(stream)
+
+    def forget(self, stream: Stream) -> None:
+        """Drop what a stream has queued."""
+        self.blocked.pop(stream.stream_id, None)
+        self.released += [(owner, len(piece)) for piece, owner in stream.queue if owner is not None]
+        stream.queue.clear()
+        stream.ending = b""
+
+    def _send_some(self, stream: Stream, piece: bytes, owner: Any) -> None:
+        size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME)
+        if size < len(piece):
+            stream.queue.appendleft((piece[size:], owner))
+            piece = piece[:size]
+        stream.send_window -= size
+        self.window -= size
+        ends = stream.ending == b"" and not stream.queue
+        self._put_data(stream.stream_id, piece, ends)
+        if ends:
+            stream.move(Move.SEND_END)
+        if owner is not None:
+            self.released.append((owner, size))
+
+    def _put_data(self, stream_id: int, piece: bytes, end_stream: bool) -> None:
+        step = self.max_frame
+        for start in range(0, len(piece) or 1, step):
+            part = piece[start : start + step] if len(piece) > step else piece
+            flags = frames.END_STREAM if end_stream and start + step >= len(piece) else 0
+            self.put(frames.pack_frame(frames.FrameType.DATA, flags, stream_id, part))

@@ -1,0 +1,110 @@
+"""The few protobuf fields that the gateway writes and reads by hand (KServe v2, `inference.proto`).
+
+Messages concatenate: bytes appended to an encoded message are more of its fields. So facts are added to a request
+without parsing it. Does not know schemas beyond the field numbers below.
+"""
+
+from collections.abc import Iterator
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+MAX_VARINT_BYTES = 10
+
+REQUEST_MODEL, REQUEST_ID, REQUEST_PARAMETERS, REQUEST_INPUTS, REQUEST_RAW_INPUTS = 1, 3, 4, 5, 7
+TENSOR_NAME, TENSOR_DATATYPE, TENSOR_SHAPE = 1, 2, 3
+PARAMETER_STRING = 3
+STREAM_ERROR, STREAM_RESPONSE, RESPONSE_ID = 1, 2, 3
+
+
+class MalformedMessage(Exception):
+    """Bytes that are no protobuf message."""
+
+
+def encode_varint(value: int) -> bytes:
+    """Return an unsigned varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def encode_field(number: int, value: bytes) -> bytes:
+    """Return a length-delimited field: string, bytes or message."""
+    return encode_varint(number << 3 | BYTES) + encode_varint(len(value)) + value
+
+
+def encode_parameter(name: str, value: str) -> bytes:
+    """Return one entry of `ModelInferRequest.parameters` with a string value, ready to be appended to a request."""
+    parameter = encode_field(PARAMETER_STRING, value.encode())
+    return encode_field(REQUEST_PARAMETERS, encode_field(1, name.encode()) + encode_field(2, parameter))
+
+
+def encode_abort(model: str, tensor: str, key: str) -> bytes:
+    """Return a `ModelInferRequest` with one BYTES[1] input that holds `key`."""
+    raw = key.encode()
+    shape = encode_field(TENSOR_SHAPE, b"\x01")
+    description = encode_field(TENSOR_NAME, tensor.encode()) + encode_field(TENSOR_DATATYPE, b"BYTES") + shape
+    return (
+        encode_field(REQUEST_MODEL, model.encode())
+        + encode_field(REQUEST_INPUTS, description)
+        + encode_field(REQUEST_RAW_INPUTS, len(raw).to_bytes(4, "little") + raw)
+    )
+
+
+def encode_stream_error(message: str, request_id: bytes) -> bytes:
+    """Return a `ModelStreamInferResponse` that reports an error of one request."""
+    response = encode_field(RESPONSE_ID, request_id) if request_id else b""
+    return encode_field(STREAM_ERROR, message.encode()) + encode_field(STREAM_RESPONSE, response)
+
+
+def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """Yield the (number, value) pairs of a message, nested ones undecoded.
+
+    Raises:
+        MalformedMessage: the bytes end early or use an unknown wire type.
+    """
+    pos = 0
+    while pos < len(data):
+        tag, pos = _varint(data, pos)
+        if tag & 7 == VARINT:
+            value, pos = _varint(data, pos)
+            yield tag >> 3, value
+            continue
+        size, pos = _size(data, pos, tag & 7)
+        if pos + size > len(data):
+            raise MalformedMessage(f"field {tag >> 3} ends after the message")
+        yield tag >> 3, data[pos : pos + size]
+        pos += size
+
+
+def request_id(data: bytes) -> bytes:
+    """Return the `id` of an encoded `ModelInferRequest`; empty where it has none or cannot be read."""
+    found = b""
+    try:
+        for number, value in fields(data):
+            if number == REQUEST_ID and isinstance(value, bytes):
+                found = value
+    except MalformedMessage:
+        return b""
+    return found
+
+
+def _size(data: bytes, pos: int, wire_type: int) -> tuple[int, int]:
+    if wire_type == BYTES:
+        return _varint(data, pos)
+    if wire_type in {FIXED64, FIXED32}:
+        return (8 if wire_type == FIXED64 else 4), pos
+    raise MalformedMessage(f"wire type {wire_type}")
+
+
+def _varint(data: bytes, pos: int) -> tuple[int, int]:
+    value = 0
+    for index in range(MAX_VARINT_BYTES):
+        if pos + index >= len(data):
+            raise MalformedMessage("a varint ends after the message")
+        byte = data[pos + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value, pos + index + 1
+    raise MalformedMessage("a varint of more than ten bytes")

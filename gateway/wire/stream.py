@@ -1,0 +1,98 @@
+"""One HTTP/2 stream: its state as a table (RFC 9113, section 5.1), its windows, and what waits to be sent on it.
+
+Knows one stream. Does not know other streams or what the bytes mean.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from gateway.wire.faults import ErrorCode, StreamFault
+
+if TYPE_CHECKING:
+    from gateway.wire.outbox import Outbox
+
+
+class State(Enum):
+    """Where a stream stands, seen from this side."""
+
+    IDLE = auto()
+    OPEN = auto()
+    HALF_CLOSED_LOCAL = auto()
+    HALF_CLOSED_REMOTE = auto()
+    CLOSED = auto()
+
+
+class Move(Enum):
+    """What either side may do to a stream."""
+
+    SEND_HEADERS = auto()
+    SEND_DATA = auto()
+    SEND_END = auto()
+    RECV_HEADERS = auto()
+    RECV_DATA = auto()
+    RECV_END = auto()
+    RESET = auto()
+
+
+TRANSITIONS: dict[tuple[State, Move], State] = {
+    (State.IDLE, Move.SEND_HEADERS): State.OPEN,
+    (State.IDLE, Move.RECV_HEADERS): State.OPEN,
+    (State.OPEN, Move.SEND_HEADERS): State.OPEN,
+    (State.OPEN, Move.RECV_HEADERS): State.OPEN,
+    (State.OPEN, Move.SEND_DATA): State.OPEN,
+    (State.OPEN, Move.RECV_DATA): State.OPEN,
+    (State.OPEN, Move.SEND_END): State.HALF_CLOSED_LOCAL,
+    (State.OPEN, Move.RECV_END): State.HALF_CLOSED_REMOTE,
+    (State.OPEN, Move.RESET): State.CLOSED,
+    (State.HALF_CLOSED_LOCAL, Move.RECV_HEADERS): State.HALF_CLOSED_LOCAL,
+    (State.HALF_CLOSED_LOCAL, Move.RECV_DATA): State.HALF_CLOSED_LOCAL,
+    (State.HALF_CLOSED_LOCAL, Move.RECV_END): State.CLOSED,
+    (State.HALF_CLOSED_LOCAL, Move.RESET): State.CLOSED,
+    (State.HALF_CLOSED_REMOTE, Move.SEND_HEADERS): State.HALF_CLOSED_REMOTE,
+    (State.HALF_CLOSED_REMOTE, Move.SEND_DATA): State.HALF_CLOSED_REMOTE,
+    (State.HALF_CLOSED_REMOTE, Move.SEND_END): State.CLOSED,
+    (State.HALF_CLOSED_REMOTE, Move.RESET): State.CLOSED,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """A stream and its two windows, in bytes.
+
+    `owner` and `target` belong to whoever relays: the object behind the stream, and the stream that its DATA goes on to
+    while it is in the express lane (see `express`), where `lane_credit` bytes may still pass.
+    """
+
+    stream_id: int
+    outbox: Outbox
+    send_window: int
+    recv_window: int
+    state: State = State.IDLE
+    queue: deque[tuple[bytes, Any]] = field(default_factory=deque)
+    ending: bytes | None = None  # frames that end our side once the queue is empty; b"" is END_STREAM on the last DATA
+    consumed: int = 0  # received and passed on, not yet given back to the peer
+    owner: Any = None
+    target: Stream | None = None
+    lane_credit: int = 0
+    lane_start: int = 0
+
+    def move(self, move: Move) -> None:
+        """Take one step in the table.
+
+        Raises:
+            StreamFault: the table has no such step.
+        """
+        state = TRANSITIONS.get((self.state, move))
+        if state is None:
+            message = f"{move.name} on stream {self.stream_id} in state {self.state.name}"
+            raise StreamFault(self.stream_id, ErrorCode.STREAM_CLOSED, message)
+        self.state = state
+
+    @property
+    def can_send(self) -> bool:
+        """Whether our side may still send."""
+        return self.ending is None and self.state in {State.OPEN, State.HALF_CLOSED_REMOTE}

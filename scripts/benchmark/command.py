@@ -1,0 +1,75 @@
+"""The command line of `scripts/bench`.
+
+Knows options and where results go. Does not know how anything is measured.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from scripts.benchmark.report import Report
+from scripts.launcher import paths
+
+RANDOM_MODEL = paths.STATE_DIR / "models" / "random-llama-135m"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure the engine, the gateway and the whole path.")
+
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="Runs of each side.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="Compute threads of the engine; 0 is one for each core.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(help="Model folder; by default a Llama of 135M random parameters, made when it is missing."),
+]
+
+
+def _model(path: Path | None) -> Path:
+    if path is not None:
+        return path
+    if not (RANDOM_MODEL / "config.json").is_file():
+        from scripts.make_random_model import Shape, write_model
+
+        write_model(RANDOM_MODEL, Shape())
+    return RANDOM_MODEL
+
+
+def _threads(number: int) -> int:
+    return number or len(os.sched_getaffinity(0))
+
+
+def _progress() -> Progress:
+    return Progress(console=Console(stderr=True), transient=True)
+
+
+def _finish(report: Report, json_path: Path | None) -> None:
+    report.show()
+    if json_path is not None:
+        report.save(json_path)
+
+
+@app.command()
+def engine(
+    model: ModelOption = None, threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None
+) -> None:
+    """Measure the engine alone: 64 requests at once, one at a time, and 64 with a shared prefix."""
+    from scripts.benchmark.engine import run
+
+    with _progress() as progress:
+        report = run(_model(model), _threads(threads), repeats, progress)
+    _finish(report, json)
+
+
+@app.command()
+def endpoint(
+    model: ModelOption = None, threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None
+) -> None:
+    """Compare engine + Triton + gateway with the engine alone at 64 streams."""
+    from scripts.benchmark.endpoint import run
+
+    with _progress() as progress:
+        report = run(_model(model), _threads(threads), repeats, progress)
+    _finish(report, json)

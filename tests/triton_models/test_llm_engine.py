@@ -1,0 +1,197 @@
+"""The engine adapter with a stand-in for the engine: each request ends in exactly one final answer."""
+
+import json
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.errors import EngineUnavailable, InvalidRequest, QueueFull
+from engine.outputs import EngineStats, FinishReason, RequestOutput, Timings
+from tests.triton_models.fake_pb_utils import InferenceRequest, MetricFamily, TritonError
+
+WAIT = 10.0
+
+
+class FakeClient:
+    """Takes requests; the test says what comes out."""
+
+    def __init__(self, config: Any, on_outputs: Callable[[list[RequestOutput]], None]) -> None:
+        self.on_outputs, self.submitted, self.aborted = on_outputs, [], []
+        self.stats, self.is_up = EngineStats(num_running=3, block_size=16, num_generated_tokens=7), True
+        self.failure: Exception | None = None
+        self.closed = False
+
+    def start(self) -> None:
+        pass
+
+    def submit(self, prompt_ids: list[int], params: Any, arrived: float) -> int:
+        if self.failure is not None:
+            raise self.failure
+        self.submitted.append((prompt_ids, params))
+        return len(self.submitted)
+
+    def abort(self, request_id: int) -> None:
+        self.aborted.append(request_id)
+        self.on_outputs([RequestOutput(request_id, finish_reason=FinishReason.CANCELLED)])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def module(load_adapter: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    loaded = load_adapter("llm_engine")
+    monkeypatch.setattr(loaded, "EngineClient", FakeClient)
+    monkeypatch.setattr(loaded, "CANCEL_POLL_SECONDS", 0.01)
+    return loaded
+
+
+@pytest.fixture
+def model(module: ModuleType) -> Any:
+    made = module.TritonPythonModel()
+    made.initialize({"model_name": "llm_engine"})
+    yield made
+    made.finalize()
+
+
+def request(parameters: dict[str, Any] | None = None, *, stream: bool = True, **sampling: Any) -> InferenceRequest:
+    options = np.array([json.dumps({"sampling": sampling, "stream": stream}).encode()], dtype=np.object_)
+    ids = np.array([90, 91], dtype=np.int32)
+    return InferenceRequest(parameters, request_id="r", prompt_ids=ids, request_options=options)
+
+
+def abort(key: str, **more: Any) -> InferenceRequest:
+    return InferenceRequest(abort=np.array([key.encode()], dtype=np.object_), **more)
+
+
+def finish_reasons(made: InferenceRequest) -> list[str]:
+    assert made.sender.done.wait(WAIT)
+    return [r.tensors["finish_reason"][0].decode() for r in made.sender.responses]
+
+
+def test_a_request_streams_chunks_with_their_facts_and_one_final_response(model: Any):
+    made = request(max_tokens=5)
+    assert model.execute([made]) is None
+    times = Timings(arrived=1.0, scheduled=1.5, first_token=2.0)
+    done = Timings(arrived=1.0, scheduled=1.5, first_token=2.0, finished=4.0)
+    model._client.on_outputs([RequestOutput(1, [90], num_prompt_tokens=2, num_cached_tokens=1, timings=times)])
+    model._client.on_outputs(
+        [RequestOutput(1, [91], [-0.5], FinishReason.STOP, num_prompt_tokens=2, trim_chars=1, timings=done)]
+    )
+    assert finish_reasons(made)[-1] == "stop"
+    last = {name: array.tolist() for name, array in made.sender.responses[-1].tensors.items()}
+    assert [i for r in made.sender.responses for i in r.tensors["token_ids"]] == [90, 91]
+    assert last["prompt_tokens"] == [2]
+    assert last["completion_tokens"] == [2]
+    assert last["text_window"][0] == 1
+    assert (last["queue_seconds"], last["ttft_seconds"], last["e2e_seconds"]) == ([0.5], [1.0], [3.0])
+    assert model._client.submitted[0][0] == [90, 91]
+    assert model._client.submitted[0][1].max_tokens == 5
+
+
+def test_without_streaming_there_is_one_response(model: Any):
+    made = request(stream=False)
+    model.execute([made])
+    for token_id in (90, 91):
+        model._client.on_outputs([RequestOutput(1, [token_id])])
+    model._client.on_outputs([RequestOutput(1, [92], finish_reason=FinishReason.LENGTH)])
+    assert finish_reasons(made) == ["length"]
+    assert made.sender.responses[0].tensors["token_ids"].tolist() == [90, 91, 92]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (InvalidRequest("bad"), TritonError.INVALID_ARG, "bad"),
+        (QueueFull(5, 5), TritonError.UNAVAILABLE, "RESOURCE_EXHAUSTED: the queue is full"),
+        (EngineUnavailable("restarting"), TritonError.UNAVAILABLE, "restarting"),
+        (ZeroDivisionError("oops"), TritonError.INTERNAL, "llm_engine failed"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_refused_request_gets_one_error_and_the_next_one_is_served(
+    model: Any, failure: Exception, code: int, message: str
+):
+    refused, served = request(), request()
+    model._client.failure = failure
+    model.execute([refused])
+    model._client.failure = None
+    model.execute([served])
+    model._client.on_outputs([RequestOutput(1, [90], finish_reason=FinishReason.STOP)])
+    assert refused.sender.done.is_set()
+    assert len(refused.sender.responses) == 1
+    assert refused.sender.responses[0].error().code() == code
+    assert refused.sender.responses[0].error().message().startswith(message)
+    assert finish_reasons(served) == ["stop"]
+
+
+def test_an_error_of_the_engine_is_the_one_final_response(model: Any):
+    made = request()
+    model.execute([made])
+    ended = RequestOutput(1, finish_reason=FinishReason.ERROR, error="the core is gone", error_code="UNAVAILABLE")
+    model._client.on_outputs([ended])
+    assert made.sender.done.wait(WAIT)
+    error = made.sender.responses[-1].error()
+    assert (error.code(), error.message()) == (TritonError.UNAVAILABLE, "the core is gone")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"prompt_ids": np.array([1], dtype=np.int32)},
+        {"prompt_ids": np.array([1], dtype=np.int32), "request_options": np.array([b"{}"], dtype=np.object_)},
+        {"abort": np.array([b"k"], dtype=np.object_), "prompt_ids": np.array([1], dtype=np.int32)},
+        {"abort": np.array([b"\xff"], dtype=np.object_)},
+    ],
+)
+def test_direct_calls_that_make_no_sense_are_refused(model: Any, tensors: dict[str, Any]):
+    made = InferenceRequest(**tensors)
+    model.execute([made])
+    assert made.sender.done.is_set()
+    assert [r.error().code() for r in made.sender.responses] == [TritonError.INVALID_ARG]
+
+
+@pytest.mark.parametrize("parameters", [{"request_key": "k"}, {}])
+def test_an_abort_ends_the_request_it_names_and_is_answered_itself(model: Any, parameters: dict[str, Any]):
+    made, message = request(parameters), abort("k" if parameters else "r")
+    model.execute([made])
+    model.execute([message])
+    assert finish_reasons(message) == ["cancelled"]
+    assert finish_reasons(made)[-1] == "cancelled"
+    assert model._client.aborted == [1]
+
+
+def test_an_abort_of_nobody_is_answered_and_cancels_a_request_that_comes_late(model: Any):
+    message, late, other = abort("k"), request({"request_key": "k"}), request({"request_key": "other"})
+    model.execute([message, late, other])
+    assert finish_reasons(message) == ["cancelled"]
+    assert finish_reasons(late) == ["cancelled"]
+    assert not other.sender.done.is_set()
+    assert model._client.aborted == [1]
+
+
+def test_a_direct_client_that_cancels_is_noticed(model: Any):
+    made = request()
+    model.execute([made])
+    made.sender.cancelled = True
+    assert finish_reasons(made) == ["cancelled"]
+
+
+def test_metrics_and_heartbeat_are_exported(model: Any):
+    made = MetricFamily.made
+    pulse = made["llm_heartbeat"].metrics[(("model", "llm_engine"),)]
+    assert pulse.changed.wait(WAIT)
+    assert made["llm_running_requests"].metrics[()].value == 3
+    assert made["llm_engine_up"].metrics[()].value == 1
+    assert made["llm_generated_tokens_total"].metrics[()].value == 7
+
+
+def test_unloading_closes_the_engine(module: ModuleType):
+    made = module.TritonPythonModel()
+    made.initialize({"model_name": "llm_engine"})
+    made.finalize()
+    assert made._client.closed

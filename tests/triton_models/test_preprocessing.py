@@ -1,0 +1,156 @@
+"""Every bad input is refused alone, with its reason; good ones beside it are served."""
+
+import json
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.triton_models.fake_pb_utils import InferenceRequest, InferenceResponse, MetricFamily, TritonError
+
+Load = Callable[[str], ModuleType]
+
+
+def text(*values: str | bytes) -> np.ndarray:
+    return np.array([v.encode() if isinstance(v, str) else v for v in values], dtype=np.object_)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+def floats(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+PROMPT = {"text_input": text("the cat")}
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no prompt": ({}, "exactly one of text_input, messages, input_ids must be given, got none"),
+    "two prompts": ({**PROMPT, "input_ids": ints(1)}, "got text_input and input_ids"),
+    "an empty text": ({"text_input": text("")}, "text_input is empty"),
+    "empty ids": ({"input_ids": ints()}, "the prompt is empty"),
+    "an id too large": ({"input_ids": ints(10**6)}, "token id 1000000"),
+    "a negative id": ({"input_ids": ints(5, -1)}, "token id -1"),
+    "invalid UTF-8": ({"text_input": text(b"ab\xff")}, "not valid UTF-8: invalid start byte at byte 2"),
+    "invalid UTF-8 in a stop string": ({**PROMPT, "stop_words": text("ok", b"\xc3")}, "stop_words is not valid UTF-8"),
+    "two texts": ({"text_input": text("a", "b")}, r"exactly 1 element, got shape \[2\]"),
+    "no element": ({**PROMPT, "max_tokens": ints()}, r"exactly 1 element, got shape \[0\]"),
+    "a wrong dtype": ({**PROMPT, "max_tokens": floats(1)}, "max_tokens must be of type INT32"),
+    "numbers for text": ({"text_input": ints(1)}, "text_input must be of type BYTES"),
+    "an integer flag": ({**PROMPT, "stream": ints(1)}, "stream must be of type BOOL"),
+    "an integer temperature": ({**PROMPT, "temperature": ints(1)}, "temperature must be of type FP32"),
+    "no tokens": ({**PROMPT, "max_tokens": ints(0)}, "max_tokens must be between 1 and"),
+    "a negative temperature": ({**PROMPT, "temperature": floats(-1)}, "temperature must be between 0 and 100, got -1"),
+    "not a number": ({**PROMPT, "top_p": floats(float("nan"))}, "top_p must be a finite number"),
+    "an endless penalty": ({**PROMPT, "presence_penalty": floats(float("inf"))}, "must be a finite number"),
+    "an empty stop string": ({**PROMPT, "stop_words": text("")}, "must have 1 to 1024 characters"),
+    "broken JSON": ({**PROMPT, "sampling_parameters": text("{")}, "sampling_parameters is not valid JSON"),
+    "deep JSON": ({**PROMPT, "sampling_parameters": text("[" * 99999)}, "sampling_parameters is not valid JSON"),
+    "a JSON list": ({**PROMPT, "sampling_parameters": text("[]")}, "must be a JSON object"),
+    "an unknown option": ({**PROMPT, "sampling_parameters": text('{"n": 2}')}, "unknown sampling parameter 'n'"),
+    "a value given twice": (
+        {**PROMPT, "max_tokens": ints(3), "sampling_parameters": text('{"max_tokens": 4}')},
+        "max_tokens is given twice and differently: 3 as a tensor and 4",
+    ),
+    "an unknown tensor": ({**PROMPT, "beam_width": ints(2)}, "unknown input tensor 'beam_width'"),
+    "too long a prompt": ({"input_ids": ints(*[90] * 65)}, "65 tokens .* limit of 64 tokens"),
+    "too long an output": ({"input_ids": ints(90), "max_tokens": ints(64)}, "max_tokens is 64; .* limit of 64 tokens"),
+    "broken messages": ({"messages": text("[{}]")}, r"messages\[0\] needs a role"),
+    "half a surrogate": ({"messages": text('[{"role": "user", "content": "\\ud800"}]')}, "not valid Unicode"),
+    "an unknown parameter": ({**PROMPT, "parameters": {"temperatur": 1}}, "unknown request parameter 'temperatur'"),
+}
+
+
+@pytest.fixture
+def model(load_adapter: Load) -> Any:
+    made = load_adapter("preprocessing").TritonPythonModel()
+    made.initialize({"model_name": "preprocessing"})
+    yield made
+    made.finalize()
+
+
+def prepared(response: InferenceResponse) -> tuple[list[int], dict[str, Any]]:
+    assert not response.has_error()
+    return response.tensors["prompt_ids"].tolist(), json.loads(response.tensors["request_options"][0])
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_request_is_refused_by_name_and_its_neighbours_are_served(model: Any, case: str):
+    tensors, reason = BAD[case]
+    good = InferenceRequest(**PROMPT)
+    responses = model.execute([good, InferenceRequest(**tensors), good])
+    assert len(responses) == 3
+    error = responses[1].error()
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(error.message())
+    assert error.code() == TritonError.INVALID_ARG
+    assert prepared(responses[0]) == prepared(responses[2])
+
+
+def test_options_arrive_from_tensors_and_json_alike(model: Any):
+    options = {"max_tokens": 5, "temperature": 0.7, "seed": 2**64 - 1, "stop": ["a", "世"], "logprobs": True}
+    by_tensor = InferenceRequest(
+        **PROMPT,
+        max_tokens=ints(5),
+        temperature=floats(0.7),
+        random_seed=np.array([2**64 - 1], dtype=np.uint64),
+        stop_words=text("a", "世"),
+        return_log_probs=np.array([True]),
+    )
+    by_json = InferenceRequest(**PROMPT, sampling_parameters=text(json.dumps(options)))
+    first, second = (prepared(r) for r in model.execute([by_tensor, by_json]))
+    assert first == second
+    assert first[1]["sampling"] == options
+
+
+def test_a_value_given_twice_and_alike_is_fine(model: Any):
+    request = InferenceRequest(**PROMPT, top_p=floats(0.9), sampling_parameters=text('{"top_p": 0.9}'))
+    assert prepared(model.execute([request])[0])[1]["sampling"] == {"top_p": 0.9}
+
+
+def test_messages_are_rendered_with_the_models_template(model: Any):
+    request = InferenceRequest(messages=text('[{"role": "user", "content": "hi"}]'))
+    ids, _ = prepared(model.execute([request])[0])
+    tokenizer = model._reader.tokenizer
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tensors", "streams"),
+    [
+        ({}, {}, False),
+        ({"request_key": "k"}, {}, True),
+        ({"user-agent": "grpc-python/1.80"}, {}, True),
+        ({"user-agent": "curl/8"}, {}, False),
+        ({"request_key": "k"}, {"stream": np.array([False])}, False),
+        ({}, {"stream": np.array([True])}, True),
+        ({"priority": 1, "timeout": 5, "triton_x": 1, "sequence_id": 0, "id": "a", "x-tenant": "t"}, {}, False),
+    ],
+)
+def test_without_stream_only_requests_surely_from_grpc_get_chunks(
+    model: Any, parameters: dict[str, Any], tensors: dict[str, Any], streams: bool
+):
+    response = model.execute([InferenceRequest(parameters, **PROMPT, **tensors)])[0]
+    assert prepared(response)[1]["stream"] is streams
+
+
+def test_a_bug_of_ours_fails_one_request_only(model: Any, caplog: pytest.LogCaptureFixture):
+    broken = InferenceRequest(**PROMPT)
+    broken.parameters = lambda: 5  # type: ignore[method-assign,assignment]
+    responses = model.execute([broken, InferenceRequest(**PROMPT)])
+    assert responses[0].error().code() == TritonError.INTERNAL
+    assert not responses[1].has_error()
+    assert "preprocessing failed" in caplog.text
+
+
+def test_the_heart_beats(model: Any):
+    metric = next(iter(MetricFamily.made["llm_heartbeat"].metrics.values()))
+    assert metric.changed.wait(10)
+
+
+def test_a_folder_without_config_is_named_at_load(load_adapter: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Any):
+    monkeypatch.setenv("SCALELLM_MODEL", str(tmp_path / "nowhere"))
+    with pytest.raises(Exception, match=r"nowhere/tokenizer\.json does not exist"):
+        load_adapter("preprocessing").TritonPythonModel().initialize({"model_name": "preprocessing"})
