@@ -1,7 +1,7 @@
 """One HTTP/2 connection as a state machine: bytes in, events out, replies left in its outbox.
 
-Knows how bytes are cut into frames and in which order frames may come. Does not know sockets, a clock (time is given) or
-gRPC.
+Knows how bytes are cut into frames and in which order frames may come. Does not know sockets, a clock
+(time is given) or gRPC.
 
 Invariants:
 1. The same bytes give the same events however they are cut.
@@ -53,7 +53,6 @@ class Connection(FrameHandlers):
         self.tally = tally or express.Tally()
         self._tail = b""
         self._preface = frames.PREFACE if role is Role.SERVER else b""
-        self._settings_seen = False
         self._handlers: dict[int, Callable[[int, int, bytes], Event | None]] = {
             FrameType.DATA: self._on_data,
             FrameType.HEADERS: self._on_headers,
@@ -71,10 +70,6 @@ class Connection(FrameHandlers):
     def tail(self) -> bytes:
         """Bytes of a frame that is not complete yet; the next `receive` must find them at the buffer's beginning."""
         return self._tail
-
-    @property
-    def _has_settings(self) -> bool:
-        return self._settings_seen
 
     def receive(self, buffer: bytearray, end: int, now: float) -> list[Event]:
         """Understand `buffer[:end]`, which begins with `tail`.

@@ -54,7 +54,7 @@ class Setting(IntEnum):
     MAX_HEADER_LIST_SIZE = 6
 
 
-def pack_frame(frame_type: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+def pack_frame(frame_type: int, flags: int, stream_id: int, payload: bytes | memoryview = b"") -> bytes:
     """Return one frame."""
     return HEADER.pack(len(payload) << 8 | frame_type, flags, stream_id) + payload
 

@@ -41,6 +41,7 @@ class FrameHandlers(StreamTable):
         self._window = CONNECTION_WINDOW
         self._pinged_at_window = self.outbox.window
         self._now = 0.0
+        self._settings_seen = False
         self._greet()
 
     def _greet(self) -> None:
@@ -191,11 +192,7 @@ class FrameHandlers(StreamTable):
         return None
 
     def _default_max_streams(self) -> int:
-        return self.peer_max_streams if self._has_settings else frames.MAX_STREAM_ID
-
-    @property
-    def _has_settings(self) -> bool:
-        raise NotImplementedError
+        return self.peer_max_streams if self._settings_seen else frames.MAX_STREAM_ID
 
     def _resize_windows(self, initial: int) -> None:
         change = initial - self.outbox.initial_window

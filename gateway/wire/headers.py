@@ -1,7 +1,7 @@
 """Header blocks: HPACK through the `hpack` package, cached where that is sound.
 
 Encoding never touches the dynamic table, so a block depends on its headers alone and can be reused on any connection.
-Decoding a block made only of table references cannot change the table, so its result stays true until another block does.
+Decoding a block made only of table references cannot change the table, so its result stays true until a block that can.
 """
 
 from functools import lru_cache

@@ -55,8 +55,8 @@ class MessageReader:
 class MessageCutter:
     """Cuts a flow of responses into pieces that end at message boundaries, save for large messages.
 
-    A piece marked as not ending a message belongs to one larger than `GATHER_BYTES`; the pieces after it, up to one that
-    ends it, must follow it without anything between.
+    A piece marked as not ending a message belongs to one larger than `GATHER_BYTES`; the pieces after it, up to one
+    that ends it, must follow it without anything between.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """What one connection is about to write, within its peer's windows.
 
-Knows windows, frames and queues. Does not know sockets: `chunks` is taken by whoever owns the transport, once per event,
-and `dirty` is the list in which an outbox with something to write stands once.
+Knows windows, frames and queues. Does not know sockets: `sink` takes `chunks` to the transport, once per event, and
+`dirty` is the list in which an outbox with something to write stands once.
 
 Invariants:
 1. DATA is only emitted while both the stream's window and the connection's are positive, and never beyond either.
@@ -9,6 +9,7 @@ Invariants:
 3. While `paused`, queued DATA stays queued.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from gateway.wire import frames
@@ -29,6 +30,8 @@ class Outbox:
         self.max_frame = frames.DEFAULT_MAX_FRAME_SIZE
         self.paused = False
         self.blocked: dict[int, Stream] = {}
+        self.sink: Callable[[], None] | None = None
+        self.ended: list[Stream] = []  # streams whose `ending` has left
         self.released: list[tuple[Any, int]] = []  # owner of a queued piece, bytes of it now written
 
     def put(self, chunk: bytes) -> None:
@@ -80,6 +83,7 @@ class Outbox:
             self.put(stream.ending)
             stream.ending = b""
             stream.move(Move.SEND_END)
+            self.ended.append(stream)
 
     def flush_all(self) -> None:
         """Send of every waiting stream what the windows allow."""
@@ -91,14 +95,13 @@ class Outbox:
     def forget(self, stream: Stream) -> None:
         """Drop what a stream has queued."""
         self.blocked.pop(stream.stream_id, None)
-        self.released += [(owner, len(piece)) for piece, owner in stream.queue if owner is not None]
         stream.queue.clear()
         stream.ending = b""
 
-    def _send_some(self, stream: Stream, piece: bytes, owner: Any) -> None:
+    def _send_some(self, stream: Stream, piece: bytes | memoryview, owner: Any) -> None:
         size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME)
         if size < len(piece):
-            stream.queue.appendleft((piece[size:], owner))
+            stream.queue.appendleft((memoryview(piece)[size:], owner))
             piece = piece[:size]
         stream.send_window -= size
         self.window -= size
@@ -109,7 +112,7 @@ class Outbox:
         if owner is not None:
             self.released.append((owner, size))
 
-    def _put_data(self, stream_id: int, piece: bytes, end_stream: bool) -> None:
+    def _put_data(self, stream_id: int, piece: bytes | memoryview, end_stream: bool) -> None:
         step = self.max_frame
         for start in range(0, len(piece) or 1, step):
             part = piece[start : start + step] if len(piece) > step else piece

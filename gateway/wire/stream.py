@@ -72,7 +72,7 @@ class Stream:
     send_window: int
     recv_window: int
     state: State = State.IDLE
-    queue: deque[tuple[bytes, Any]] = field(default_factory=deque)
+    queue: deque[tuple[bytes | memoryview, Any]] = field(default_factory=deque)
     ending: bytes | None = None  # frames that end our side once the queue is empty; b"" is END_STREAM on the last DATA
     consumed: int = 0  # received and passed on, not yet given back to the peer
     owner: Any = None

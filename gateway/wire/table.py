@@ -96,6 +96,15 @@ class StreamTable:
         if stream.state is State.CLOSED and self.streams.get(stream.stream_id) is stream:
             self._drop(stream)
 
+    def sweep(self) -> None:
+        """Forget the streams that our side has ended; a peer that has not ended its own is told to stop."""
+        ended, self.outbox.ended = self.outbox.ended, []
+        for stream in ended:
+            if stream.state is State.CLOSED or self.role is Role.CLIENT:
+                self.release(stream)
+            else:
+                self.reset(stream, ErrorCode.NO_ERROR)
+
     def go_away(self, code: int = ErrorCode.NO_ERROR, debug: str = "", last_stream_id: int | None = None) -> None:
         """Tell the peer to open no more streams; those up to the last one named are still answered."""
         last = self._highest if last_stream_id is None else last_stream_id

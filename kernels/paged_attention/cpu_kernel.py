@@ -4,7 +4,8 @@ One work item is one token and one KV head with its G query heads: it walks the 
 softmax (arXiv 1805.02867), so keys and values are read once, in place, and nothing is gathered. Work items are dealt
 out in turn to the threads, since later tokens of a prompt cost more than earlier ones. fp32 throughout.
 
-Sizes are compile-time constants, so that the loops over D and B become straight vector code.
+Sizes are compile-time constants, so that the loops over D become straight vector code. They are plain integers in the
+closure: a captured function would change the key of numba's on-disk cache in every process.
 """
 
 from collections.abc import Callable
@@ -57,29 +58,6 @@ def _compile(num_groups: int, head_dim: int, block_size: int) -> Callable[..., N
     """Return the kernel for G query heads a KV head, head size D and block size B."""
     G, D, B = num_groups, head_dim, block_size
 
-    @numba.njit(fastmath=FAST_MATH, cache=True, inline="always")
-    def attend_block(q, key, value, length, state, acc, scores):
-        """Fold one block's first `length` positions into each query head's running maximum, sum and accumulator."""
-        for g in range(G):
-            top = state[g, 0]
-            for p in range(length):
-                dot = np.float32(0.0)
-                for d in range(D):
-                    dot += q[g, d] * key[p, d]
-                scores[p] = dot
-                top = max(top, dot)
-            shrink = np.exp(state[g, 0] - top)
-            total = state[g, 1] * shrink
-            for d in range(D):
-                acc[g, d] *= shrink
-            for p in range(length):
-                weight = np.exp(scores[p] - top)
-                total += weight
-                for d in range(D):
-                    acc[g, d] += weight * value[p, d]
-            state[g, 0] = top
-            state[g, 1] = total
-
     @numba.njit(fastmath=FAST_MATH, cache=True, parallel=True)
     def kernel(
         query: Any,
@@ -97,7 +75,7 @@ def _compile(num_groups: int, head_dim: int, block_size: int) -> Callable[..., N
         for worker in numba.prange(num_workers):
             q = np.empty((G, D), np.float32)
             acc = np.empty((G, D), np.float32)
-            state = np.empty((G, 2), np.float32)
+            state = np.empty((G, 2), np.float32)  # running maximum and sum
             scores = np.empty(B, np.float32)
             for item in range(worker, num_items, num_workers):
                 token, head = item // num_kv_heads, item % num_kv_heads
@@ -107,13 +85,30 @@ def _compile(num_groups: int, head_dim: int, block_size: int) -> Callable[..., N
                     for d in range(D):
                         q[g, d] = query[token, head * G + g, d] * scale
                         acc[g, d] = 0.0
-                remaining = positions[token] + 1
-                block = 0
-                while remaining > 0:
-                    index = tables[rows[token], block]
-                    attend_block(q, keys[index, head], values[index, head], min(B, remaining), state, acc, scores)
-                    remaining -= B
-                    block += 1
+                num_positions = positions[token] + 1
+                for block in range((num_positions + B - 1) // B):
+                    key = keys[tables[rows[token], block], head]
+                    value = values[tables[rows[token], block], head]
+                    length = min(B, num_positions - block * B)
+                    for g in range(G):
+                        top = state[g, 0]
+                        for p in range(length):
+                            dot = np.float32(0.0)
+                            for d in range(D):
+                                dot += q[g, d] * key[p, d]
+                            scores[p] = dot
+                            top = max(top, dot)
+                        shrink = np.exp(state[g, 0] - top)
+                        total = state[g, 1] * shrink
+                        for d in range(D):
+                            acc[g, d] *= shrink
+                        for p in range(length):
+                            weight = np.exp(scores[p] - top)
+                            total += weight
+                            for d in range(D):
+                                acc[g, d] += weight * value[p, d]
+                        state[g, 0] = top
+                        state[g, 1] = total
                 for g in range(G):
                     for d in range(D):
                         out[token, head * G + g, d] = acc[g, d] / state[g, 1]

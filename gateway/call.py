@@ -1,0 +1,98 @@
+"""What the headers of a client's stream ask for, and the headers that go on to an instance.
+
+Knows header names. Does not know streams or messages.
+"""
+
+from dataclasses import dataclass
+
+from gateway.wire.headers import Headers
+
+STREAM_INFER = b"/inference.GRPCInferenceService/ModelStreamInfer"
+SERVER_READY = b"/inference.GRPCInferenceService/ServerReady"
+STATUS_FLAG = b"triton_grpc_error"
+TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+MAX_TIMEOUT_DIGITS = 8
+CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+PER_STREAM_HEADERS = {STATUS_FLAG, b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
+
+
+class BadCall(Exception):
+    """Headers that open no gRPC call; carries the HTTP status."""
+
+    def __init__(self, http_status: int, message: str) -> None:
+        """Name the HTTP status and what is wrong."""
+        super().__init__(message)
+        self.http_status = http_status
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A client's call."""
+
+    path: bytes
+    headers: Headers  # for an instance, without pseudo-headers
+    timeout: float | None  # seconds
+    wants_status: bool  # errors of one request are to end the stream
+    encoding: bytes  # of compressed messages
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether each message on the stream is a request of its own."""
+        return self.path == STREAM_INFER
+
+    @property
+    def method(self) -> str:
+        """The method's short name."""
+        return self.path.rpartition(b"/")[2].decode("latin-1")
+
+
+def parse_call(headers: Headers) -> Call:
+    """Return what the headers ask for.
+
+    Raises:
+        BadCall: this is no gRPC call.
+    """
+    fields = dict(headers)
+    if fields.get(b":method") != b"POST" or not fields.get(b":path", b"").startswith(b"/"):
+        raise BadCall(405, "only POST calls of gRPC are served here")
+    if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+        raise BadCall(415, "the content type is not application/grpc")
+    path = fields[b":path"]
+    dropped = CONNECTION_HEADERS | (PER_STREAM_HEADERS if path == STREAM_INFER else set())
+    kept = tuple((name, value) for name, value in headers if name[:1] != b":" and name not in dropped)
+    return Call(
+        path,
+        kept,
+        parse_timeout(fields.get(b"grpc-timeout")),
+        fields.get(STATUS_FLAG, b"").lower() == b"true",
+        fields.get(b"grpc-encoding", b"identity"),
+    )
+
+
+def parse_timeout(value: bytes | None) -> float | None:
+    """Return a `grpc-timeout` in seconds.
+
+    Raises:
+        BadCall: it is malformed.
+    """
+    if value is None:
+        return None
+    digits, unit = value[:-1], value[-1:]
+    if unit not in TIMEOUT_UNITS or not digits.isdigit() or len(digits) > MAX_TIMEOUT_DIGITS:
+        raise BadCall(400, f"malformed grpc-timeout {value.decode('latin-1')!r}")
+    return int(digits) * TIMEOUT_UNITS[unit]
+
+
+def upstream_headers(call: Call, authority: bytes) -> Headers:
+    """Return the headers that open the call at an instance."""
+    status = ((STATUS_FLAG, b"true"),) if call.is_routed else ()
+    return (*_pseudo(call.path, authority), *call.headers, *status)
+
+
+def own_headers(path: bytes, authority: bytes) -> Headers:
+    """Return the headers of a call of the gateway's own."""
+    return (*_pseudo(path, authority), (b"content-type", b"application/grpc"), (b"te", b"trailers"))
+
+
+def _pseudo(path: bytes, authority: bytes) -> Headers:
+    return ((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", authority))

@@ -1,0 +1,205 @@
+"""One request on its way to an instance and back.
+
+Knows its own bytes, its state (a table), and the upstream stream that carries it. Does not know how an instance is chosen
+or what the client's other requests do.
+
+Invariants:
+1. It leaves `DONE` never, and reaches it exactly once.
+2. Its bytes are kept until its first response, then dropped: until then it can be sent again.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
+from gateway.wire.events import DataReceived, HeadersReceived
+from gateway.wire.faults import ErrorCode
+from gateway.wire.messages import MessageCutter
+
+if TYPE_CHECKING:
+    from gateway.exchange import Exchange
+    from gateway.instance import Instance
+    from gateway.upstream import UpstreamLink
+    from gateway.wire.stream import Stream
+
+MAX_KEPT_BYTES = 64 * 2**20
+
+
+class Stage(Enum):
+    """How far a request has come."""
+
+    WAITING = auto()  # for an instance
+    SENT = auto()  # to an instance, no answer yet
+    ANSWERING = auto()
+    DONE = auto()
+
+
+class Step(Enum):
+    """What moves a request."""
+
+    SEND = auto()
+    ANSWER = auto()
+    RETRY = auto()
+    END = auto()
+
+
+TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
+    (Stage.WAITING, Step.SEND): Stage.SENT,
+    (Stage.WAITING, Step.END): Stage.DONE,
+    (Stage.SENT, Step.ANSWER): Stage.ANSWERING,
+    (Stage.SENT, Step.RETRY): Stage.WAITING,
+    (Stage.SENT, Step.END): Stage.DONE,
+    (Stage.ANSWERING, Step.END): Stage.DONE,
+}
+
+
+class Request:
+    """What the router places: one message of a `ModelStreamInfer` stream, or one other call as a whole."""
+
+    __slots__ = (
+        "arrived_at", "attempts", "complete", "cutter", "exchange", "instance", "kept", "key", "kept_bytes", "link",
+        "stage", "stream", "tried",
+    )  # fmt: skip
+
+    def __init__(self, exchange: Exchange, arrived_at: float) -> None:
+        """Begin with no bytes; `arrived_at` is in seconds of the loop's clock."""
+        self.exchange = exchange
+        self.arrived_at = arrived_at
+        self.stage = Stage.WAITING
+        self.kept: list[bytes] | None = []
+        self.kept_bytes = 0
+        self.complete = False
+        self.key = ""
+        self.tried: set[str] = set()
+        self.attempts = 0
+        self.instance: Instance | None = None
+        self.link: UpstreamLink | None = None
+        self.stream: Stream | None = None
+        self.cutter = MessageCutter()
+
+    def step(self, step: Step) -> None:
+        """Move in the table; a step that it does not have is a defect.
+
+        Raises:
+            RuntimeError: the table has no such step.
+        """
+        stage = TRANSITIONS.get((self.stage, step))
+        if stage is None:
+            raise RuntimeError(f"{step.name} of a request that is {self.stage.name}")
+        self.stage = stage
+
+    @property
+    def can_retry(self) -> bool:
+        """Whether nothing has been answered and everything sent could be sent again."""
+        return self.stage is Stage.SENT and self.kept is not None
+
+    def add(self, payload: bytes, complete: bool) -> None:
+        """Take more of the request's bytes, sending them on if it is under way."""
+        self.complete = complete
+        self.kept_bytes += len(payload)
+        if self.kept is not None:
+            self.kept.append(payload)
+        if self.kept_bytes > MAX_KEPT_BYTES and self.stage is not Stage.WAITING:
+            self.kept = None
+        if self.stream is not None:
+            self._send(payload, complete)
+
+    def attach(self, instance: Instance, link: UpstreamLink, stream: Stream) -> None:
+        """Take the upstream stream that will carry this attempt."""
+        self.step(Step.SEND)
+        self.attempts += 1
+        self.tried.add(instance.name)
+        self.instance, self.link, self.stream = instance, link, stream
+        self.cutter = MessageCutter()
+
+    def send_kept(self, extra: bytes = b"") -> None:
+        """Send what is there so far, `extra` after it."""
+        self._send(b"".join([*(self.kept or ()), extra]), self.complete)
+
+    def detach(self, code: int | None = None) -> None:
+        """Let go of the upstream stream, resetting it where `code` says why."""
+        link, stream, instance = self.link, self.stream, self.instance
+        self.link = self.stream = self.instance = None
+        if instance is not None:
+            instance.request_left()
+        if link is None or stream is None:
+            return
+        stream.owner = None
+        if code is not None:
+            link.connection.reset(stream, code)
+        link.check_idle()
+
+    # -- called by the upstream link ----------------------------------------------------------------------------------
+
+    def on_headers(self, event: HeadersReceived) -> None:
+        """Take response headers or trailers."""
+        if event.end_stream:
+            self._on_end(event)
+        elif dict(event.headers).get(b":status") != b"200":
+            self.exchange.dispatcher.attempt_failed(self, _unexpected(event), ErrorCode.CANCEL)
+        else:
+            self.exchange.response_headers(event.headers)
+
+    def on_data(self, event: DataReceived) -> None:
+        """Take a part of the response."""
+        pieces, count = self.cutter.feed(event.payload)
+        if pieces:
+            self._note_answer()
+            self.exchange.deliver(self, pieces, count)
+
+    def on_reset(self, code: int) -> None:
+        """Take the instance's RST_STREAM."""
+        name = self.instance.name if self.instance is not None else "?"
+        self.exchange.dispatcher.attempt_failed(self, failure_of_reset(code, name))
+
+    def on_lost(self, failure: Failure, code: int | None = None) -> None:
+        """Take the end of the connection, or of the instance."""
+        self.exchange.dispatcher.attempt_failed(self, failure, code)
+
+    def written(self, size: int) -> None:
+        """Give back to the instance what has gone on to the client, and open the express lane where it can be."""
+        if self.link is None or self.stream is None:
+            return
+        connection = self.link.connection
+        connection.consume(self.stream, size)
+        if self.exchange.is_clear and self.cutter.at_boundary and self.stage is Stage.ANSWERING:
+            connection.enter_lane(self.stream, self.exchange.stream)
+
+    def leave_lane(self) -> None:
+        """Have every further frame come through here."""
+        if self.link is not None and self.stream is not None:
+            self.link.connection.leave_lane(self.stream)
+
+    def _note_answer(self) -> None:
+        if self.stage is not Stage.SENT:
+            return
+        self.step(Step.ANSWER)
+        self.kept = None
+        self.exchange.dispatcher.first_answer(self)
+
+    def _on_end(self, event: HeadersReceived) -> None:
+        failure = failure_of_trailers(event.headers)
+        if failure is None and not self.cutter.at_boundary:
+            failure = Failure(Code.INTERNAL, "the instance ended its stream within a message")
+        code = None if event.stream.ending is not None else ErrorCode.NO_ERROR
+        if failure is None:
+            self.exchange.dispatcher.succeeded(self, event.headers, code)
+        else:
+            self.exchange.dispatcher.attempt_failed(self, failure, code)
+
+    def _send(self, payload: bytes, complete: bool) -> None:
+        if self.link is None or self.stream is None:
+            return
+        owner = None if self.exchange.call.is_routed else self.exchange
+        outbox = self.link.connection.outbox
+        if payload:
+            outbox.send_data(self.stream, payload, owner, end_stream=complete)
+        elif complete:
+            outbox.finish(self.stream)
+
+
+def _unexpected(event: HeadersReceived) -> Failure:
+    status = dict(event.headers).get(b":status", b"?").decode("latin-1")
+    return Failure(Code.UNKNOWN, f"the instance answered HTTP status {status}")

@@ -1,0 +1,94 @@
+"""gRPC statuses: codes, messages, and how they travel in headers.
+
+Knows the code table and percent-encoding. Does not know streams.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from urllib.parse import quote, unquote
+
+from gateway.wire.faults import ErrorCode
+from gateway.wire.headers import Headers
+
+GRPC_CONTENT = (b"content-type", b"application/grpc")
+RESPONSE_HEADERS: Headers = ((b":status", b"200"), GRPC_CONTENT)
+MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+UNAVAILABLE_HTTP = {b"429", b"502", b"503", b"504"}
+
+
+class Code(IntEnum):
+    """gRPC status codes."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+RESET_CODES: dict[int, Code] = {
+    ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
+    ErrorCode.CANCEL: Code.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: Code.RESOURCE_EXHAUSTED,
+    ErrorCode.INADEQUATE_SECURITY: Code.PERMISSION_DENIED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request or stream did not end well."""
+
+    code: Code
+    message: str
+    trailers: Headers = ()  # the instance's own words, where there are any
+    lost_connection: bool = False
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether another instance may do better."""
+        return self.code is Code.UNAVAILABLE
+
+
+def trailers_of(code: Code, message: str = "") -> Headers:
+    """Return the trailers that end a stream with this status."""
+    status = (b"grpc-status", str(int(code)).encode())
+    if not message:
+        return (status,)
+    return (status, (b"grpc-message", quote(message, safe=MESSAGE_SAFE).encode()))
+
+
+def failure_of_trailers(headers: Headers) -> Failure | None:
+    """Return what trailers report, or None for OK."""
+    fields = dict(headers)
+    status = fields.get(b"grpc-status")
+    if status is None:
+        return failure_of_http(fields.get(b":status", b"200"), headers)
+    if status == b"0":
+        return None
+    number = int(status) if status.isdigit() else Code.UNKNOWN
+    code = Code(number) if number in Code else Code.UNKNOWN
+    return Failure(code, unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace")), headers)
+
+
+def failure_of_http(status: bytes, headers: Headers = ()) -> Failure:
+    """Return what a response that is not gRPC's means."""
+    code = Code.UNAVAILABLE if status in UNAVAILABLE_HTTP else Code.UNKNOWN
+    return Failure(code, f"the instance answered HTTP status {status.decode('latin-1')} without a gRPC status", headers)
+
+
+def failure_of_reset(code: int, instance: str) -> Failure:
+    """Return what an instance's RST_STREAM means."""
+    name = ErrorCode(code).name if code in set(ErrorCode) else str(code)
+    return Failure(RESET_CODES.get(code, Code.INTERNAL), f"instance {instance} reset the stream: {name}")
