@@ -17,6 +17,7 @@ from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
 from gateway.wire.messages import MessageCutter
+from gateway.wire.stream import State
 
 if TYPE_CHECKING:
     from gateway.exchange import Exchange
@@ -127,7 +128,9 @@ class Request:
         if link is None or stream is None:
             return
         stream.owner = None
-        if code is not None:
+        if code is None:
+            link.connection.release(stream)
+        else:
             link.connection.reset(stream, code)
         link.check_idle()
 
@@ -183,7 +186,7 @@ class Request:
         failure = failure_of_trailers(event.headers)
         if failure is None and not self.cutter.at_boundary:
             failure = Failure(Code.INTERNAL, "the instance ended its stream within a message")
-        code = None if event.stream.ending is not None else ErrorCode.NO_ERROR
+        code = None if event.stream.state is State.CLOSED else ErrorCode.NO_ERROR
         if failure is None:
             self.exchange.dispatcher.succeeded(self, event.headers, code)
         else:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -12,7 +13,7 @@ import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,9 @@ class TinyModel:
     """A random checkpoint on disk and the same model in transformers."""
 
     path: Path
-    oracle: PreTrainedModel
+    oracle: Any
 
-    def greedy(self, prompt: list[int], num_tokens: int, **options: object) -> list[int]:
+    def greedy(self, prompt: list[int], num_tokens: int, **options: Any) -> list[int]:
         """Return what transformers generates greedily, end-of-sequence ignored."""
         ids = torch.tensor([prompt])
         out = self.oracle.generate(
@@ -55,13 +56,13 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyMo
     made: dict[str, TinyModel] = {}
 
     def make(
-        seed: int = 0, max_shard_size: str = "1GB", dtype: torch.dtype = torch.float32, **options: object
+        seed: int = 0, max_shard_size: str = "1GB", dtype: torch.dtype = torch.float32, **options: Any
     ) -> TinyModel:
         key = repr((seed, max_shard_size, dtype, sorted(options.items())))
         if key not in made:
             path = tmp_path_factory.mktemp("llama")
             torch.manual_seed(seed)
-            sizes = {
+            sizes: dict[str, Any] = {
                 "hidden_size": 64,
                 "intermediate_size": 96,
                 "num_hidden_layers": 3,
@@ -73,7 +74,8 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyMo
                 "initializer_range": 0.3,
                 "eos_token_id": 2,
             }
-            model = LlamaForCausalLM(LlamaConfig(**(sizes | options))).to(dtype).eval()
+            model: Any = LlamaForCausalLM(LlamaConfig(**(sizes | options)))
+            model.to(dtype)
             model.save_pretrained(path, max_shard_size=max_shard_size)
             save_byte_tokenizer(path, model.config.vocab_size)
             made[key] = TinyModel(path, LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval())

@@ -16,7 +16,9 @@ from scripts.launcher import paths
 
 RANDOM_MODEL = paths.STATE_DIR / "models" / "random-llama-135m"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure the engine, the gateway and the whole path.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Measure the engine, the gateway and the path through both."
+)
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Runs of each side.")]

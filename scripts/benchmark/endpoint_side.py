@@ -1,7 +1,7 @@
 """The whole path: KServe gRPC streams to a gateway or an instance, one a request, on raw stubs.
 
-Knows the ensemble's tensors and gRPC. Does not know processes: the cluster is started elsewhere. It runs in a process of
-its own (`python -m scripts.benchmark.endpoint_side URL`), fed with jobs on stdin, so that its work is not the engine's.
+Knows gRPC. Does not know tensors or who serves: the cluster is started elsewhere. The client is a process of its own
+(`python -m scripts.benchmark.endpoint_side URL`), fed with jobs on stdin.
 """
 
 import json
@@ -12,13 +12,12 @@ import time
 from dataclasses import asdict
 
 import grpc
-import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-
 from scripts.benchmark.engine_side import RunResult
 from scripts.benchmark.workload import Workload
+from scripts.launcher.kserve import infer_request, pb, read_progress
+from scripts.launcher.workload import Arrival
 
-MODEL = "llm"
+METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 METHOD_TIMEOUT_SECONDS = 600.0
 
 
@@ -52,22 +51,6 @@ class EndpointSide:
         self._process.communicate()
 
 
-def encode_request(prompt: list[int], num_output: int) -> bytes:
-    """Return a serialized ModelInferRequest for greedy output of just `num_output` tokens."""
-    request = service_pb2.ModelInferRequest(model_name=MODEL)
-    tensors = (
-        ("input_ids", "INT32", np.array(prompt, dtype=np.int32)),
-        ("max_tokens", "INT32", np.array([num_output], dtype=np.int32)),
-        ("temperature", "FP32", np.array([0.0], dtype=np.float32)),
-        ("ignore_eos", "BOOL", np.array([True])),
-        ("stream", "BOOL", np.array([True])),
-    )
-    for name, datatype, array in tensors:
-        request.inputs.add(name=name, datatype=datatype, shape=list(array.shape))
-        request.raw_input_contents.append(array.tobytes())
-    return request.SerializeToString()
-
-
 class _Stream(threading.Thread):
     """One request on a stream of its own; reads serialized responses and parses the last one only."""
 
@@ -88,21 +71,21 @@ class _Stream(threading.Thread):
         except grpc.RpcError as error:
             self.error = str(error)
             return
-        response = service_pb2.ModelStreamInferResponse.FromString(last)
-        names = [output.name for output in response.infer_response.outputs]
-        if response.error_message or "completion_tokens" not in names:
-            self.error = response.error_message or "the last response has no completion_tokens"
-            return
-        raw = response.infer_response.raw_output_contents[names.index("completion_tokens")]
-        if (count := int(np.frombuffer(raw, dtype=np.int32)[0])) != self._num_output:
-            self.error = f"{count} tokens came instead of {self._num_output}"
+        progress = read_progress(pb.ModelStreamInferResponse.FromString(last))
+        if progress.error or progress.num_tokens != self._num_output:
+            self.error = progress.error or f"{progress.num_tokens} tokens came instead of {self._num_output}"
+
+
+def _encode(prompt: list[int], num_output: int) -> bytes:
+    arrival = Arrival(prompt=prompt, max_tokens=num_output, is_exact=True)
+    return infer_request(arrival, request_id="").SerializeToString()
 
 
 def run_job(call: grpc.StreamStreamMultiCallable, job: dict[str, object]) -> dict[str, object]:
     """Run one workload and return its wall time and times to first token, or the first error."""
     workload = Workload(**job["workload"])  # type: ignore[arg-type]
     prompts = workload.prompts(int(job["vocab_size"]), int(job["seed"]))  # type: ignore[call-overload]
-    streams = [_Stream(call, encode_request(prompt, workload.num_output), workload.num_output) for prompt in prompts]
+    streams = [_Stream(call, _encode(prompt, workload.num_output), workload.num_output) for prompt in prompts]
     started = time.monotonic()
     for stream in streams:
         stream.start()
@@ -117,9 +100,7 @@ def run_job(call: grpc.StreamStreamMultiCallable, job: dict[str, object]) -> dic
 def main(url: str) -> None:
     """Serve jobs from stdin until it ends."""
     with grpc.insecure_channel(url, options=[("grpc.max_receive_message_length", -1)]) as channel:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=10)
-        call = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        call = channel.stream_stream(METHOD)
         for line in sys.stdin:
             print(json.dumps(run_job(call, json.loads(line))), flush=True)
 

@@ -26,11 +26,10 @@ def test_rotates_like_complex_numbers_and_writes_only_its_slots(
 
     turned = torch.complex(*heads.chunk(2, dim=-1)) * torch.polar(torch.tensor(1.0), angles[positions]).unsqueeze(1)
     rotated = torch.cat((turned.real, turned.imag), dim=-1)
-    close = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(qkv.view_as(heads)[:, :num_heads], rotated[:, :num_heads], **close)
+    torch.testing.assert_close(qkv.view_as(heads)[:, :num_heads], rotated[:, :num_heads], atol=1e-5, rtol=1e-5)
     flat = caches.transpose(2, 3).flatten(1, 2)  # [2, N B, K, D]
-    torch.testing.assert_close(flat[0, slots], rotated[:, num_heads : num_heads + num_kv_heads], **close)
-    torch.testing.assert_close(flat[1, slots], heads[:, num_heads + num_kv_heads :], **close)
+    torch.testing.assert_close(flat[0, slots], rotated[:, num_heads : num_heads + num_kv_heads], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(flat[1, slots], heads[:, num_heads + num_kv_heads :], atol=1e-5, rtol=1e-5)
     untouched = torch.ones(num_blocks * block_size, dtype=torch.bool)
     untouched[slots] = False
     assert flat[:, untouched].isnan().all()

@@ -28,7 +28,11 @@ class Harness:
     def __init__(self, path: Path) -> None:
         self.outputs: queue.Queue[RequestOutput] = queue.Queue()
         config = EngineConfig(model=path, block_size=4, num_blocks=256, num_threads=1)
-        self.client = EngineClient(config, lambda outputs: [self.outputs.put(o) for o in outputs] and None)
+        self.client = EngineClient(config, self.take)
+
+    def take(self, outputs: list[RequestOutput]) -> None:
+        for output in outputs:
+            self.outputs.put(output)
 
     def until_final(self, num_requests: int) -> list[RequestOutput]:
         """Collect outputs until that many requests have ended."""
@@ -101,7 +105,8 @@ def test_a_model_that_cannot_be_served_is_refused_at_start(tmp_path: Path) -> No
 def test_the_core_ends_when_its_parent_is_killed(tiny_llama: TinyModel) -> None:
     script = (
         "import sys, pathlib; from engine.client import EngineClient; from engine.config import EngineConfig\n"
-        f"c = EngineClient(EngineConfig(model=pathlib.Path({str(tiny_llama.path)!r}), num_blocks=8), print); c.start()\n"
+        f"c = EngineClient(EngineConfig(model=pathlib.Path({str(tiny_llama.path)!r}), num_blocks=8), print)\n"
+        "c.start()\n"
         "print(c.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

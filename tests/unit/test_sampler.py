@@ -1,6 +1,7 @@
 """Sampling against transformers' own logits processors, and random numbers that depend on seed and position only."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -66,16 +67,17 @@ def test_plain_sampling_follows_the_softmax(temperature: float) -> None:
         ({"min_p": 0.2}, MinPLogitsWarper(0.2)),
     ],
 )
-def test_cut_distributions_are_transformers_cut_distributions(options: dict[str, float], warper: object) -> None:
+def test_cut_distributions_are_transformers_cut_distributions(options: dict[str, Any], warper: Any) -> None:
     logits = make_logits(seed=4)
-    expected = warper(torch.tensor([[1]]), logits.clone())[0].double().softmax(-1)  # type: ignore[operator]
-    assert_same_distribution(drawn(SamplingParams(temperature=1.0, **options), logits), expected)  # type: ignore[arg-type]
+    expected = warper(torch.tensor([[1]]), logits.clone())[0].double().softmax(-1)
+    assert_same_distribution(drawn(SamplingParams(temperature=1.0, **options), logits), expected)
 
 
 def test_repetition_penalty_is_transformers_over_prompt_and_output() -> None:
     logits = make_logits(seed=5)
     sequence = make_sequence(SamplingParams(repetition_penalty=1.7), [1, 2, 2], [9, 30])
-    expected = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[1, 2, 2, 9, 30]]), logits.clone())
+    repetition: Any = RepetitionPenaltyLogitsProcessor(1.7)
+    expected = repetition(torch.tensor([[1, 2, 2, 9, 30]]), logits.clone())
     sample(logits, [sequence])
     torch.testing.assert_close(logits, expected)
 

@@ -1,0 +1,125 @@
+"""A client's connection: its streams become exchanges.
+
+Knows one client's transport and protocol events. Does not know routing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.call import BadCall, parse_call
+from gateway.exchange import Exchange
+from gateway.link import Hub, Link
+from gateway.log import log
+from gateway.status import Code, trailers_of
+from gateway.wire.connection import Connection
+from gateway.wire.events import ConnectionFailed, DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
+from gateway.wire.faults import ErrorCode
+from gateway.wire.frames import MAX_STREAM_ID
+from gateway.wire.headers import encode_headers
+from gateway.wire.table import Role
+
+if TYPE_CHECKING:
+    from gateway.dispatcher import Dispatcher
+
+CLIENT_STREAM_WINDOW = 256 * 1024
+MAX_CONCURRENT_STREAMS = 4096
+
+
+class ClientLink(Link):
+    """One client."""
+
+    def __init__(self, hub: Hub, dispatcher: Dispatcher, clients: set[ClientLink]) -> None:
+        """Serve a connection that is being accepted; `clients` holds it while it lives."""
+        super().__init__(hub, Connection(Role.SERVER, hub.dirty, CLIENT_STREAM_WINDOW, MAX_CONCURRENT_STREAMS))
+        self.dispatcher = dispatcher
+        self.exchanges: set[Exchange] = set()
+        self._clients = clients
+        self._draining = False
+        clients.add(self)
+
+    def handle(self, event: Event) -> None:
+        """Act on one event."""
+        match event:
+            case DataReceived():
+                if event.stream.owner is not None:
+                    event.stream.owner.on_data(event)
+            case HeadersReceived(opens=True):
+                self._open(event)
+            case HeadersReceived():
+                if event.stream.owner is not None:
+                    event.stream.owner.on_end()
+            case StreamReset():
+                if event.stream.owner is not None:
+                    event.stream.owner.cancel("cancelled")
+            case ConnectionFailed():
+                log("client_fault", peer=self._peer(), code=event.fault.code.name, reason=event.fault.message)
+                self._cancel_all("client_fault")
+            case GoAwayReceived():
+                pass
+
+    def lost(self, error: Exception | None) -> None:  # noqa: ARG002 - any end of a client's connection is the same
+        """End everything the client had open."""
+        self._clients.discard(self)
+        self._cancel_all("disconnected")
+
+    def forget(self, exchange: Exchange) -> None:
+        """Drop an exchange that has ended, and the connection after the last one of a drain."""
+        self.exchanges.discard(exchange)
+        exchange.stream.owner = None
+        self._close_if_drained()
+
+    def drain(self) -> None:
+        """Finish what is open, take nothing new, then close."""
+        if self._draining:
+            return
+        self._draining = True
+        self.connection.go_away(last_stream_id=MAX_STREAM_ID)
+        for exchange in list(self.exchanges):
+            exchange.drain()
+        self._close_if_drained()
+
+    def _open(self, event: HeadersReceived) -> None:
+        try:
+            call = parse_call(event.headers)
+        except BadCall as error:
+            self._refuse(event, error)
+            return
+        exchange = Exchange(self, event.stream, call, self.dispatcher)
+        if exchange.ended:
+            return
+        event.stream.owner = exchange
+        self.exchanges.add(exchange)
+        if event.end_stream:
+            exchange.on_end()
+        if self._draining:
+            exchange.drain()
+
+    def _refuse(self, event: HeadersReceived, error: BadCall) -> None:
+        status = (b":status", str(error.http_status).encode())
+        block = encode_headers((status, *trailers_of(Code.INVALID_ARGUMENT, str(error))))
+        self.connection.outbox.finish(event.stream, block)
+
+    def _cancel_all(self, reason: str) -> None:
+        for exchange in list(self.exchanges):
+            exchange.cancel(reason)
+
+    def _close_if_drained(self) -> None:
+        if self._draining and not self.exchanges:
+            self.loop.call_soon(self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
+        if self.exchanges or self.transport is None:
+            return
+        if self.connection.outbox.blocked:  # the client has not taken everything yet
+            self.loop.call_later(DRAIN_POLL_SECONDS, self._say_goodbye)
+            return
+        self.connection.close(ErrorCode.NO_ERROR)
+        self.hub.flush()
+        self.close()
+
+    def _peer(self) -> str:
+        return str(self.transport.get_extra_info("peername")) if self.transport is not None else "?"
+
+
+DRAIN_POLL_SECONDS = 0.05

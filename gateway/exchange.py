@@ -1,0 +1,270 @@
+"""One call of a client: its requests, and their answers put in an order that the client's stream can carry.
+
+Knows one client stream. Does not know instances; the dispatcher places requests and reports how they end.
+
+Invariants:
+1. Answers of several requests meet only at message boundaries (`holder` is the request within a message, if any).
+2. The stream ends exactly once: with trailers, or with a reset.
+3. Every request of a routed stream that ends badly leaves one in-band error, or ends the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gateway.call import Call
+from gateway.compression import UnknownEncoding, decompress
+from gateway.request import Request, Stage, Step
+from gateway.status import RESPONSE_HEADERS, Code, Failure, trailers_of
+from gateway.wire import protobuf
+from gateway.wire.events import DataReceived
+from gateway.wire.headers import Headers, encode_headers
+from gateway.wire.messages import PREFIX, MessageReader, MessageTooLarge, frame_message
+from gateway.wire.stream import State
+
+if TYPE_CHECKING:
+    from gateway.client import ClientLink
+    from gateway.dispatcher import Dispatcher
+    from gateway.wire.stream import Stream
+
+MAX_OPEN_REQUESTS = 1024  # on one stream; above it the client's window is not given back
+
+
+class Exchange:
+    """A client's stream and the requests on it."""
+
+    def __init__(self, link: ClientLink, stream: Stream, call: Call, dispatcher: Dispatcher) -> None:
+        """Begin a call whose headers have been read."""
+        self.link = link
+        self.stream = stream
+        self.call = call
+        self.dispatcher = dispatcher
+        self.requests: dict[Request, None] = {}
+        self.ended = False
+        self.outcome = "cancelled"
+        self._half_closed = False
+        self._draining = False
+        self._headers_sent = False
+        self._holder: Request | None = None
+        self._held: deque[tuple[Request, bytes, bool]] = deque()
+        self._uncredited = 0
+        self._reader = MessageReader(dispatcher.max_request_bytes)
+        self._whole: Request | None = None if call.is_routed else self._new_request()
+        self._timer: asyncio.TimerHandle | None = None
+        if call.timeout is not None:
+            self._timer = link.loop.call_later(call.timeout, self._expire)
+        if self._whole is not None:
+            dispatcher.submit(self._whole)
+
+    # -- from the client ----------------------------------------------------------------------------------------------
+
+    def on_data(self, event: DataReceived) -> None:
+        """Take bytes of the client's stream."""
+        if self.ended:
+            return
+        self._half_closed |= event.end_stream
+        if self._whole is not None:
+            self._take_part(self._whole, event)
+        else:
+            self._take_messages(event)
+            self._finish_if_done()
+
+    def on_end(self) -> None:
+        """Take the client's half-close by trailers, which gRPC clients do not send but HTTP/2 allows."""
+        self._half_closed = True
+        if self._whole is not None:
+            self._whole.add(b"", complete=True)
+        self._finish_if_done()
+
+    def cancel(self, reason: str) -> None:
+        """The client is gone: end every request at its instance."""
+        if not self.ended:
+            self._close(reason)
+
+    def drain(self) -> None:
+        """Finish what is open and take nothing new."""
+        self._draining = True
+        self._finish_if_done()
+
+    def written(self, size: int) -> None:
+        """Give back to the client what has gone on to an instance."""
+        if not self.ended:
+            self.link.connection.consume(self.stream, size)
+
+    def _take_part(self, request: Request, event: DataReceived) -> None:
+        padding = event.size - len(event.payload)
+        if request.stage is Stage.DONE:
+            return
+        if request.stage is Stage.WAITING:
+            if request.kept_bytes + len(event.payload) > self.dispatcher.max_request_bytes + PREFIX.size:
+                self.end(self._too_large(MessageTooLarge(request.kept_bytes, self.dispatcher.max_request_bytes)))
+                return
+            padding = event.size
+        request.add(event.payload, event.end_stream)
+        self.written(padding)
+
+    def _take_messages(self, event: DataReceived) -> None:
+        try:
+            messages = self._reader.feed(event.payload)
+            bodies = [self._body(compressed, body) for compressed, body in messages]
+        except MessageTooLarge as error:
+            self.end(self._too_large(error))
+            return
+        except UnknownEncoding as error:
+            self.end(Failure(Code.UNIMPLEMENTED, str(error)))
+            return
+        self._uncredited += event.size
+        for body in bodies:
+            if not self.ended:
+                self._take_request(body)
+        self._credit()
+
+    def _body(self, compressed: int, body: bytes) -> bytes:
+        if not compressed:
+            return body
+        return decompress(self.call.encoding, body, self.dispatcher.max_request_bytes)
+
+    def _take_request(self, body: bytes) -> None:
+        request = self._new_request()
+        request.add(body, complete=True)
+        if self._draining:
+            request.step(Step.END)
+            self.failed(request, Failure(Code.UNAVAILABLE, "the gateway is shutting down"))
+        else:
+            self.dispatcher.submit(request)
+
+    def _new_request(self) -> Request:
+        request = Request(self, self.link.loop.time())
+        self.requests[request] = None
+        return request
+
+    def _credit(self) -> None:
+        if self.ended or len(self.requests) >= MAX_OPEN_REQUESTS:
+            return
+        size, self._uncredited = self._uncredited, 0
+        self.link.connection.consume(self.stream, size)
+
+    def _expire(self) -> None:
+        if not self.ended:
+            self.end(Failure(Code.DEADLINE_EXCEEDED, "the deadline has passed"))
+            self.link.hub.flush()
+
+    @staticmethod
+    def _too_large(error: MessageTooLarge) -> Failure:
+        return Failure(Code.RESOURCE_EXHAUSTED, str(error))
+
+    # -- from instances -----------------------------------------------------------------------------------------------
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether messages may pass to the client untouched."""
+        free = self._holder is None and not self._held and not self.stream.queue
+        return free and not self.ended and not self.link.connection.outbox.paused
+
+    def response_headers(self, headers: Headers) -> None:
+        """Send an instance's response headers, where they are the client's too."""
+        if self._whole is not None:
+            self._send_headers(headers)
+
+    def deliver(self, request: Request, pieces: list[tuple[bytes, bool]], num_messages: int) -> None:
+        """Send pieces of a response, or hold them while another request is within a message."""
+        if self.ended:
+            return
+        self._send_headers(RESPONSE_HEADERS)
+        self.dispatcher.delivered(num_messages, sum(len(piece) for piece, _ in pieces))
+        for piece, ends in pieces:
+            if self._holder is None or self._holder is request:
+                self._send_piece(request, piece, ends)
+            else:
+                self._held.append((request, piece, ends))
+        if self._held and self._holder is None:
+            self._send_held()
+
+    def succeeded(self, request: Request, trailers: Headers) -> None:
+        """Take the end of a request that its instance finished."""
+        self.requests.pop(request, None)
+        if self._whole is not None:
+            self._end_with(trailers, "ok")
+            return
+        self._credit()
+        self._finish_if_done()
+
+    def failed(self, request: Request, failure: Failure) -> None:
+        """Take the end of a request that did not work out."""
+        self.requests.pop(request, None)
+        if self.ended:
+            return
+        if self._whole is not None or self.call.wants_status or self._holder is request:
+            self.end(failure)
+            return
+        body = b"".join(request.kept or ())
+        error = protobuf.encode_stream_error(failure.message or failure.code.name, protobuf.request_id(body))
+        self.deliver(request, [(frame_message(error), True)], 1)
+        self._credit()
+        self._finish_if_done()
+
+    def end(self, failure: Failure) -> None:
+        """End the client's stream with a status; what is still open is cancelled."""
+        if not self.ended:
+            self._end_with(failure.trailers or trailers_of(failure.code, failure.message), failure.code.name.lower())
+
+    def _send_headers(self, headers: Headers) -> None:
+        if not self._headers_sent and not self.ended:
+            self._headers_sent = True
+            self.link.connection.outbox.send_headers(self.stream, encode_headers(headers))
+
+    def _send_piece(self, request: Request, piece: bytes, ends: bool) -> None:
+        if not ends and self._holder is None:
+            for other in self.requests:
+                other.leave_lane()
+        self._holder = None if ends else request
+        self.link.connection.outbox.send_data(self.stream, piece, request)
+
+    def _send_held(self) -> None:
+        moved = True
+        while moved:
+            moved = False
+            waiting, self._held = self._held, deque()
+            for request, piece, ends in waiting:
+                if self._holder is None or self._holder is request:
+                    self._send_piece(request, piece, ends)
+                    moved = True
+                else:
+                    self._held.append((request, piece, ends))
+
+    def _finish_if_done(self) -> None:
+        if self.ended or self._whole is not None or self.requests or self._held:
+            return
+        if self._half_closed:
+            self._end_with(trailers_of(Code.OK), "ok")
+        elif self._draining:
+            self.end(Failure(Code.UNAVAILABLE, "the gateway is shutting down"))
+
+    def _end_with(self, trailers: Headers, outcome: str) -> None:
+        outbox = self.link.connection.outbox
+        if self.stream.can_send and self.stream.state is not State.CLOSED:
+            if not self._headers_sent and dict(trailers).get(b":status") is None:
+                trailers = (*RESPONSE_HEADERS, *trailers)
+            block = encode_headers(_only_trailers(trailers) if self._headers_sent else trailers)
+            outbox.finish(self.stream, block)
+        self._close(outcome)
+
+    def _close(self, outcome: str) -> None:
+        self.ended = True
+        self.outcome = outcome
+        if self._timer is not None:
+            self._timer.cancel()
+        self._held.clear()
+        for request in list(self.requests):
+            self.dispatcher.cancelled(request)
+        self.requests.clear()
+        self.dispatcher.exchange_ended(self)
+        self.link.forget(self)
+
+
+def _only_trailers(headers: Headers) -> Headers:
+    return tuple((name, value) for name, value in headers if name[:1] != b":" and name != b"content-type")
+
+
