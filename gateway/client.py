@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CLIENT_STREAM_WINDOW = 256 * 1024
 MAX_CONCURRENT_STREAMS = 4096
+DRAIN_POLL_SECONDS = 0.05
 
 
 class ClientLink(Link):
@@ -120,6 +121,3 @@ class ClientLink(Link):
 
     def _peer(self) -> str:
         return str(self.transport.get_extra_info("peername")) if self.transport is not None else "?"
-
-
-DRAIN_POLL_SECONDS = 0.05

@@ -266,5 +266,3 @@ class Exchange:
 
 def _only_trailers(headers: Headers) -> Headers:
     return tuple((name, value) for name, value in headers if name[:1] != b":" and name != b"content-type")
-
-

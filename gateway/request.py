@@ -5,7 +5,7 @@ or what the client's other requests do.
 
 Invariants:
 1. It leaves `DONE` never, and reaches it exactly once.
-2. Its bytes are kept until its first response, then dropped: until then it can be sent again.
+2. Its bytes are kept until its first response: until then it can be sent again. Small ones are kept on, for their id.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
+from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
-from gateway.wire.messages import MessageCutter
+from gateway.wire.messages import MessageCutter, frame_message
 from gateway.wire.stream import State
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.wire.stream import Stream
 
 MAX_KEPT_BYTES = 64 * 2**20
+MAX_ID_BYTES = 64 * 1024  # of an answered request's bytes, kept for the id in a late error; of larger ones only the id
 
 
 class Stage(Enum):
@@ -60,8 +62,19 @@ class Request:
     """What the router places: one message of a `ModelStreamInfer` stream, or one other call as a whole."""
 
     __slots__ = (
-        "arrived_at", "attempts", "complete", "cutter", "exchange", "instance", "kept", "key", "kept_bytes", "link",
-        "stage", "stream", "tried",
+        "arrived_at",
+        "attempts",
+        "complete",
+        "cutter",
+        "exchange",
+        "instance",
+        "kept",
+        "kept_bytes",
+        "key",
+        "link",
+        "stage",
+        "stream",
+        "tried",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, arrived_at: float) -> None:
@@ -115,9 +128,13 @@ class Request:
         self.instance, self.link, self.stream = instance, link, stream
         self.cutter = MessageCutter()
 
-    def send_kept(self, extra: bytes = b"") -> None:
-        """Send what is there so far, `extra` after it."""
-        self._send(b"".join([*(self.kept or ()), extra]), self.complete)
+    def send_kept(self) -> None:
+        """Send what is there so far, as it came."""
+        self._send(b"".join(self.kept or ()), self.complete)
+
+    def send_message(self, extra: bytes) -> None:
+        """Send what is there as one message, with the encoded fields `extra` appended."""
+        self._send(frame_message(b"".join([*(self.kept or ()), extra])), complete=True)
 
     def detach(self, code: int | None = None) -> None:
         """Let go of the upstream stream, resetting it where `code` says why."""
@@ -179,7 +196,9 @@ class Request:
         if self.stage is not Stage.SENT:
             return
         self.step(Step.ANSWER)
-        self.kept = None
+        if self.kept_bytes > MAX_ID_BYTES:
+            found = protobuf.request_id(b"".join(self.kept or ())) if self.exchange.call.is_routed else b""
+            self.kept = [protobuf.encode_field(protobuf.REQUEST_ID, found)]
         self.exchange.dispatcher.first_answer(self)
 
     def _on_end(self, event: HeadersReceived) -> None:

@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 
 import grpc
+
 from scripts.benchmark.engine_side import RunResult
 from scripts.benchmark.workload import Workload
 from scripts.launcher.kserve import infer_request, pb, read_progress
@@ -77,7 +78,7 @@ class _Stream(threading.Thread):
 
 
 def _encode(prompt: list[int], num_output: int) -> bytes:
-    arrival = Arrival(prompt=prompt, max_tokens=num_output, is_exact=True)
+    arrival = Arrival(at=0.0, prompt=prompt, max_tokens=num_output, is_exact=True)
     return infer_request(arrival, request_id="").SerializeToString()
 
 

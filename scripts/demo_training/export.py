@@ -29,7 +29,8 @@ pipeline_tag: text-generation
 # Demo model
 
 A Llama of {parameters:.2f} M parameters that writes English story prose. It exists so that the server answers with
-something readable out of the box; it knows nothing and follows no instructions.
+something readable out of the box; it knows nothing and follows no instructions. The corpus is small: the model recites
+the openings of stories it was trained on, and sampled text is English by the sentence but loses its thread.
 
 | | |
 |---|---|

@@ -1,0 +1,54 @@
+"""`python -m gateway`: the command line.
+
+Knows flags and how they override a file. Does not know what the gateway does with them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import uvloop
+
+from gateway.config import ConfigError, GatewayConfig, make_config, parse_instance, read_fields
+
+FLAGS = ("grpc_address", "http_address", "queue_timeout_s", "heartbeat_timeout_s", "drain_timeout_s", "max_retries")
+
+
+def parse_arguments(arguments: list[str]) -> GatewayConfig:
+    """Return the configuration that the command line asks for.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    parser = argparse.ArgumentParser("python -m gateway", description="Relay KServe v2 gRPC to the shortest queue.")
+    parser.add_argument("--config", type=Path, help="YAML or JSON file; flags override it")
+    parser.add_argument("--instance", action="append", default=[], metavar="HOST:GRPC_PORT[,HOST:METRICS_PORT]")
+    for flag in FLAGS:
+        parser.add_argument("--" + flag.replace("_", "-"), default=None)
+    given = parser.parse_args(arguments)
+    fields = read_fields(given.config) if given.config else {}
+    fields |= {flag: getattr(given, flag) for flag in FLAGS if getattr(given, flag) is not None}
+    if given.instance:
+        fields["instances"] = [parse_instance(text) for text in given.instance]
+    return make_config(fields)
+
+
+def main() -> int:
+    """Run the gateway; return the exit status."""
+    try:
+        config = parse_arguments(sys.argv[1:])
+    except ConfigError as error:
+        sys.stderr.write(f"the configuration is refused: {error}\n")
+        return 2
+    from gateway.server import serve
+
+    try:
+        uvloop.run(serve(config))
+    except OSError as error:
+        sys.stderr.write(f"cannot listen: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

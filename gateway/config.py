@@ -1,0 +1,107 @@
+"""The gateway's configuration: read from YAML or JSON, checked as a whole, refused as a whole.
+
+Knows fields and their limits. Does not know the command line.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+Address = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:\d{1,5}$")]
+MAX_PORT = 65535
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message names every field that is wrong."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InstanceConfig(_Strict):
+    """One tritonserver."""
+
+    grpc: Address
+    metrics: Address | None = None
+    name: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: object) -> object:
+        if isinstance(data, dict) and not data.get("name"):
+            return data | {"name": data.get("grpc", "")}
+        return data
+
+    @property
+    def grpc_host_port(self) -> tuple[str, int]:
+        """The gRPC address in two parts."""
+        return split_address(self.grpc)
+
+
+class GatewayConfig(_Strict):
+    """Everything that can be set."""
+
+    grpc_address: Address = "127.0.0.1:8001"
+    http_address: Address = "127.0.0.1:8080"
+    instances: tuple[InstanceConfig, ...] = Field(min_length=1)
+    queue_timeout_s: float = Field(5.0, ge=0)
+    heartbeat_timeout_s: float = Field(3.0, gt=0)
+    scrape_interval_s: float = Field(0.1, gt=0)
+    drain_timeout_s: float = Field(30.0, ge=0)
+    max_retries: int = Field(2, ge=0)
+    max_request_bytes: int = Field(64 * 2**20, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "GatewayConfig":
+        names = [instance.name for instance in self.instances]
+        if len(set(names)) < len(names):
+            raise ValueError("two instances have the same name")
+        addresses = [self.grpc_address, self.http_address, *(i.grpc for i in self.instances)]
+        addresses += [instance.metrics for instance in self.instances if instance.metrics]
+        for address in addresses:
+            if split_address(address)[1] > MAX_PORT:
+                raise ValueError(f"{address} has a port above {MAX_PORT}")
+        return self
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port`."""
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+def parse_instance(text: str) -> dict[str, str]:
+    """Return the fields of `HOST:GRPC_PORT[,HOST:METRICS_PORT]`."""
+    grpc, _, metrics = text.partition(",")
+    return {"grpc": grpc} | ({"metrics": metrics} if metrics else {})
+
+
+def make_config(fields: object) -> GatewayConfig:
+    """Check fields as read from a file or the command line.
+
+    Raises:
+        ConfigError: one or more are wrong.
+    """
+    try:
+        return GatewayConfig.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}" for item in error.errors()]
+        raise ConfigError("; ".join(lines)) from error
+
+
+def read_fields(path: Path) -> dict[str, object]:
+    """Return the fields of a YAML or JSON file, unchecked.
+
+    Raises:
+        ConfigError: it cannot be read or is no mapping.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{path}: not a mapping of fields")
+    return fields

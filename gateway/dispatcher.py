@@ -1,0 +1,188 @@
+"""Places requests: on the instance that routing picks, in line while none is usable, elsewhere after a failure.
+
+Knows requests and instances. Does not know frames.
+
+Invariants:
+1. A request is in line, at one instance, or done.
+2. Every request that was submitted is concluded exactly once: succeeded, failed or cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import secrets
+from typing import TYPE_CHECKING
+
+from gateway.abort import send_abort
+from gateway.call import upstream_headers
+from gateway.log import log
+from gateway.request import Request, Stage, Step
+from gateway.routing import pick
+from gateway.status import Code, Failure
+from gateway.wire.faults import ErrorCode
+from gateway.wire.protobuf import encode_parameter
+
+if TYPE_CHECKING:
+    from gateway.config import GatewayConfig
+    from gateway.exchange import Exchange
+    from gateway.instance import Instance
+    from gateway.link import Hub
+    from gateway.metrics import Metrics
+    from gateway.wire.headers import Headers
+
+RETRY_DELAY = 0.1  # seconds, before an instance that has failed a request gets it again
+
+
+class Dispatcher:
+    """Where every request of every client passes."""
+
+    def __init__(self, config: GatewayConfig, hub: Hub, metrics: Metrics) -> None:
+        """Begin without instances."""
+        self.instances: dict[str, Instance] = {}
+        self.max_request_bytes = config.max_request_bytes
+        self._config = config
+        self._hub = hub
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._line: dict[Request, asyncio.TimerHandle] = {}
+        self._rng = random.Random()  # noqa: S311 - decides ties, nothing secret
+        self._picks = itertools.count(1)
+        self._keys = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
+
+    # -- from clients -------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Take a new request."""
+        self._place(request)
+
+    def cancelled(self, request: Request) -> None:
+        """End a request that its client no longer wants, at its instance too."""
+        self._leave_line(request)
+        instance, was_sent = request.instance, request.stage is Stage.SENT
+        request.detach(ErrorCode.CANCEL)
+        request.step(Step.END)
+        if instance is None:
+            return
+        self._count(request, instance.name, "cancelled")
+        if request.key:
+            self._metrics.aborts.labels(instance.name).inc()
+            send_abort(instance, request.key, repeat=was_sent)
+
+    def exchange_ended(self, exchange: Exchange) -> None:
+        """Count a call that has ended."""
+        self._metrics.calls.labels(exchange.call.method, exchange.outcome).inc()
+
+    def delivered(self, num_messages: int, num_bytes: int) -> None:
+        """Count what went to a client outside the express lane."""
+        self._metrics.slow.messages += num_messages
+        self._metrics.slow.num_bytes += num_bytes
+
+    # -- from instances -----------------------------------------------------------------------------------------------
+
+    def first_answer(self, request: Request) -> None:
+        """Note the first response to a request."""
+        if request.instance is not None:
+            request.instance.endpoint.answered()
+        if request.exchange.call.is_routed:
+            self._metrics.ttft.observe(self._loop.time() - request.arrived_at)
+
+    def succeeded(self, request: Request, trailers: Headers, code: int | None) -> None:
+        """Conclude a request that its instance finished well; `code` resets what is left of its stream."""
+        if request.instance is not None:
+            request.instance.endpoint.answered()
+        self._conclude(request, "ok", code)
+        request.exchange.succeeded(request, trailers)
+
+    def attempt_failed(self, request: Request, failure: Failure, code: int | None = None) -> None:
+        """Try a request again, if nothing has been answered, or conclude it; `code` resets what is left of its stream."""
+        if request.stage is Stage.DONE:
+            return
+        instance = request.instance
+        if failure.code is Code.UNAVAILABLE and not failure.lost_connection and instance is not None:
+            instance.unavailable()
+        if request.instance is not instance:
+            return  # ending the instance's streams has already moved this one on
+        if failure.is_retryable and request.can_retry and request.attempts <= self._config.max_retries:
+            self._retry(request, failure, code)
+            return
+        self._conclude(request, failure.code.name.lower(), code)
+        request.exchange.failed(request, failure)
+
+    def instances_changed(self) -> None:
+        """Place requests in line, if an instance has become usable."""
+        for request in list(self._line):
+            if not any(instance.endpoint.is_usable for instance in self.instances.values()):
+                return
+            self._leave_line(request)
+            self._place(request)
+        self._hub.flush()
+
+    def _retry(self, request: Request, failure: Failure, code: int | None) -> None:
+        name = request.instance.name if request.instance is not None else "?"
+        log("retry", instance=name, attempt=request.attempts, reason=failure.message)
+        self._metrics.retries.labels(name).inc()
+        request.detach(code)
+        request.step(Step.RETRY)
+        choice = self._choose(request)
+        if choice is not None and choice.name in request.tried:
+            self._line[request] = self._loop.call_later(RETRY_DELAY * request.attempts, self._place_again, request)
+        else:
+            self._place(request)
+
+    def _conclude(self, request: Request, outcome: str, code: int | None) -> None:
+        name = request.instance.name if request.instance is not None else ""
+        self._leave_line(request)
+        request.detach(code)
+        request.step(Step.END)
+        self._count(request, name, outcome)
+
+    # -- placing ------------------------------------------------------------------------------------------------------
+
+    def _choose(self, request: Request) -> Instance | None:
+        endpoints = [instance.endpoint for instance in self.instances.values()]
+        loads = {name: instance.load for name, instance in self.instances.items()}
+        endpoint = pick(request, endpoints, loads, self._loop.time(), self._rng)
+        return None if endpoint is None else self.instances[endpoint.name]
+
+    def _place(self, request: Request) -> None:
+        instance = self._choose(request)
+        if instance is not None:
+            self._send(request, instance)
+            return
+        waited = self._loop.time() - request.arrived_at
+        delay = max(0.0, self._config.queue_timeout_s - waited)
+        self._line[request] = self._loop.call_later(delay, self._give_up, request)
+
+    def _place_again(self, request: Request) -> None:
+        self._leave_line(request)
+        self._place(request)
+        self._hub.flush()
+
+    def _send(self, request: Request, instance: Instance) -> None:
+        instance.load.last_picked = next(self._picks)
+        instance.request_joined()
+        call = request.exchange.call
+        link = instance.pool.acquire()
+        stream = link.open(upstream_headers(call, instance.authority), request)
+        request.attach(instance, link, stream)
+        if not call.is_routed:
+            request.send_kept()
+            return
+        request.key = next(self._keys)
+        request.send_message(encode_parameter("request_key", request.key))
+
+    def _give_up(self, request: Request) -> None:
+        message = f"no instance became usable within {self._config.queue_timeout_s:g} s"
+        self._conclude(request, "unavailable", None)
+        request.exchange.failed(request, Failure(Code.UNAVAILABLE, message))
+        self._hub.flush()
+
+    def _leave_line(self, request: Request) -> None:
+        timer = self._line.pop(request, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _count(self, request: Request, instance: str, outcome: str) -> None:
+        self._metrics.requests.labels(request.exchange.call.method, instance, outcome).inc()

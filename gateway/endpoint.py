@@ -1,0 +1,131 @@
+"""What is known of one instance's health, as a table of states.
+
+Knows signals and a given time. Does not know how signals come about: probes, streams and reports are others' work.
+
+Invariants:
+1. Nothing is banned for ever: a suspect instance is probed again after a back-off with a ceiling, a dead one as soon as its
+   heartbeat moves.
+2. Only a READY instance whose engine is up is routed to.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+FIRST_BACKOFF = 0.25
+MAX_BACKOFF = 10.0
+STARTING_PROBE_INTERVAL = 0.2
+UNAVAILABLE_LIMIT = 3  # answers in a row that say so, before the instance is left alone for a while
+FORGIVEN_AFTER = 30.0  # seconds of being ready, after which the back-off starts from the beginning
+
+
+class Health(Enum):
+    """Where an instance stands."""
+
+    STARTING = auto()  # never answered yet
+    READY = auto()
+    SUSPECT = auto()  # ejected: failed just now, probed again after a back-off
+    DRAINING = auto()  # finishes what it has, takes nothing new
+    DEAD = auto()  # its heartbeat stands still
+
+
+class Signal(Enum):
+    """What changes it."""
+
+    PROBE_OK = auto()
+    FAILED = auto()  # a refused or lost connection, a failed probe, too many UNAVAILABLE
+    HEARTBEAT_STOPPED = auto()
+    HEARTBEAT_MOVED = auto()
+    DRAIN = auto()
+    RESUME = auto()
+
+
+TRANSITIONS: dict[tuple[Health, Signal], Health] = {
+    (Health.STARTING, Signal.PROBE_OK): Health.READY,
+    (Health.STARTING, Signal.HEARTBEAT_STOPPED): Health.DEAD,
+    (Health.STARTING, Signal.DRAIN): Health.DRAINING,
+    (Health.READY, Signal.FAILED): Health.SUSPECT,
+    (Health.READY, Signal.HEARTBEAT_STOPPED): Health.DEAD,
+    (Health.READY, Signal.DRAIN): Health.DRAINING,
+    (Health.SUSPECT, Signal.PROBE_OK): Health.READY,
+    (Health.SUSPECT, Signal.HEARTBEAT_STOPPED): Health.DEAD,
+    (Health.SUSPECT, Signal.DRAIN): Health.DRAINING,
+    (Health.DRAINING, Signal.RESUME): Health.STARTING,
+    (Health.DEAD, Signal.HEARTBEAT_MOVED): Health.SUSPECT,
+    (Health.DEAD, Signal.DRAIN): Health.DRAINING,
+}
+
+
+@dataclass(slots=True)
+class Endpoint:
+    """The health of one instance; a signal that its state does not know changes nothing."""
+
+    name: str
+    heartbeat_timeout: float = 3.0
+    health: Health = Health.STARTING
+    engine_up: bool | None = None  # None: it does not say
+    backoff: float = FIRST_BACKOFF
+    probe_at: float = 0.0
+    ready_at: float = 0.0
+    num_unavailable: int = 0
+    beats: dict[str, tuple[float, float]] = field(default_factory=dict)  # model -> value, when it last moved
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether new requests may go there."""
+        return self.health is Health.READY and self.engine_up is not False
+
+    def signal(self, signal: Signal, now: float) -> bool:
+        """Take a signal; return whether the state changed."""
+        if signal is Signal.FAILED:
+            self._back_off(now)
+        health = TRANSITIONS.get((self.health, signal))
+        if health is None:
+            return False
+        self.health = health
+        if health is Health.READY:
+            self.ready_at = now
+            self.num_unavailable = 0
+        elif health is Health.SUSPECT and signal is Signal.HEARTBEAT_MOVED:
+            self.probe_at = now
+        return True
+
+    def wants_probe(self, now: float) -> bool:
+        """Whether it is time to ask the instance whether it is ready."""
+        return self.health in {Health.STARTING, Health.SUSPECT} and now >= self.probe_at
+
+    def unavailable(self, now: float) -> bool:
+        """Count one answer of UNAVAILABLE; return whether the state changed."""
+        self.num_unavailable += 1
+        return self.num_unavailable >= UNAVAILABLE_LIMIT and self.signal(Signal.FAILED, now)
+
+    def answered(self) -> None:
+        """Note that a request got an answer."""
+        self.num_unavailable = 0
+
+    def report_beats(self, values: dict[str, float], now: float) -> None:
+        """Take the heartbeat counters as read at `now`."""
+        for model, value in values.items():
+            known = self.beats.get(model)
+            if known is None or known[0] != value:
+                self.beats[model] = (value, now)
+
+    def check_beats(self, now: float) -> bool:
+        """Judge the heartbeats; return whether the state changed."""
+        if not self.beats:
+            return False
+        oldest = min(moved_at for _, moved_at in self.beats.values())
+        stopped = now - oldest > self.heartbeat_timeout
+        return self.signal(Signal.HEARTBEAT_STOPPED if stopped else Signal.HEARTBEAT_MOVED, now)
+
+    def forgive(self, seconds: float) -> None:
+        """Discount time in which nobody looked, so that a gateway that stood still declares nobody dead."""
+        self.beats = {model: (value, moved_at + seconds) for model, (value, moved_at) in self.beats.items()}
+
+    def _back_off(self, now: float) -> None:
+        if self.health is Health.STARTING:
+            self.probe_at = now + STARTING_PROBE_INTERVAL
+            return
+        if self.health is Health.READY and now - self.ready_at > FORGIVEN_AFTER:
+            self.backoff = FIRST_BACKOFF
+        self.probe_at = now + self.backoff
+        self.backoff = min(2 * self.backoff, MAX_BACKOFF)

@@ -1,0 +1,109 @@
+"""One instance as the gateway holds it: health, load and connections together.
+
+Knows the parts and passes signals between them. Does not know routing or clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gateway.config import InstanceConfig
+from gateway.endpoint import Endpoint, Health, Signal
+from gateway.link import Hub
+from gateway.loads import Load, Report
+from gateway.log import log
+from gateway.metrics import Metrics
+from gateway.status import Code, Failure
+from gateway.upstream import Pool
+from gateway.wire.faults import ErrorCode
+
+
+class Instance:
+    """A tritonserver behind the gateway."""
+
+    def __init__(
+        self,
+        config: InstanceConfig,
+        heartbeat_timeout: float,
+        hub: Hub,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        changed: Callable[[], None],
+    ) -> None:
+        """Begin as STARTING; `changed` is called whenever more or fewer instances may be usable."""
+        self.config = config
+        self.name = config.name
+        self.authority = config.grpc.encode()
+        self.endpoint = Endpoint(self.name, heartbeat_timeout)
+        self.load = Load()
+        self.pool = Pool(hub, self.name, *config.grpc_host_port, self._connection_failed)
+        self.report: Report | None = None
+        self._hub = hub
+        self._metrics = metrics
+        self._clock = clock
+        self._changed = changed
+
+    def signal(self, signal: Signal, reason: str) -> None:
+        """Change the health, say so, and cut every stream of an instance that is dead."""
+        if self.endpoint.signal(signal, self._clock()):
+            self._note_change(reason)
+
+    def request_joined(self) -> None:
+        """Count a request that goes there."""
+        self.load.in_flight += 1
+
+    def request_left(self) -> None:
+        """Count a request that is no longer there."""
+        self.load.in_flight -= 1
+
+    def unavailable(self) -> None:
+        """Take an answer of UNAVAILABLE."""
+        if self.endpoint.unavailable(self._clock()):
+            self._note_change("it answers UNAVAILABLE")
+
+    def take_report(self, report: Report) -> None:
+        """Take what a read of its metrics said."""
+        now = self._clock()
+        self.report = report
+        was_usable = self.endpoint.is_usable
+        self.endpoint.engine_up = report.engine_up
+        self.endpoint.report_beats(report.beats, now)
+        self.load.report(report, now)
+        if self.endpoint.is_usable != was_usable:
+            log("engine_up" if self.endpoint.is_usable else "engine_down", instance=self.name)
+            self._changed()
+
+    def check_beats(self) -> None:
+        """Judge the heartbeats."""
+        if self.endpoint.check_beats(self._clock()):
+            self._note_change("its heartbeat" + (" stands still" if self.endpoint.health is Health.DEAD else " moves"))
+
+    def cut(self, reason: str) -> None:
+        """End every stream there at once."""
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}")
+        for owner in self.pool.owners():
+            owner.on_lost(failure, ErrorCode.CANCEL)
+        self._hub.flush()
+
+    def facts(self) -> dict[str, object]:
+        """Return what a person wants to see."""
+        return {
+            "name": self.name,
+            "health": self.endpoint.health.name.lower(),
+            "usable": self.endpoint.is_usable,
+            "engine_up": self.endpoint.engine_up,
+            "in_flight": self.load.in_flight,
+            "load": round(self.load.total(self._clock()), 2),
+        }
+
+    def _connection_failed(self, reason: str) -> None:
+        self.signal(Signal.FAILED, reason)
+
+    def _note_change(self, reason: str) -> None:
+        health = self.endpoint.health
+        log("health", instance=self.name, health=health.name.lower(), reason=reason)
+        if health in {Health.SUSPECT, Health.DEAD}:
+            self._metrics.ejections.labels(self.name, health.name.lower()).inc()
+        if health is Health.DEAD:
+            self.cut(reason)
+        self._changed()

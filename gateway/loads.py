@@ -1,0 +1,49 @@
+"""How much each instance has to do: what is in flight from here, exactly, and what it reports beyond that, aged.
+
+Knows counts and a given time. Does not know how reports are fetched.
+
+load = in flight here + (waiting + running as reported - in flight here at that time, at least 0) * discount(age)
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+FRESH_SECONDS = 1.0  # a report up to this age counts in full; an older one in inverse proportion to its age
+REMEMBERED_REPORTS = 5  # the engine's own figures lag, so what was in flight over the last few reports is subtracted
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one read of an instance's metrics said; None where it did not say."""
+
+    waiting: float = 0.0
+    running: float = 0.0
+    kv_usage: float | None = None
+    engine_up: bool | None = None
+    beats: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Load:
+    """The load of one instance."""
+
+    in_flight: int = 0
+    others: float = 0.0
+    reported_at: float | None = None
+    last_picked: int = 0
+    kv_usage: float | None = None
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED_REPORTS))
+
+    def report(self, report: Report, now: float) -> None:
+        """Take a report, leaving out what this gateway itself has sent there."""
+        self.recent.append(self.in_flight)
+        self.others = max(0.0, report.waiting + report.running - max(self.recent))
+        self.kv_usage = report.kv_usage
+        self.reported_at = now
+
+    def total(self, now: float) -> float:
+        """Return the load in requests."""
+        if self.reported_at is None or not self.others:
+            return float(self.in_flight)
+        age = now - self.reported_at
+        return self.in_flight + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))

@@ -1,0 +1,155 @@
+"""Reads instances' metrics ten times a second and asks those in doubt whether they are ready.
+
+Knows HTTP and Prometheus' text as far as needed, and hands reports to instances. Does not judge them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from gateway.abort import ask_ready
+from gateway.config import split_address
+from gateway.endpoint import Signal
+from gateway.loads import Report
+from gateway.log import log
+
+if TYPE_CHECKING:
+    from gateway.instance import Instance
+
+READ_TIMEOUT = 1.0
+MAX_REPORT_BYTES = 4 * 2**20
+STALL_SECONDS = 0.5  # a loop that comes round this much late has itself stood still
+WANTED = {
+    "llm_waiting_requests": "waiting",
+    "llm_running_requests": "running",
+    "llm_kv_cache_usage": "kv_usage",
+    "llm_engine_up": "engine_up",
+}
+HEARTBEAT = "llm_heartbeat"
+
+
+class ScrapeError(Exception):
+    """A metrics port that did not answer as it should."""
+
+
+def parse_report(text: str) -> Report:
+    """Return the few figures of interest; unknown and malformed lines are passed over."""
+    values: dict[str, float] = {}
+    beats: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line.startswith("llm_"):
+            continue
+        series, _, value = line.rpartition(" ")
+        name, _, labels = series.partition("{")
+        if name not in WANTED and name != HEARTBEAT:
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            continue
+        if name == HEARTBEAT:
+            beats[labels] = number
+        else:
+            values[WANTED[name]] = number
+    up = values.pop("engine_up", None)
+    return Report(
+        waiting=values.get("waiting", 0.0),
+        running=values.get("running", 0.0),
+        kv_usage=values.get("kv_usage"),
+        engine_up=None if up is None else up > 0,
+        beats=beats,
+    )
+
+
+async def fetch(address: str) -> str:
+    """Return the metrics text of `host:port`.
+
+    Raises:
+        ScrapeError: it cannot be had.
+    """
+    host, port = split_address(address)
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(f"GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
+                answer = await _read_all(reader)
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        raise ScrapeError(f"{address}: {error or 'no answer'}") from error
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b" 200" not in head.split(b"\r\n", 1)[0]:
+        raise ScrapeError(f"{address}: {head[:80]!r}")
+    return body.decode("utf-8", "replace")
+
+
+async def _read_all(reader: asyncio.StreamReader) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while part := await reader.read(2**16):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REPORT_BYTES:
+            raise ScrapeError(f"more than {MAX_REPORT_BYTES} bytes of metrics")
+    return b"".join(parts)
+
+
+async def watch(instance: Instance, interval: float) -> None:
+    """Keep one instance's report and health current, for ever."""
+    loop = asyncio.get_running_loop()
+    probe = _Probe(instance)
+    reported = True
+    while True:
+        began = loop.time()
+        probe.ask_if_due(began)
+        if instance.config.metrics is not None:
+            try:
+                instance.take_report(parse_report(await fetch(instance.config.metrics)))
+                reported = _note(instance, reported, "")
+            except ScrapeError as error:
+                reported = _note(instance, reported, str(error))
+        late = await _sleep_until(began + interval)
+        if late > STALL_SECONDS:
+            instance.endpoint.forgive(late)
+        else:
+            instance.check_beats()
+
+
+def _note(instance: Instance, reported: bool, error: str) -> bool:
+    if reported and error:
+        log("scrape_failed", instance=instance.name, reason=error)
+    elif not reported and not error:
+        log("scrape_recovered", instance=instance.name)
+    return not error
+
+
+async def _sleep_until(when: float) -> float:
+    loop = asyncio.get_running_loop()
+    delay = max(0.0, when - loop.time())
+    before = loop.time()
+    await asyncio.sleep(delay)
+    return loop.time() - before - delay
+
+
+class _Probe:
+    """At most one question at a time."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.is_asking = False
+
+    def ask_if_due(self, now: float) -> None:
+        if self.is_asking or not self.instance.endpoint.wants_probe(now):
+            return
+        self.is_asking = True
+        ask_ready(self.instance, self._take)
+        self.instance.pool.hub.flush()
+
+    def _take(self, reason: str | None) -> None:
+        self.is_asking = False
+        if reason is None:
+            self.instance.signal(Signal.PROBE_OK, "it is ready")
+        else:
+            self.instance.signal(Signal.FAILED, reason)

@@ -1,0 +1,160 @@
+"""The gateway as a whole: listens, watches instances, drains and stops.
+
+Knows how the parts fit together. Does not know how any of them works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+
+from gateway.client import ClientLink
+from gateway.config import GatewayConfig, InstanceConfig, split_address
+from gateway.dispatcher import Dispatcher
+from gateway.endpoint import Signal
+from gateway.http_server import Answer, serve_http
+from gateway.instance import Instance
+from gateway.link import Hub
+from gateway.log import log
+from gateway.metrics import InstanceFacts, Metrics
+from gateway.scraper import watch
+
+BACKLOG = 1024
+
+
+class Server:
+    """One running gateway."""
+
+    def __init__(self, config: GatewayConfig) -> None:
+        """Build the parts; call within a running loop."""
+        self.config = config
+        self.hub = Hub()
+        self.metrics = Metrics()
+        self.dispatcher = Dispatcher(config, self.hub, self.metrics)
+        self.clients: set[ClientLink] = set()
+        self.stopping = asyncio.Event()
+        self.cut = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listeners: list[asyncio.Server] = []
+        for instance_config in config.instances:
+            self.dispatcher.instances[instance_config.name] = self._make_instance(instance_config)
+        self.metrics.instances = self._facts
+
+    async def start(self) -> dict[str, str]:
+        """Listen and begin to watch; return the addresses."""
+        loop = asyncio.get_running_loop()
+        grpc = await loop.create_server(self._accept, *split_address(self.config.grpc_address), backlog=BACKLOG)
+        http = await serve_http(*split_address(self.config.http_address), self._answer)
+        self._listeners = [grpc, http]
+        for instance in self.dispatcher.instances.values():
+            self._tasks.append(loop.create_task(watch(instance, self.config.scrape_interval_s)))
+        for task in self._tasks:
+            task.add_done_callback(self._watch_ended)
+        return {"grpc": _bound(grpc), "http": _bound(http)}
+
+    def request_stop(self) -> None:
+        """Drain; asked a second time, cut."""
+        if self.stopping.is_set():
+            self.cut.set()
+        self.stopping.set()
+
+    async def run_until_stopped(self) -> None:
+        """Wait for the request to stop, drain and close everything."""
+        await self.stopping.wait()
+        await self._drain()
+        for listener in self._listeners:
+            listener.close()
+        for task in self._tasks:
+            task.cancel()
+        for client in list(self.clients):
+            client.connection.close()
+            self.hub.flush()
+            client.close()
+        await asyncio.sleep(0)
+        for instance in self.dispatcher.instances.values():
+            instance.pool.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        log("draining", clients=len(self.clients))
+        self._listeners[0].close()
+        for client in list(self.clients):
+            client.drain()
+        self.hub.flush()
+        cut = asyncio.ensure_future(self.cut.wait())
+        drained = asyncio.ensure_future(self._all_gone())
+        await asyncio.wait({cut, drained}, timeout=self.config.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        cut.cancel()
+        drained.cancel()
+        log("stopped", clients=len(self.clients))
+
+    async def _all_gone(self) -> None:
+        while self.clients:
+            await asyncio.sleep(0.02)
+
+    def _accept(self) -> ClientLink:
+        return ClientLink(self.hub, self.dispatcher, self.clients)
+
+    def _make_instance(self, config: InstanceConfig) -> Instance:
+        clock, changed = asyncio.get_running_loop().time, self.dispatcher.instances_changed
+        return Instance(config, self.config.heartbeat_timeout_s, self.hub, self.metrics, clock, changed)
+
+    def _watch_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        log("watcher_failed", error=repr(task.exception()))
+        self.request_stop()
+
+    def _facts(self) -> list[InstanceFacts]:
+        now = asyncio.get_running_loop().time()
+        return [
+            (i.name, i.load.in_flight, i.endpoint.is_usable, i.load.total(now), i.pool.tally)
+            for i in self.dispatcher.instances.values()
+        ]
+
+    # -- HTTP ---------------------------------------------------------------------------------------------------------
+
+    def _answer(self, method: str, path: str) -> Answer:
+        if method == "POST" and path.startswith("/instances/"):
+            return self._control(path.removeprefix("/instances/"))
+        if method not in {"GET", "HEAD"}:
+            return Answer(405, b"only GET\n")
+        if path == "/metrics":
+            return Answer(200, self.metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
+        if path == "/healthz":
+            return self._healthz()
+        return Answer(404, b"there are /metrics and /healthz\n")
+
+    def _healthz(self) -> Answer:
+        instances = list(self.dispatcher.instances.values())
+        usable = any(instance.endpoint.is_usable for instance in instances) and not self.stopping.is_set()
+        facts = {"usable": usable, "draining": self.stopping.is_set(), "instances": [i.facts() for i in instances]}
+        return Answer(200 if usable else 503, json.dumps(facts).encode() + b"\n", "application/json")
+
+    def _control(self, path: str) -> Answer:
+        name, _, action = path.rpartition("/")
+        instance = self.dispatcher.instances.get(name)
+        if instance is None or action not in {"drain", "resume"}:
+            return Answer(404, b"POST /instances/NAME/drain or /instances/NAME/resume\n")
+        instance.signal(Signal.DRAIN if action == "drain" else Signal.RESUME, f"{action} was asked for")
+        return Answer(200, json.dumps(instance.facts()).encode() + b"\n", "application/json")
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Run a gateway until SIGTERM or SIGINT; print its addresses as one JSON line when it listens."""
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.request_stop)
+    addresses = await server.start()
+    sys.stdout.write(json.dumps(addresses) + "\n")
+    sys.stdout.flush()
+    log("listening", **addresses, instances=[instance.name for instance in config.instances])
+    await server.run_until_stopped()
+
+
+def _bound(server: asyncio.Server) -> str:
+    host, port = server.sockets[0].getsockname()[:2]
+    return f"{host}:{port}"

@@ -1,0 +1,177 @@
+"""Connections to one instance, shared by all requests that go there.
+
+Knows streams and who owns each. Does not know clients, routing or health beyond reporting what it saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gateway.link import Hub, Link
+from gateway.log import log
+from gateway.status import Code, Failure
+from gateway.wire.connection import Connection
+from gateway.wire.events import ConnectionFailed, DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
+from gateway.wire.express import Tally
+from gateway.wire.faults import ErrorCode
+from gateway.wire.headers import Headers, encode_headers
+from gateway.wire.stream import Stream
+from gateway.wire.table import Role
+
+UPSTREAM_STREAM_WINDOW = 65535  # what one request may have waiting here when its client is slow
+CONNECT_TIMEOUT = 2.0
+
+
+class Caller(Protocol):
+    """Who stands behind an upstream stream."""
+
+    def on_headers(self, event: HeadersReceived) -> None:
+        """Take response headers or trailers."""
+
+    def on_data(self, event: DataReceived) -> None:
+        """Take a part of the response."""
+
+    def on_reset(self, code: int) -> None:
+        """Take a reset by the instance."""
+
+    def on_lost(self, failure: Failure, code: int | None = None) -> None:
+        """Take the end of the connection, or of the instance when the stream is still to be reset with `code`."""
+
+
+class UpstreamLink(Link):
+    """One connection to an instance."""
+
+    def __init__(self, hub: Hub, name: str, tally: Tally, gone: Callable[[UpstreamLink, str], None]) -> None:
+        """Prepare a connection to the instance `name`; `gone` learns of its end and why."""
+        super().__init__(hub, Connection(Role.CLIENT, hub.dirty, UPSTREAM_STREAM_WINDOW, tally=tally))
+        self.name = name
+        self.is_draining = False
+        self._gone = gone
+        self._reason = "connection lost"
+
+    @property
+    def can_open(self) -> bool:
+        """Whether one more stream may be opened."""
+        return not self.is_draining and self.connection.can_open
+
+    def open(self, headers: Headers, owner: Caller) -> Stream:
+        """Open a stream with these headers."""
+        stream = self.connection.open_stream()
+        stream.owner = owner
+        self.connection.outbox.send_headers(stream, encode_headers(headers))
+        return stream
+
+    def handle(self, event: Event) -> None:
+        """Act on one event."""
+        match event:
+            case HeadersReceived() | DataReceived() | StreamReset():
+                self._handle_stream(event)
+            case GoAwayReceived():
+                self._on_goaway(event)
+            case ConnectionFailed():
+                self._reason = f"protocol error: {event.fault.message}"
+                log("instance_fault", instance=self.name, code=event.fault.code.name, reason=event.fault.message)
+
+    def lost(self, error: Exception | None) -> None:
+        """End every stream that was open here."""
+        self.fail(f"{self._reason}: {error}" if error else self._reason)
+
+    def fail(self, reason: str) -> None:
+        """End every stream with UNAVAILABLE."""
+        self.connection.is_closed = True
+        self._gone(self, reason)
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", lost_connection=True)
+        for stream in list(self.connection.streams.values()):
+            if stream.owner is not None:
+                stream.owner.on_lost(failure)
+
+    def check_idle(self) -> None:
+        """Close a connection that takes nothing new once its last stream has ended."""
+        if self.is_draining and not self.connection.streams:
+            self.close()
+
+    def _handle_stream(self, event: HeadersReceived | DataReceived | StreamReset) -> None:
+        owner: Caller | None = event.stream.owner
+        if owner is None:
+            self.connection.release(event.stream)
+            return
+        match event:
+            case DataReceived():
+                padding = event.size - len(event.payload)
+                if padding:
+                    self.connection.consume(event.stream, padding)
+                owner.on_data(event)
+                if event.end_stream:
+                    owner.on_reset(ErrorCode.PROTOCOL_ERROR)
+            case HeadersReceived():
+                owner.on_headers(event)
+            case StreamReset():
+                owner.on_reset(event.code)
+
+    def _on_goaway(self, event: GoAwayReceived) -> None:
+        self.is_draining = True
+        self._reason = f"connection closed with GOAWAY {event.code} {event.debug.decode('utf-8', 'replace')}".strip()
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {self._reason}")
+        for stream in list(self.connection.streams.values()):
+            if stream.stream_id > event.last_stream_id and stream.owner is not None:
+                stream.owner.on_lost(failure, ErrorCode.CANCEL)
+        self.check_idle()
+
+
+class Pool:
+    """The connections to one instance."""
+
+    def __init__(self, hub: Hub, name: str, host: str, port: int, failed: Callable[[str], None]) -> None:
+        """Begin without connections; `failed` learns of each that breaks."""
+        self.hub = hub
+        self.name = name
+        self.host = host
+        self.port = port
+        self.links: list[UpstreamLink] = []
+        self.tally = Tally()
+        self._failed = failed
+        self._connecting: set[asyncio.Task[Any]] = set()
+
+    def acquire(self) -> UpstreamLink:
+        """Return a connection with room for one more stream, opening another where there is none."""
+        for link in self.links:
+            if link.can_open:
+                return link
+        link = UpstreamLink(self.hub, self.name, self.tally, self._on_gone)
+        self.links.append(link)
+        task = asyncio.get_running_loop().create_task(self._connect(link))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return link
+
+    def owners(self) -> list[Caller]:
+        """Return whoever has a stream open."""
+        streams = [stream for link in self.links for stream in link.connection.streams.values()]
+        return [stream.owner for stream in streams if stream.owner is not None]
+
+    def close(self) -> None:
+        """Close every connection at once."""
+        for task in self._connecting:
+            task.cancel()
+        for link in list(self.links):
+            link.connection.close()
+            link.hub.flush()
+            link.close()
+
+    async def _connect(self, link: UpstreamLink) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                await loop.create_connection(lambda: link, self.host, self.port)
+        except (OSError, TimeoutError) as error:
+            link.fail(f"cannot connect: {error or 'timed out'}")
+            self.hub.flush()
+
+    def _on_gone(self, link: UpstreamLink, reason: str) -> None:
+        if link not in self.links:
+            return
+        self.links.remove(link)
+        if not link.is_draining:
+            self._failed(reason)

@@ -1,0 +1,98 @@
+"""Parts are killed under load: no stream hangs, others go on, and service returns by itself."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts.launcher.cluster import Cluster
+from scripts.launcher.leftovers import tagged_processes
+from scripts.launcher.supervisor import supervised
+from tests.e2e.kserve import Answer, ask_all, connect, make_request, read_metrics
+from tests.e2e.test_bad_input import ask_whatever
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+RECOVERY_SECONDS = 120.0
+NUM_STREAMS = 16
+
+
+@pytest.fixture(scope="module")
+def supervised_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    said: list[str] = []
+    with Cluster(2, log_dir=tmp_path_factory.mktemp("logs")) as running, supervised(running, said.append):
+        yield running
+
+
+def find_process(cluster: Cluster, word: str) -> int:
+    """Return the pid of the first instance's process whose command line holds `word`."""
+    for pid in tagged_processes(cluster.instances[0].tag):
+        if word in " ".join(psutil.Process(pid).cmdline()):
+            return pid
+    raise AssertionError(f"no process of instance 0 has {word!r} in its command line")
+
+
+def kill_core(cluster: Cluster) -> None:
+    os.kill(find_process(cluster, "engine.core_process"), signal.SIGKILL)
+
+
+def kill_stub(cluster: Cluster) -> None:
+    os.kill(find_process(cluster, "llm_engine"), signal.SIGKILL)
+
+
+def kill_instance(cluster: Cluster) -> None:
+    assert cluster.instances[0].pid is not None
+    os.kill(cluster.instances[0].pid, signal.SIGKILL)
+
+
+def is_serving(cluster: Cluster) -> bool:
+    """Whether both instances themselves complete a request."""
+    for instance in cluster.instances:
+        with connect(instance.grpc_url) as stub:
+            if ask_whatever(stub, make_request("The king", max_tokens=2, stream=True)).errors:
+                return False
+    return True
+
+
+def wait_for_recovery(cluster: Cluster) -> None:
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while not is_serving(cluster):
+        assert time.monotonic() < deadline, "service did not return"
+
+
+@pytest.mark.parametrize("kill", [kill_core, kill_stub, kill_instance])
+def test_a_death_under_load_hangs_no_stream_and_heals(
+    supervised_cluster: Cluster, kill: Callable[[Cluster], None]
+) -> None:
+    url = supervised_cluster.gateway.grpc_url
+    answers: list[Answer] = []
+    requests = [make_request("Once upon a time", max_tokens=300, ignore_eos=True) for _ in range(NUM_STREAMS)]
+    load = threading.Thread(target=lambda: answers.extend(ask_all(url, requests)))
+    load.start()
+    deadline = time.monotonic() + 60
+    while read_metrics(supervised_cluster.instances[0].metrics_url)["llm_running_requests"] < 1:
+        assert time.monotonic() < deadline, "the load did not reach instance 0"
+    kill(supervised_cluster)
+    load.join(timeout=RECOVERY_SECONDS)
+    assert not load.is_alive(), "a stream hangs"
+    assert len(answers) == NUM_STREAMS
+    for answer in answers:
+        answer.check_order()
+    whole = [answer for answer in answers if not answer.errors]
+    assert whole, "the streams of the other instance must go on"
+    assert len({answer.text for answer in whole}) == 1
+    wait_for_recovery(supervised_cluster)
+    after = ask_all(url, [make_request("The king", max_tokens=4) for _ in range(8)])
+    assert not [answer.errors for answer in after if answer.errors]
+
+
+def test_nothing_is_left_when_a_cluster_stops(tmp_path: Path) -> None:
+    with Cluster(1, log_dir=tmp_path) as cluster:
+        tags = [child.tag for child in cluster.children]
+        assert all(tagged_processes(tag) for tag in tags)
+    assert not [pid for tag in tags for pid in tagged_processes(tag)]
+    assert not [path for path in Path("/dev/shm").iterdir() if cluster.tag in path.name]
