@@ -38,6 +38,8 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
+CODES = {str(int(code)).encode(): code for code in Code}
+RESET_NAMES = {int(code): code.name for code in ErrorCode}
 RESET_CODES: dict[int, Code] = {
     ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
     ErrorCode.CANCEL: Code.CANCELLED,
@@ -77,8 +79,7 @@ def failure_of_trailers(headers: Headers) -> Failure | None:
         return failure_of_http(fields.get(b":status", b"200"), headers)
     if status == b"0":
         return None
-    number = int(status) if status.isdigit() else Code.UNKNOWN
-    code = Code(number) if number in Code else Code.UNKNOWN
+    code = CODES.get(status, Code.UNKNOWN)
     return Failure(code, unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace")), headers)
 
 
@@ -90,5 +91,5 @@ def failure_of_http(status: bytes, headers: Headers = ()) -> Failure:
 
 def failure_of_reset(code: int, instance: str) -> Failure:
     """Return what an instance's RST_STREAM means."""
-    name = ErrorCode(code).name if code in set(ErrorCode) else str(code)
+    name = RESET_NAMES.get(code, str(code))
     return Failure(RESET_CODES.get(code, Code.INTERNAL), f"instance {instance} reset the stream: {name}")

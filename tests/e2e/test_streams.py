@@ -95,7 +95,8 @@ def test_plain_tritonclients_work_unchanged(cluster: Cluster, offline: EngineCor
         assert client.is_server_live()
         assert client.is_server_ready()
         assert client.is_model_ready("llm")
-        assert client.get_model_config("llm", as_json=True)["config"]["name"] == "llm"
+        config: Any = client.get_model_config("llm", as_json=True)
+        assert config["config"]["name"] == "llm"
         client.start_stream(on_result)
         client.async_stream_infer("llm", inputs)
         assert done.wait(60)
@@ -106,7 +107,8 @@ def test_plain_tritonclients_work_unchanged(cluster: Cluster, offline: EngineCor
             yield {"model_name": "llm", "inputs": inputs}
 
         async with tritonclient.grpc.aio.InferenceServerClient(cluster.gateway.grpc_url) as client:
-            chunks = [result.as_numpy("text_output")[0] async for result, _ in client.stream_infer(requests())]
+            results: Any = client.stream_infer(requests())
+            chunks = [result.as_numpy("text_output")[0] async for result, _ in results]
         return b"".join(chunks).decode()
 
     assert asyncio.run(over_aio()) == expected
