@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+CORE_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning compute threads starve tritonserver on shared cores
 logger = logging.getLogger(__name__)
 
 
@@ -181,7 +182,13 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [_python(), "-m", "engine.core_process", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=CORE_ENVIRONMENT | os.environ,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
         self._connection = Connection(ours.detach())
         try:
             self._connection.send(self.config)

@@ -27,13 +27,13 @@ ABORT_TENSOR = "abort"
 REPEAT_DELAY = 0.5  # seconds; a request that had not answered may not have reached the engine when its abort did
 CALL_TIMEOUT = 2.0
 
+Done = Callable[[Failure | None, bytes], None]
+
 
 class OwnCall:
     """A unary call that nobody but the gateway waits for; ends exactly once."""
 
-    def __init__(
-        self, instance: Instance, path: bytes, body: bytes, done: Callable[[Failure | None, bytes], None]
-    ) -> None:
+    def __init__(self, instance: Instance, path: bytes, body: bytes, done: Done) -> None:
         """Send `body`; `done` gets the failure or None, and the response message."""
         self._done = done
         self._response = bytearray()

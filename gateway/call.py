@@ -7,8 +7,15 @@ from dataclasses import dataclass
 
 from gateway.wire.headers import Headers
 
-STREAM_INFER = b"/inference.GRPCInferenceService/ModelStreamInfer"
-SERVER_READY = b"/inference.GRPCInferenceService/ServerReady"
+SERVICE = b"/inference.GRPCInferenceService"
+STREAM_INFER = SERVICE + b"/ModelStreamInfer"
+SERVER_READY = SERVICE + b"/ServerReady"
+METHODS = frozenset(
+    b"ServerLive ServerReady ModelReady ServerMetadata ModelMetadata ModelInfer ModelStreamInfer ModelConfig "
+    b"ModelStatistics RepositoryIndex RepositoryModelLoad RepositoryModelUnload SystemSharedMemoryStatus "
+    b"SystemSharedMemoryRegister SystemSharedMemoryUnregister CudaSharedMemoryStatus CudaSharedMemoryRegister "
+    b"CudaSharedMemoryUnregister TraceSetting LogSettings".split()
+)
 STATUS_FLAG = b"triton_grpc_error"
 TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 MAX_TIMEOUT_DIGITS = 8
@@ -42,8 +49,9 @@ class Call:
 
     @property
     def method(self) -> str:
-        """The method's short name."""
-        return self.path.rpartition(b"/")[2].decode("latin-1")
+        """The method's short name, as a metric's label; `other` for what KServe does not define."""
+        service, _, name = self.path.rpartition(b"/")
+        return name.decode() if service == SERVICE and name in METHODS else "other"
 
 
 def parse_call(headers: Headers) -> Call:

@@ -99,7 +99,8 @@ class ClientLink(Link):
     def _refuse(self, event: HeadersReceived, error: BadCall) -> None:
         status = (b":status", str(error.http_status).encode())
         block = encode_headers((status, *trailers_of(Code.INVALID_ARGUMENT, str(error))))
-        self.connection.outbox.finish(event.stream, block)
+        if event.stream.can_send:
+            self.connection.outbox.finish(event.stream, block)
 
     def _cancel_all(self, reason: str) -> None:
         for exchange in list(self.exchanges):

@@ -96,7 +96,7 @@ class Dispatcher:
         request.exchange.succeeded(request, trailers)
 
     def attempt_failed(self, request: Request, failure: Failure, code: int | None = None) -> None:
-        """Try a request again, if nothing has been answered, or conclude it; `code` resets what is left of its stream."""
+        """Try a request again, if nothing has been answered, or conclude it; `code` resets its stream."""
         if request.stage is Stage.DONE:
             return
         instance = request.instance

@@ -3,8 +3,8 @@
 Knows signals and a given time. Does not know how signals come about: probes, streams and reports are others' work.
 
 Invariants:
-1. Nothing is banned for ever: a suspect instance is probed again after a back-off with a ceiling, a dead one as soon as its
-   heartbeat moves.
+1. Nothing is banned for ever: a suspect instance is probed again after a back-off with a ceiling, a dead one as soon as
+   its heartbeat moves.
 2. Only a READY instance whose engine is up is routed to.
 """
 

@@ -22,7 +22,6 @@ from gateway.wire import protobuf
 from gateway.wire.events import DataReceived
 from gateway.wire.headers import Headers, encode_headers
 from gateway.wire.messages import PREFIX, MessageReader, MessageTooLarge, frame_message
-from gateway.wire.stream import State
 
 if TYPE_CHECKING:
     from gateway.client import ClientLink
@@ -170,7 +169,7 @@ class Exchange:
 
     def deliver(self, request: Request, pieces: list[tuple[bytes, bool]], num_messages: int) -> None:
         """Send pieces of a response, or hold them while another request is within a message."""
-        if self.ended:
+        if self.ended or not self.stream.can_send:
             return
         self._send_headers(RESPONSE_HEADERS)
         self.dispatcher.delivered(num_messages, sum(len(piece) for piece, _ in pieces))
@@ -211,7 +210,7 @@ class Exchange:
             self._end_with(failure.trailers or trailers_of(failure.code, failure.message), failure.code.name.lower())
 
     def _send_headers(self, headers: Headers) -> None:
-        if not self._headers_sent and not self.ended:
+        if not self._headers_sent and self.stream.can_send:
             self._headers_sent = True
             self.link.connection.outbox.send_headers(self.stream, encode_headers(headers))
 
@@ -244,7 +243,7 @@ class Exchange:
 
     def _end_with(self, trailers: Headers, outcome: str) -> None:
         outbox = self.link.connection.outbox
-        if self.stream.can_send and self.stream.state is not State.CLOSED:
+        if self.stream.can_send:
             if not self._headers_sent and dict(trailers).get(b":status") is None:
                 trailers = (*RESPONSE_HEADERS, *trailers)
             block = encode_headers(_only_trailers(trailers) if self._headers_sent else trailers)

@@ -21,7 +21,7 @@ from gateway.wire.faults import ErrorCode
 class Instance:
     """A tritonserver behind the gateway."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - six parts that only the server puts together
         self,
         config: InstanceConfig,
         heartbeat_timeout: float,

@@ -1,7 +1,7 @@
 """One request on its way to an instance and back.
 
-Knows its own bytes, its state (a table), and the upstream stream that carries it. Does not know how an instance is chosen
-or what the client's other requests do.
+Knows its own bytes, its state (a table), and the upstream stream that carries it. Does not know how an instance is
+chosen or what the client's other requests do.
 
 Invariants:
 1. It leaves `DONE` never, and reaches it exactly once.

@@ -25,8 +25,8 @@ def pick(
 ) -> Endpoint | None:
     """Return the usable endpoint with the least load, or None where none is usable.
 
-    An instance that has failed this request comes after all others. Of equals the one picked longest ago is taken, so that
-    ties rotate; `rng` decides between those never picked.
+    An instance that has failed this request comes after all others. Of equals the one picked longest ago is taken, so
+    that ties rotate; `rng` decides between those never picked.
     """
     usable = [endpoint for endpoint in endpoints if endpoint.is_usable]
     if not usable:

@@ -156,6 +156,7 @@ class Pool:
         for task in self._connecting:
             task.cancel()
         for link in list(self.links):
+            link.is_draining = True
             link.connection.close()
             link.hub.flush()
             link.close()

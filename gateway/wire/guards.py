@@ -1,7 +1,8 @@
 """Limits on what a peer may make us do, each answered with GOAWAY ENHANCE_YOUR_CALM.
 
 Knows counts and a given time. Does not know frames. Rates are token buckets: a burst is allowed, a
-stream of them is not. A client that cancels its thousand streams at once, or pings while data flows to it, stays below them.
+stream of them is not. A client that cancels its thousand streams at once, or pings while data flows to it, stays
+below them.
 """
 
 from dataclasses import dataclass, field

@@ -64,6 +64,7 @@ class Answer:
     texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     token_indices: list[int] = field(default_factory=list)
+    chunk_lengths: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish_reasons: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -89,6 +90,7 @@ class Answer:
             return
         self.texts.append(outputs["text_output"])
         self.token_indices.append(int(outputs["token_index"][0]))
+        self.chunk_lengths.append(len(outputs["token_ids"]))
         self.token_ids += outputs["token_ids"].tolist()
         self.log_probs += outputs["log_probs"].tolist()
         self.finish_reasons.append(outputs["finish_reason"])
@@ -101,10 +103,9 @@ class Answer:
             assert self.finish_reasons[-1]
             assert self.last["completion_tokens"][0] == len(self.token_ids)
         seen = 0
-        for index, following in zip(self.token_indices, [*self.token_indices[1:], len(self.token_ids)], strict=True):
+        for index, num_tokens in zip(self.token_indices, self.chunk_lengths, strict=True):
             assert index == seen
-            assert following >= index
-            seen = following
+            seen += num_tokens
 
 
 def read_outputs(response: Any) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """Parts are killed under load: no stream hangs, others go on, and service returns by itself."""
 
+import json
 import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,12 +52,13 @@ def kill_instance(cluster: Cluster) -> None:
 
 
 def is_serving(cluster: Cluster) -> bool:
-    """Whether both instances themselves complete a request."""
+    """Whether both instances themselves complete a request, and the gateway knows it."""
     for instance in cluster.instances:
         with connect(instance.grpc_url) as stub:
             if ask_whatever(stub, make_request("The king", max_tokens=2, stream=True)).errors:
                 return False
-    return True
+    with urllib.request.urlopen(f"http://{cluster.gateway.http_url}/healthz", timeout=10) as response:
+        return all(instance["usable"] for instance in json.load(response)["instances"])
 
 
 def wait_for_recovery(cluster: Cluster) -> None:

@@ -21,7 +21,9 @@ OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_leng
 class Backend:
     """One fake instance."""
 
-    def __init__(self, name: str, metrics: bool = True, port: int = 0, options: tuple[tuple[str, int], ...] = ()) -> None:
+    def __init__(
+        self, name: str, metrics: bool = True, port: int = 0, options: tuple[tuple[str, int], ...] = ()
+    ) -> None:
         self.name = name
         self.requests: list[pb.ModelInferRequest] = []
         self.metadata: list[dict[str, str]] = []
@@ -100,9 +102,13 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelInfer(self, request, context):  # noqa: N802
         context.set_trailing_metadata((("served-by", self.backend.name),))
-        return pb.ModelInferResponse(model_name=request.model_name, id=request.id, raw_output_contents=request.raw_input_contents)
+        return pb.ModelInferResponse(
+            model_name=request.model_name, id=request.id, raw_output_contents=request.raw_input_contents
+        )
 
-    def ModelStreamInfer(self, requests: Iterator[pb.ModelInferRequest], context) -> Iterator[pb.ModelStreamInferResponse]:  # noqa: N802
+    def ModelStreamInfer(
+        self, requests: Iterator[pb.ModelInferRequest], context
+    ) -> Iterator[pb.ModelStreamInferResponse]:  # noqa: N802
         for request in requests:
             if request.model_name == "llm_engine":
                 self.backend.aborted.append(request.raw_input_contents[0][4:].decode())

@@ -19,7 +19,17 @@ class GatewayProcess:
     """`python -m gateway` on free ports."""
 
     def __init__(self, *instances: str, flags: tuple[str, ...] = (), log: Path | None = None) -> None:
-        command = [sys.executable, "-W", "error", "-m", "gateway", "--grpc-address", "127.0.0.1:0", "--http-address", "127.0.0.1:0"]
+        command = [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "gateway",
+            "--grpc-address",
+            "127.0.0.1:0",
+            "--http-address",
+            "127.0.0.1:0",
+        ]
         for instance in instances:
             command += ["--instance", instance]
         self.log_file = log.open("w") if log else None
@@ -65,7 +75,9 @@ class GatewayProcess:
     def __enter__(self) -> "GatewayProcess":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.send_signal(signal.SIGINT)
         try:
