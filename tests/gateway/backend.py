@@ -108,7 +108,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStreamInfer(
         self, requests: Iterator[pb.ModelInferRequest], context
-    ) -> Iterator[pb.ModelStreamInferResponse]:  # noqa: N802
+    ) -> Iterator[pb.ModelStreamInferResponse]:
         for request in requests:
             if request.model_name == "llm_engine":
                 self.backend.aborted.append(request.raw_input_contents[0][4:].decode())
@@ -142,7 +142,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 def _metrics_server(backend: Backend) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             body = backend.metrics_text().encode()
             self.send_response(200)
             self.end_headers()

@@ -1,0 +1,119 @@
+"""Configuration, headers and statuses: read as meant or refused with a reason."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.__main__ import parse_arguments
+from gateway.call import BadCall, parse_call, parse_timeout, upstream_headers
+from gateway.config import ConfigError
+from gateway.request import TRANSITIONS, Stage, Step
+from gateway.status import Code, failure_of_reset, failure_of_trailers, trailers_of
+from tests.gateway.process import ROOT
+from tests.gateway.wires import REQUEST
+
+
+def test_a_yaml_file_is_read_and_flags_override_it(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text("grpc_address: 127.0.0.1:9001\ninstances:\n- {grpc: 'h:1', metrics: 'h:2', name: one}\n")
+    config = parse_arguments(["--config", str(file), "--http-address", "127.0.0.1:0", "--max-retries", "5"])
+    assert (config.grpc_address, config.http_address, config.max_retries) == ("127.0.0.1:9001", "127.0.0.1:0", 5)
+    assert [(i.name, i.grpc, i.metrics) for i in config.instances] == [("one", "h:1", "h:2")]
+
+
+def test_a_json_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_text('{"instances": [{"grpc": "h:1"}]}')
+    assert parse_arguments(["--config", str(file)]).instances[0].name == "h:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("instances: []", "instances"),
+        ("instances: [{grpc: 'h:1'}]\nunknown_field: 1", "unknown_field"),
+        ("instances: [{grpc: 'no port'}]", "instances.0.grpc"),
+        ("instances: [{grpc: 'h:1'}, {grpc: 'h:1'}]", "same name"),
+        ("instances: [{grpc: 'h:70000'}]", "above 65535"),
+        ("instances: [{grpc: 'h:1'}]\nqueue_timeout_s: -1\nmax_retries: x", "queue_timeout_s.*max_retries"),
+        ("- a list", "not a mapping"),
+        ("a: [", "gateway.yaml"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_as_a_whole(tmp_path: Path, text: str, reason: str) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        parse_arguments(["--config", str(file)])
+
+
+def test_the_command_says_what_is_wrong_and_exits_with_2() -> None:
+    done = subprocess.run([sys.executable, "-m", "gateway"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2
+    assert done.stderr.startswith("the configuration is refused: instances:")
+
+
+def test_the_gateway_imports_neither_torch_nor_grpc() -> None:
+    code = (
+        "import sys, gateway.server; print([m for m in ('torch', 'grpc', 'tritonclient', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(b"5S", 5.0), (b"250m", 0.25), (b"2M", 120.0), (b"1H", 3600.0), (None, None)]
+)
+def test_a_timeout_is_read_in_its_unit(value: bytes | None, seconds: float | None) -> None:
+    assert parse_timeout(value) == seconds
+
+
+@pytest.mark.parametrize("value", [b"", b"S", b"5", b"-1S", b"123456789S", b"5x"])
+def test_a_malformed_timeout_is_refused(value: bytes) -> None:
+    with pytest.raises(BadCall, match="malformed"):
+        parse_timeout(value)
+
+
+def test_what_is_no_grpc_call_is_refused() -> None:
+    with pytest.raises(BadCall, match="POST"):
+        parse_call(((b":method", b"GET"), *REQUEST[1:]))
+    with pytest.raises(BadCall, match="content type"):
+        parse_call((*REQUEST[:-1], (b"content-type", b"text/html")))
+
+
+def test_a_routed_call_goes_on_with_the_clients_metadata_and_asks_for_statuses() -> None:
+    extra = ((b"authorization", b"x"), (b"triton_grpc_error", b"true"), (b"grpc-timeout", b"9S"), (b"te", b"trailers"))
+    call = parse_call((*REQUEST, *extra))
+    assert (call.is_routed, call.wants_status, call.timeout) == (True, True, 9.0)
+    headers = upstream_headers(call, b"there:1")
+    assert headers.count((b"triton_grpc_error", b"true")) == 1
+    assert dict(headers)[b":authority"] == b"there:1"
+    assert b"grpc-timeout" not in dict(headers)
+    assert dict(headers)[b"authorization"] == b"x"
+
+
+def test_a_status_message_survives_its_way_through_trailers() -> None:
+    failure = failure_of_trailers(trailers_of(Code.NOT_FOUND, "100% of 'ü'\n is gone"))
+    assert failure is not None
+    assert (failure.code, failure.message) == (Code.NOT_FOUND, "100% of 'ü'\n is gone")
+    assert failure_of_trailers(trailers_of(Code.OK)) is None
+
+
+def test_unknown_codes_and_answers_that_are_not_grpc_are_failures() -> None:
+    for headers, code in (
+        (((b"grpc-status", b"99"),), Code.UNKNOWN),
+        (((b":status", b"503"),), Code.UNAVAILABLE),
+        (((b":status", b"200"),), Code.UNKNOWN),
+    ):
+        failure = failure_of_trailers(headers)
+        assert failure is not None
+        assert failure.code is code
+    assert failure_of_reset(7, "a").code is Code.UNAVAILABLE
+    assert failure_of_reset(77, "a").code is Code.INTERNAL
+
+
+def test_a_request_that_is_done_stays_done() -> None:
+    assert not [pair for pair in TRANSITIONS if pair[0] is Stage.DONE]
+    assert {TRANSITIONS[stage, Step.END] for stage in Stage if stage is not Stage.DONE} == {Stage.DONE}
