@@ -23,7 +23,7 @@ class KVCache:
     def allocate(cls, model: ModelConfig, num_blocks: int, block_size: int) -> "KVCache":
         """Reserve address space for `num_blocks` blocks; pages are touched only as they are written."""
         shape = (model.num_layers, num_blocks, model.num_kv_heads, block_size, model.head_dim)
-        return cls(keys=torch.zeros(shape), values=torch.zeros(shape))
+        return cls(keys=torch.empty(shape), values=torch.empty(shape))
 
 
 def num_blocks_for(config: EngineConfig, model: ModelConfig) -> int:

@@ -1,13 +1,14 @@
 """A small KServe backend with a metrics port, whose behaviour a test can change while it runs.
 
-A request says what it wants by string parameters: `chunks` responses of `size` bytes each, `delay` seconds between them,
-`fail` with a code name after `fail_after` responses, `hang` for ever after them.
+A request says what it wants by string parameters: `chunks` responses of `size` bytes each, `delay` seconds between
+them, `fail` with a code name after `fail_after` responses, `hang` for ever after them.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
@@ -28,7 +29,7 @@ class Backend:
         self.requests: list[pb.ModelInferRequest] = []
         self.metadata: list[dict[str, str]] = []
         self.aborted: list[str] = []
-        self.cancelled: list[str] = []
+        self.ended: list[str] = []
         self.sent = 0
         self.ready = True
         self.beating = True
@@ -91,7 +92,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelMetadata(self, request, context):  # noqa: N802
         if request.name != "llm":
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found – ü")
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found: ü")
         return pb.ModelMetadataResponse(name=request.name, platform="ensemble")
 
     def ModelConfig(self, request, context):  # noqa: N802
@@ -106,7 +107,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             model_name=request.model_name, id=request.id, raw_output_contents=request.raw_input_contents
         )
 
-    def ModelStreamInfer(
+    def ModelStreamInfer(  # noqa: N802
         self, requests: Iterator[pb.ModelInferRequest], context
     ) -> Iterator[pb.ModelStreamInferResponse]:
         for request in requests:
@@ -117,9 +118,13 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
                 continue
             self.backend.metadata.append(dict(context.invocation_metadata()))
             self.backend.requests.append(request)
-            context.add_callback(lambda: (self.backend.cancelled.append(request.id), self.backend.note()))
+            context.add_callback(partial(self._ended, request.id))
             self.backend.note()
             yield from self._answer(request, context)
+
+    def _ended(self, request_id: str) -> None:
+        self.backend.ended.append(request_id)
+        self.backend.note()
 
     def _answer(self, request: pb.ModelInferRequest, context) -> Iterator[pb.ModelStreamInferResponse]:
         wish = {key: value.string_param for key, value in request.parameters.items()}

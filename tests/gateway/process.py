@@ -71,14 +71,10 @@ class GatewayProcess:
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
-    def __enter__(self) -> "GatewayProcess":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.send_signal(signal.SIGINT)
+    def stop(self) -> None:
+        """Cut: two signals, then what is needed."""
+        for _ in range(2):
+            self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:

@@ -15,6 +15,11 @@ from tests.gateway.process import ROOT
 from tests.gateway.wires import REQUEST
 
 
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
+
+
 def test_a_yaml_file_is_read_and_flags_override_it(tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text("grpc_address: 127.0.0.1:9001\ninstances:\n- {grpc: 'h:1', metrics: 'h:2', name: one}\n")
@@ -50,7 +55,7 @@ def test_a_wrong_configuration_is_refused_as_a_whole(tmp_path: Path, text: str, 
 
 
 def test_the_command_says_what_is_wrong_and_exits_with_2() -> None:
-    done = subprocess.run([sys.executable, "-m", "gateway"], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    done = run_python("-m", "gateway")
     assert done.returncode == 2
     assert done.stderr.startswith("the configuration is refused: instances:")
 
@@ -63,11 +68,10 @@ def test_the_gateway_imports_neither_torch_nor_grpc() -> None:
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"), [(b"5S", 5.0), (b"250m", 0.25), (b"2M", 120.0), (b"1H", 3600.0), (None, None)]
-)
-def test_a_timeout_is_read_in_its_unit(value: bytes | None, seconds: float | None) -> None:
+@pytest.mark.parametrize(("value", "seconds"), [(b"5S", 5.0), (b"250m", 0.25), (b"2M", 120.0), (b"1H", 3600.0)])
+def test_a_timeout_is_read_in_its_unit(value: bytes, seconds: float) -> None:
     assert parse_timeout(value) == seconds
+    assert parse_timeout(None) is None
 
 
 @pytest.mark.parametrize("value", [b"", b"S", b"5", b"-1S", b"123456789S", b"5x"])

@@ -67,7 +67,7 @@ def test_a_client_that_leaves_has_its_requests_reset_and_aborted_by_key(start: S
             stream.read()
         assert stream.call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert backend.wait_for(lambda: backend.aborted == [key])
-    assert backend.wait_for(lambda: "leaver" in backend.cancelled)
+    assert backend.wait_for(lambda: "leaver" in backend.ended)
     stream.half_close()
     client.channel.close()
     gateway.wait_until(lambda: gateway.metric("gateway_in_flight_requests") == 0)

@@ -1,6 +1,7 @@
 """The parts of the wire: outbox, messages, headers, protobuf, express lane."""
 
 import zlib
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ BODIES = st.lists(st.binary(max_size=60), max_size=8)
 
 def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted({min(place, len(data)) for place in cuts}), len(data)]
-    return [data[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+    return [data[begin:end] for begin, end in pairwise(edges)]
 
 
 @given(BODIES, st.lists(st.integers(0, 500)))

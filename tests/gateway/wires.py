@@ -1,5 +1,7 @@
 """Helpers that speak as a peer: bytes in one cut or another, and what a connection made of them."""
 
+from itertools import pairwise
+
 from gateway.wire import frames
 from gateway.wire.connection import Connection
 from gateway.wire.events import ConnectionFailed, DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
@@ -49,7 +51,7 @@ def feed_in_pieces(connection: Connection, data: bytes, cuts: list[int]) -> list
     """Feed the bytes cut at the given places."""
     edges = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
     described: list[tuple[object, ...]] = []
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         described += [describe(event) for event in connection.feed(data[begin:end])]
     return described
 
