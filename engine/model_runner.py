@@ -45,8 +45,9 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0."""
         params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=1)
-        dummy = Sequence(0, [0], 1, params, 2, frozenset(), block_table=[0])
-        self.run(StepPlan([ScheduledSequence(dummy, 1)], num_tokens=1))
+        for count in (1, 2):  # numba compiles anew for one token, whose array counts as contiguous
+            dummy = Sequence(0, [0] * count, count, params, count + 1, frozenset(), block_table=[0] * count)
+            self.run(StepPlan([ScheduledSequence(dummy, count)], num_tokens=count))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> tuple[list[Sequence], SampledTokens]:
