@@ -17,7 +17,7 @@ WORKDIR /opt/scalellm
 # The image's Python is the one that Triton's stubs load, so packages go beside it and not into an environment.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 NUMBA_CACHE_DIR=/tmp/numba
 RUN python3 -m pip install --no-cache-dir "torch>=2.6,<3"
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY kernels ./kernels
 COPY engine ./engine
 COPY gateway ./gateway
@@ -27,7 +27,7 @@ COPY model_repository ./model_repository
 COPY demo_model ./demo_model
 USER 1000:1000
 EXPOSE 8000 8001 8002
-ENTRYPOINT ["tritonserver", "--model-repository=/opt/scalellm/model_repository", "--model-control-mode=explicit", "--load-model=*", "--disable-auto-complete-config", "--backend-config=python,stub-timeout-seconds=600"]
+ENTRYPOINT ["tritonserver", "--model-repository=/opt/scalellm/model_repository", "--model-control-mode=explicit", "--load-model=*", "--disable-auto-complete-config", "--grpc-header-forward-pattern=(?i)user-agent", "--backend-config=python,stub-timeout-seconds=600"]
 
 FROM python:3.11-slim AS gateway
 WORKDIR /opt/scalellm

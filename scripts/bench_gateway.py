@@ -3,8 +3,8 @@
 Held equal on both sides: two backends, 64 streams over 8 client connections, one request a stream, responses of 200
 bytes (205 with gRPC's prefix) in DATA frames of their own, one of each stream in turn, without pace; clients with the
 largest HTTP/2 windows; one process for the proxy on one core, backends and clients together in this process on another,
-both with the same code for either side. Not equal: the proxies' own windows towards the backends (64 KiB a stream in the
-relay, gRPC's own estimate in the other). A message counts when its bytes have arrived at a client.
+both with the same code for either side. Not equal: the proxies' own windows towards the backends (64 KiB a stream in
+the relay, gRPC's own estimate in the other). A message counts when its bytes have arrived at a client.
 """
 
 import asyncio

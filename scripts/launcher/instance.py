@@ -82,7 +82,8 @@ def instance_command(ports: InstancePorts, options: InstanceOptions, tag: str) -
         f"--model-repository={options.repository}",
         "--model-control-mode=explicit",
         "--load-model=*",
-        "--disable-auto-complete-config",  # else each model's process is started twice
+        "--disable-auto-complete-config",
+        "--grpc-header-forward-pattern=(?i)user-agent",  # tells the engine gRPC clients, who want chunks, from HTTP
         f"--http-address={HOST}",
         f"--http-port={ports.http}",
         f"--grpc-address={HOST}",

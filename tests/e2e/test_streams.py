@@ -130,6 +130,16 @@ def test_the_http_endpoints_of_an_instance_answer(cluster: Cluster, offline: Eng
     assert "".join(event["text_output"] for event in events) == expected
 
 
+@pytest.mark.parametrize("through_gateway", [True, False])
+def test_a_grpc_client_that_does_not_say_gets_chunks(cluster: Cluster, through_gateway: bool) -> None:
+    with connect(cluster.gateway.grpc_url if through_gateway else cluster.instances[0].grpc_url) as stub:
+        chunks = ask(stub, make_request("The king", max_tokens=12))
+        whole = ask(stub, make_request("The king", max_tokens=12, stream=False))
+    assert len(chunks.texts) > 1
+    assert len(whole.texts) == 1
+    assert whole.text == chunks.text
+
+
 def test_a_chat_is_rendered_with_the_models_template(cluster: Cluster, offline: EngineCore) -> None:
     messages = [{"role": "user", "content": "Tell me a story about a fox."}]
     with connect(cluster.gateway.grpc_url) as stub:

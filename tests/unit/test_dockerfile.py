@@ -72,7 +72,7 @@ def test_gateway_image_installs_everything_the_gateway_imports() -> None:
         for file in (ROOT / "gateway").rglob("*.py")
         for module in imported(file)
         if module not in sys.stdlib_module_names and module != "gateway"
-        if not have & {owner.lower() for owner in owners.get(module, [module])}
+        if not have & {owner.lower().replace("_", "-") for owner in owners.get(module, [module])}
     }
     assert missing == set()
 
