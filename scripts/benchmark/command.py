@@ -75,3 +75,17 @@ def endpoint(
     with _progress() as progress:
         report = run(_model(model), _threads(threads), repeats, progress)
     _finish(report, json)
+
+
+@app.command()
+def gateway(
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each run.")] = 3.0,
+    repeats: RepeatsOption = 3,
+    json: JsonOption = None,
+) -> None:
+    """Compare the relay with a grpc.aio bytes proxy on the same load."""
+    from scripts.benchmark.relay import run
+
+    with _progress() as progress:
+        report = run(seconds, repeats, progress)
+    _finish(report, json)

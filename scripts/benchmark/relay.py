@@ -18,22 +18,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import psutil
-import typer
 import uvloop
-from rich.console import Console
 from rich.progress import Progress
 
 from gateway.config import split_address
-from scripts.gateway_pumps import ECHO_MODEL, PUMP_MODEL, RESPONSE, BackendPump, ClientPump
+from scripts.benchmark.pumps import ECHO_MODEL, PUMP_MODEL, RESPONSE, BackendPump, ClientPump
+from scripts.benchmark.report import Report
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NUM_CONNECTIONS, STREAMS_EACH, NUM_BACKENDS = 8, 8, 2
 WARM_UP_SECONDS = 0.5
 ROUND_TRIPS = 1000
-GOAL = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ def proxy_process(command: list[str]) -> Iterator[tuple[str, psutil.Process]]:
         yield address, handle
     finally:
         process.terminate()
-        process.terminate()
+        process.terminate()  # a second signal cuts where the first one drains
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
@@ -83,7 +80,7 @@ def relay_command(backends: list[str]) -> list[str]:
 
 def aio_command(backends: list[str]) -> list[str]:
     """Return the command of the grpc.aio proxy."""
-    return ["-m", "scripts.aio_proxy", *backends]
+    return ["-m", "scripts.benchmark.aio_proxy", *backends]
 
 
 async def start_backends() -> tuple[list[asyncio.Server], list[str]]:
@@ -142,71 +139,34 @@ def _cpu(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-async def _measure(seconds: float, repeats: int, progress: Progress | None) -> dict[str, Any]:
-    samples: dict[str, list[Sample]] = {"relay": [], "grpc.aio": []}
-    latency: dict[str, list[float]] = {"direct": [], "relay": [], "grpc.aio": []}
+async def _measure(seconds: float, repeats: int, progress: Progress, report: Report) -> None:
     servers, backends = await start_backends()
-    commands = {"relay": relay_command(backends), "grpc.aio": aio_command(backends)}
-    task = progress.add_task("gateway", total=2 * repeats) if progress else None
+    commands = {"relay": relay_command(backends), "grpc.aio proxy": aio_command(backends)}
+    task = progress.add_task("gateway", total=2 * repeats)
     for _ in range(repeats):
-        latency["direct"].append(await round_trips(backends[0], ROUND_TRIPS))
+        report.add("no proxy, round trip p50", "us", await round_trips(backends[0], ROUND_TRIPS))
         for name, command in commands.items():
             with proxy_process(command) as (address, process):
-                latency[name].append(await round_trips(address, ROUND_TRIPS))
-                samples[name].append(await saturate(address, process, seconds))
-            if progress and task is not None:
-                progress.advance(task)
+                report.add(f"{name}, round trip p50", "us", await round_trips(address, ROUND_TRIPS))
+                sample = await saturate(address, process, seconds)
+            report.add(name, "messages/s", sample.messages_per_s)
+            report.add(f"{name}, proxy CPU", "us/message", sample.cpu_us)
+            progress.advance(task)
     for server in servers:
         server.close()
-    return _summary(samples, latency)
 
 
-def _summary(samples: dict[str, list[Sample]], latency: dict[str, list[float]]) -> dict[str, Any]:
-    sides = {
-        name: {
-            "messages_per_s": _spread([sample.messages_per_s for sample in side]),
-            "cpu_us_per_message": _spread([sample.cpu_us for sample in side]),
-        }
-        for name, side in samples.items()
-    }
-    round_trip = {name: _spread(times) for name, times in latency.items()}
-    ratio = sides["relay"]["messages_per_s"]["median"] / sides["grpc.aio"]["messages_per_s"]["median"]
-    added = {name: round_trip[name]["median"] - round_trip["direct"]["median"] for name in ("relay", "grpc.aio")}
-    return {"sides": sides, "round_trip_us": round_trip, "added_p50_us": added, "ratio": ratio, "goal": GOAL}
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
-
-
-def run(seconds: float, repeats: int, progress: Progress | None) -> dict[str, Any]:
-    """Measure both sides `repeats` times for `seconds` each, alternating.
-
-    Returns:
-        `sides` (messages a second, proxy CPU microseconds a message), `round_trip_us` and `added_p50_us` at one stream,
-        `ratio` of messages a second (relay over grpc.aio, medians) and its `goal`; median, lowest and highest each.
-    """
+def run(seconds: float, repeats: int, progress: Progress) -> Report:
+    """Measure both sides `repeats` times for `seconds` each, alternating."""
+    report = Report(
+        "relay against a grpc.aio bytes proxy, 64 saturated streams, 200-byte messages",
+        "backends, clients, streams, messages; one process for the proxy on a core of its own",
+    )
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[-1:])
     try:
-        return uvloop.run(_measure(seconds, repeats, progress))
+        uvloop.run(_measure(seconds, repeats, progress, report))
     finally:
         os.sched_setaffinity(0, cores)
-
-
-def main(
-    seconds: Annotated[float, typer.Option(help="Length of each run.")] = 3.0,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each side.")] = 3,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")] = None,
-) -> None:
-    """Measure the relay against a grpc.aio bytes proxy."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        result = run(seconds, repeats, progress)
-    Console().print_json(json.dumps(result))
-    if json_path is not None:
-        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    report.ratios["messages/s, relay over grpc.aio proxy"] = report.median("relay") / report.median("grpc.aio proxy")
+    return report
