@@ -17,9 +17,10 @@ METHODS = frozenset(
     b"CudaSharedMemoryUnregister TraceSetting LogSettings".split()
 )
 STATUS_FLAG = b"triton_grpc_error"
+TRAILERS_WANTED = (b"te", b"trailers")
 TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 MAX_TIMEOUT_DIGITS = 8
-CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te"}
 PER_STREAM_HEADERS = {STATUS_FLAG, b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
 
 
@@ -94,12 +95,12 @@ def parse_timeout(value: bytes | None) -> float | None:
 def upstream_headers(call: Call, authority: bytes) -> Headers:
     """Return the headers that open the call at an instance."""
     status = ((STATUS_FLAG, b"true"),) if call.is_routed else ()
-    return (*_pseudo(call.path, authority), *call.headers, *status)
+    return (*_pseudo(call.path, authority), TRAILERS_WANTED, *call.headers, *status)
 
 
 def own_headers(path: bytes, authority: bytes) -> Headers:
     """Return the headers of a call of the gateway's own."""
-    return (*_pseudo(path, authority), (b"content-type", b"application/grpc"), (b"te", b"trailers"))
+    return (*_pseudo(path, authority), (b"content-type", b"application/grpc"), TRAILERS_WANTED)
 
 
 def _pseudo(path: bytes, authority: bytes) -> Headers:

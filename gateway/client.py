@@ -35,6 +35,8 @@ class ClientLink(Link):
         super().__init__(hub, Connection(Role.SERVER, hub.dirty, CLIENT_STREAM_WINDOW, MAX_CONCURRENT_STREAMS))
         self.dispatcher = dispatcher
         self.exchanges: set[Exchange] = set()
+        self.num_buffered = 0  # bytes of incomplete requests
+        self._buffered: dict[Exchange, int] = {}
         self._clients = clients
         self._draining = False
         clients.add(self)
@@ -64,8 +66,15 @@ class ClientLink(Link):
         self._clients.discard(self)
         self._cancel_all("disconnected")
 
+    def note_buffered(self, exchange: Exchange, size: int) -> None:
+        """Take how many bytes of an incomplete request an exchange holds."""
+        self.num_buffered += size - self._buffered.pop(exchange, 0)
+        if size:
+            self._buffered[exchange] = size
+
     def forget(self, exchange: Exchange) -> None:
         """Drop an exchange that has ended, and the connection after the last one of a drain."""
+        self.note_buffered(exchange, 0)
         self.exchanges.discard(exchange)
         exchange.stream.owner = None
         self._close_if_drained()

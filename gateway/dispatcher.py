@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.wire.headers import Headers
 
-RETRY_DELAY = 0.1  # seconds, before an instance that has failed a request gets it again
+RETRY_DELAY = 0.25  # seconds, before an instance that has failed a request gets it again
 
 
 class Dispatcher:
@@ -100,7 +100,7 @@ class Dispatcher:
         if request.stage is Stage.DONE:
             return
         instance = request.instance
-        if failure.code is Code.UNAVAILABLE and not failure.lost_connection and instance is not None:
+        if failure.code is Code.UNAVAILABLE and failure.is_answer and instance is not None:
             instance.unavailable()
         if request.instance is not instance:
             return  # ending the instance's streams has already moved this one on

@@ -113,9 +113,11 @@ class Endpoint:
         """Judge the heartbeats; return whether the state changed."""
         if not self.beats:
             return False
-        oldest = min(moved_at for _, moved_at in self.beats.values())
-        stopped = now - oldest > self.heartbeat_timeout
-        return self.signal(Signal.HEARTBEAT_STOPPED if stopped else Signal.HEARTBEAT_MOVED, now)
+        return self.signal(Signal.HEARTBEAT_STOPPED if self.beats_stopped(now) else Signal.HEARTBEAT_MOVED, now)
+
+    def beats_stopped(self, now: float) -> bool:
+        """Whether any heartbeat that was ever seen has stood still for too long."""
+        return any(now - moved_at > self.heartbeat_timeout for _, moved_at in self.beats.values())
 
     def forgive(self, seconds: float) -> None:
         """Discount time in which nobody looked, so that a gateway that stood still declares nobody dead."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gateway.wire.stream import Stream
 
 MAX_OPEN_REQUESTS = 1024  # on one stream; above it the client's window is not given back
+MAX_BUFFERED_BYTES = 256 * 2**20  # of incomplete requests on one connection
 
 
 class Exchange:
@@ -88,12 +89,15 @@ class Exchange:
         self._finish_if_done()
 
     def written(self, size: int) -> None:
-        """Give back to the client what has gone on to an instance."""
-        if not self.ended:
+        """Give back to the client what has gone on to an instance, once even if it is sent again."""
+        size = min(size, self._uncredited)
+        self._uncredited -= size
+        if size and not self.ended:
             self.link.connection.consume(self.stream, size)
 
     def _take_part(self, request: Request, event: DataReceived) -> None:
         padding = event.size - len(event.payload)
+        self._uncredited += event.size
         if request.stage is Stage.DONE:
             return
         if request.stage is Stage.WAITING:
@@ -105,20 +109,28 @@ class Exchange:
         self.written(padding)
 
     def _take_messages(self, event: DataReceived) -> None:
-        try:
-            messages = self._reader.feed(event.payload)
-            bodies = [self._body(compressed, body) for compressed, body in messages]
-        except MessageTooLarge as error:
-            self.end(self._too_large(error))
-            return
-        except UnknownEncoding as error:
-            self.end(Failure(Code.UNIMPLEMENTED, str(error)))
-            return
+        bodies = self._read_bodies(event.payload)
         self._uncredited += event.size
         for body in bodies:
             if not self.ended:
                 self._take_request(body)
         self._credit()
+
+    def _read_bodies(self, payload: bytes) -> list[bytes]:
+        try:
+            bodies = [self._body(compressed, body) for compressed, body in self._reader.feed(payload)]
+        except MessageTooLarge as error:
+            self.end(self._too_large(error))
+            return []
+        except UnknownEncoding as error:
+            self.end(Failure(Code.UNIMPLEMENTED, str(error)))
+            return []
+        self.link.note_buffered(self, len(self._reader.partial))
+        if self.link.num_buffered > MAX_BUFFERED_BYTES:
+            self.end(Failure(Code.RESOURCE_EXHAUSTED, "too many incomplete requests on this connection"))
+        elif self._half_closed and self._reader.partial:
+            self.end(Failure(Code.INTERNAL, "the stream was half-closed within a message"))
+        return bodies
 
     def _body(self, compressed: int, body: bytes) -> bytes:
         if not compressed:
@@ -222,16 +234,15 @@ class Exchange:
         self.link.connection.outbox.send_data(self.stream, piece, request)
 
     def _send_held(self) -> None:
-        moved = True
-        while moved:
-            moved = False
-            waiting, self._held = self._held, deque()
-            for request, piece, ends in waiting:
-                if self._holder is None or self._holder is request:
-                    self._send_piece(request, piece, ends)
-                    moved = True
-                else:
-                    self._held.append((request, piece, ends))
+        """Send the first held piece that may go, again and again, so that each request's pieces keep their order."""
+        while True:
+            sendable = (i for i, (request, _, _) in enumerate(self._held) if self._holder in {None, request})
+            index = next(sendable, None)
+            if index is None:
+                return
+            request, piece, ends = self._held[index]
+            del self._held[index]
+            self._send_piece(request, piece, ends)
 
     def _finish_if_done(self) -> None:
         if self.ended or self._whole is not None or self.requests or self._held:

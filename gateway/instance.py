@@ -75,12 +75,15 @@ class Instance:
 
     def check_beats(self) -> None:
         """Judge the heartbeats."""
-        if self.endpoint.check_beats(self._clock()):
+        now = self._clock()
+        if self.endpoint.check_beats(now):
             self._note_change("its heartbeat" + (" stands still" if self.endpoint.health is Health.DEAD else " moves"))
+        elif self.endpoint.health is Health.DRAINING and self.endpoint.beats_stopped(now):
+            self.cut("its heartbeat stands still")
 
     def cut(self, reason: str) -> None:
         """End every stream there at once."""
-        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}")
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False)
         for owner in self.pool.owners():
             owner.on_lost(failure, ErrorCode.CANCEL)
         self._hub.flush()

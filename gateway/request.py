@@ -10,7 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING
 
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
@@ -30,7 +30,7 @@ MAX_KEPT_BYTES = 64 * 2**20
 MAX_ID_BYTES = 64 * 1024  # of an answered request's bytes, kept for the id in a late error; of larger ones only the id
 
 
-class Stage(Enum):
+class Stage(IntEnum):
     """How far a request has come."""
 
     WAITING = auto()  # for an instance
@@ -39,7 +39,7 @@ class Stage(Enum):
     DONE = auto()
 
 
-class Step(Enum):
+class Step(IntEnum):
     """What moves a request."""
 
     SEND = auto()

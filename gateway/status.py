@@ -55,7 +55,7 @@ class Failure:
     code: Code
     message: str
     trailers: Headers = ()  # the instance's own words, where there are any
-    lost_connection: bool = False
+    is_answer: bool = True  # false where the connection or the instance ended before there was one
 
     @property
     def is_retryable(self) -> bool:

@@ -82,7 +82,7 @@ class UpstreamLink(Link):
         """End every stream with UNAVAILABLE."""
         self.connection.is_closed = True
         self._gone(self, reason)
-        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", lost_connection=True)
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False)
         for stream in list(self.connection.streams.values()):
             if stream.owner is not None:
                 stream.owner.on_lost(failure)
@@ -113,7 +113,7 @@ class UpstreamLink(Link):
     def _on_goaway(self, event: GoAwayReceived) -> None:
         self.is_draining = True
         self._reason = f"connection closed with GOAWAY {event.code} {event.debug.decode('utf-8', 'replace')}".strip()
-        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {self._reason}")
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {self._reason}", is_answer=False)
         for stream in list(self.connection.streams.values()):
             if stream.stream_id > event.last_stream_id and stream.owner is not None:
                 stream.owner.on_lost(failure, ErrorCode.CANCEL)
@@ -132,6 +132,7 @@ class Pool:
         self.links: list[UpstreamLink] = []
         self.tally = Tally()
         self._failed = failed
+        self._known_limit: int | None = None
         self._connecting: set[asyncio.Task[Any]] = set()
 
     def acquire(self) -> UpstreamLink:
@@ -140,11 +141,19 @@ class Pool:
             if link.can_open:
                 return link
         link = UpstreamLink(self.hub, self.name, self.tally, self._on_gone)
+        link.connection.peer_max_streams = self._stream_limit(link.connection.peer_max_streams)
         self.links.append(link)
         task = asyncio.get_running_loop().create_task(self._connect(link))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
         return link
+
+    def _stream_limit(self, assumed: int) -> int:
+        """Return what the instance has said on another connection, until it says so on a new one."""
+        for link in self.links:
+            if link.connection.has_settings:
+                self._known_limit = link.connection.peer_max_streams
+        return assumed if self._known_limit is None else self._known_limit
 
     def owners(self) -> list[Caller]:
         """Return whoever has a stream open."""

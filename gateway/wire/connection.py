@@ -71,6 +71,11 @@ class Connection(FrameHandlers):
         """Bytes of a frame that is not complete yet; the next `receive` must find them at the buffer's beginning."""
         return self._tail
 
+    @property
+    def has_settings(self) -> bool:
+        """Whether the peer's settings have arrived."""
+        return self._settings_seen
+
     def receive(self, buffer: bytearray, end: int, now: float) -> list[Event]:
         """Understand `buffer[:end]`, which begins with `tail`.
 

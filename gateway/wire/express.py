@@ -11,6 +11,7 @@ slice: ids are rewritten in the receive buffer itself.
 from dataclasses import dataclass
 from struct import Struct
 
+from gateway.wire.frames import pack_window_update
 from gateway.wire.stream import Stream
 
 LANE_CREDIT = 16384  # also the largest frame a lane takes, so that it never exceeds a peer's MAX_FRAME_SIZE
@@ -27,7 +28,9 @@ class Tally:
     num_bytes: int = 0
 
 
-def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tally: Tally) -> int:
+def forward(  # noqa: C901 - one loop, so that a frame costs no call
+    buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tally: Tally
+) -> int:
     """Relay frames of `buffer[pos:end]` for as long as they are simple; return where the first other frame begins."""
     unpack, pack_into, find = _HEAD.unpack_from, _ID.pack_into, lanes.get
     view = memoryview(buffer)
@@ -51,7 +54,10 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
         if target is None:
             raise RuntimeError(f"stream {stream_id} is in the express lane without a target")
         outbox = target.outbox
-        if length > source.lane_credit or length > target.send_window or length > outbox.window or outbox.paused:
+        if length > target.send_window or length > outbox.window or outbox.paused:
+            del lanes[stream_id]
+            break
+        if length > source.lane_credit and not _renew(source, length):
             del lanes[stream_id]
             break
         if outbox is not box:
@@ -70,3 +76,15 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
         tally.messages += count
         tally.num_bytes += pos - first - 9 * count
     return pos
+
+
+def _renew(source: Stream, length: int) -> bool:
+    """Give the peer back what has passed, and the lane its full credit; return whether `length` bytes may pass now."""
+    passed = source.lane_start - source.lane_credit + source.consumed
+    if not passed or length > LANE_CREDIT:
+        return False
+    source.recv_window += source.consumed
+    source.consumed = 0
+    source.lane_start = source.lane_credit = min(LANE_CREDIT, source.recv_window)
+    source.outbox.put(pack_window_update(source.stream_id, passed))
+    return length <= source.lane_credit

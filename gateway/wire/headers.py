@@ -1,7 +1,7 @@
 """Header blocks: HPACK through the `hpack` package, cached where that is sound.
 
 Encoding never touches the dynamic table, so a block depends on its headers alone and can be reused on any connection.
-Decoding a block made only of table references cannot change the table, so its result stays true until a block that can.
+A block that was decoded and left the dynamic table as it was means the same until another block changes the table.
 """
 
 from functools import lru_cache
@@ -40,6 +40,7 @@ class HeaderDecoder:
         known = self._known.get(block)
         if known is not None:
             return known
+        size, newest, room = self._table_state()
         try:
             headers = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
         except OversizedHeaderListError as error:
@@ -47,11 +48,16 @@ class HeaderDecoder:
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, message) from error
         except HPACKError as error:
             raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"malformed header block: {error}") from error
-        self._remember(block, headers)
+        size_now, newest_now, room_now = self._table_state()
+        changed = size_now != size or newest_now is not newest or room_now != room
+        if changed or len(self._known) >= CACHED_BLOCKS:
+            self._known.clear()
+        else:
+            self._known[block] = headers
         return headers
 
-    def _remember(self, block: bytes, headers: Headers) -> None:
-        if not block or min(block) < 0x80 or len(self._known) >= CACHED_BLOCKS:
-            self._known.clear()
-        elif max(block) < 0xFF:
-            self._known[block] = headers
+    def _table_state(self) -> tuple[int, object, int]:
+        """Return what differs after any change: an added entry is a new object, and comes first."""
+        table = self._decoder.header_table
+        entries = table.dynamic_entries
+        return len(entries), entries[0] if entries else None, table.maxsize

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
 from gateway.wire.faults import ErrorCode, StreamFault
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gateway.wire.outbox import Outbox
 
 
-class State(Enum):
+class State(IntEnum):
     """Where a stream stands, seen from this side."""
 
     IDLE = auto()
@@ -26,7 +26,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-class Move(Enum):
+class Move(IntEnum):
     """What either side may do to a stream."""
 
     SEND_HEADERS = auto()
@@ -57,6 +57,8 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
     (State.HALF_CLOSED_REMOTE, Move.SEND_END): State.CLOSED,
     (State.HALF_CLOSED_REMOTE, Move.RESET): State.CLOSED,
 }
+
+SENDABLE = frozenset({State.OPEN, State.HALF_CLOSED_REMOTE})
 
 
 @dataclass(slots=True, eq=False)
@@ -95,4 +97,4 @@ class Stream:
     @property
     def can_send(self) -> bool:
         """Whether our side may still send."""
-        return self.ending is None and self.state in {State.OPEN, State.HALF_CLOSED_REMOTE}
+        return self.ending is None and self.state in SENDABLE

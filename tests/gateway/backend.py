@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+
+from tests.gateway.protos import pb
 
 MODELS = ("preprocessing", "llm_engine", "postprocessing")
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
@@ -26,7 +28,7 @@ class Backend:
         self, name: str, metrics: bool = True, port: int = 0, options: tuple[tuple[str, int], ...] = ()
     ) -> None:
         self.name = name
-        self.requests: list[pb.ModelInferRequest] = []
+        self.requests: list[Any] = []
         self.metadata: list[dict[str, str]] = []
         self.aborted: list[str] = []
         self.ended: list[str] = []
@@ -67,8 +69,9 @@ class Backend:
         return "\n".join(["# HELP llm_waiting_requests x", *lines]) + "\n"
 
     def stop(self) -> None:
+        stopping = self.server.stop(0)
         self.stopped.set()
-        self.server.stop(0).wait()
+        stopping.wait()
         if self.http is not None:
             self.http.shutdown()
             self.http.server_close()
@@ -107,10 +110,8 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             model_name=request.model_name, id=request.id, raw_output_contents=request.raw_input_contents
         )
 
-    def ModelStreamInfer(  # noqa: N802
-        self, requests: Iterator[pb.ModelInferRequest], context
-    ) -> Iterator[pb.ModelStreamInferResponse]:
-        for request in requests:
+    def ModelStreamInfer(self, request_iterator, context):  # noqa: N802
+        for request in request_iterator:
             if request.model_name == "llm_engine":
                 self.backend.aborted.append(request.raw_input_contents[0][4:].decode())
                 self.backend.note()
@@ -126,9 +127,10 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.backend.ended.append(request_id)
         self.backend.note()
 
-    def _answer(self, request: pb.ModelInferRequest, context) -> Iterator[pb.ModelStreamInferResponse]:
+    def _answer(self, request: Any, context) -> Iterator[Any]:
         wish = {key: value.string_param for key, value in request.parameters.items()}
-        fail_after = int(wish.get("fail_after", "0")) if "fail" in wish or "hang" in wish else None
+        fails = "fail" in wish and wish.get("only", self.backend.name) == self.backend.name
+        fail_after = int(wish.get("fail_after", "0")) if fails or "hang" in wish else None
         for index in range(int(wish.get("chunks", "1"))):
             if index == fail_after:
                 break
@@ -139,7 +141,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.raw_output_contents.append(bytes([index % 256]) * int(wish.get("size", "8")))
             self.backend.sent += 1
             yield pb.ModelStreamInferResponse(infer_response=response)
-        if "fail" in wish and wish.get("only", self.backend.name) == self.backend.name:
+        if fails:
             context.abort(grpc.StatusCode[wish["fail"]], wish.get("message", "it broke"))
         while "hang" in wish and context.is_active() and not self.backend.stopped.is_set():
             time.sleep(0.02)

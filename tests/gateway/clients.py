@@ -2,10 +2,12 @@
 
 import queue
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+
+from tests.gateway.protos import pb
 
 OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -14,7 +16,7 @@ OPTIONS = [
 ]
 
 
-def request(request_id: str = "", raw: bytes = b"", **wishes: object) -> pb.ModelInferRequest:
+def request(request_id: str = "", raw: bytes = b"", **wishes: object) -> Any:
     """Return a request; see `backend` for the wishes."""
     made = pb.ModelInferRequest(model_name="llm", id=request_id)
     for name, value in wishes.items():
@@ -45,20 +47,20 @@ class ClientStream:
     """One `ModelStreamInfer` call."""
 
     def __init__(self, stub: service_pb2_grpc.GRPCInferenceServiceStub, **options: object) -> None:
-        self.requests: queue.Queue[pb.ModelInferRequest | None] = queue.Queue()
+        self.requests: queue.Queue[Any] = queue.Queue()
         self.call = stub.ModelStreamInfer(iter(self.requests.get, None), **{"timeout": 20, **options})
 
-    def send(self, *requests: pb.ModelInferRequest) -> None:
+    def send(self, *requests: Any) -> None:
         for item in requests:
             self.requests.put(item)
 
     def half_close(self) -> None:
         self.requests.put(None)
 
-    def read(self) -> pb.ModelStreamInferResponse:
+    def read(self) -> Any:
         return next(self.call)
 
-    def rest(self) -> list[pb.ModelStreamInferResponse]:
+    def rest(self) -> list[Any]:
         self.half_close()
         return list(self.call)
 
@@ -67,7 +69,7 @@ class ClientStream:
         self.call.cancel()
 
 
-def indices(responses: list[pb.ModelStreamInferResponse], request_id: str) -> list[int]:
+def indices(responses: list[Any], request_id: str) -> list[int]:
     """Return the indices of one request's responses in the order of their arrival."""
-    found: Iterator[pb.ModelInferResponse] = (response.infer_response for response in responses)
+    found: Iterator[Any] = (response.infer_response for response in responses)
     return [item.parameters["index"].int64_param for item in found if item.id == request_id]

@@ -73,8 +73,8 @@ class GatewayProcess:
 
     def stop(self) -> None:
         """Cut: two signals, then what is needed."""
-        for _ in range(2):
-            self.process.send_signal(signal.SIGTERM)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.process.send_signal(number)
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:

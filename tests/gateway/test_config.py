@@ -64,7 +64,7 @@ def test_the_gateway_imports_neither_torch_nor_grpc() -> None:
     code = (
         "import sys, gateway.server; print([m for m in ('torch', 'grpc', 'tritonclient', 'numpy') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    done = run_python("-c", code)
     assert done.stdout == "[]\n"
 
 

@@ -122,7 +122,7 @@ def beats(**values: float) -> dict[str, float]:
 
 
 def test_one_heartbeat_that_stands_still_is_death_and_its_moving_leads_to_a_probe() -> None:
-    endpoint = ready("a")
+    endpoint, changed = ready("a"), False
     for tenth in range(32):
         endpoint.report_beats(beats(pre=tenth, engine=1, post=tenth), tenth / 10)
         changed = endpoint.check_beats(tenth / 10)
@@ -141,6 +141,14 @@ def test_reports_that_stay_away_are_death_too_but_an_instance_without_heartbeats
     assert not silent.check_beats(3.0)
     assert silent.check_beats(3.1)
     assert not without.check_beats(1000.0)
+
+
+def test_a_draining_instance_keeps_its_state_but_its_stopped_heartbeat_is_seen() -> None:
+    endpoint = Endpoint("a", health=Health.DRAINING)
+    endpoint.report_beats(beats(engine=1), 0.0)
+    assert not endpoint.check_beats(4.0)
+    assert endpoint.health is Health.DRAINING
+    assert endpoint.beats_stopped(4.0)
 
 
 def test_time_in_which_the_gateway_stood_still_is_forgiven() -> None:

@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2 as pb
 
 from gateway.compression import UnknownEncoding, decompress
 from gateway.wire import express, frames, protobuf
@@ -18,6 +17,7 @@ from gateway.wire.headers import HeaderDecoder, encode_headers
 from gateway.wire.messages import GATHER_BYTES, MessageCutter, MessageReader, MessageTooLarge, frame_message
 from gateway.wire.stream import TRANSITIONS, Move, State, Stream
 from gateway.wire.table import Role
+from tests.gateway.protos import pb
 from tests.gateway.wires import HELLO, data_frame, open_frame, server, written
 
 BODIES = st.lists(st.binary(max_size=60), max_size=8)
@@ -179,6 +179,31 @@ def test_whole_messages_pass_the_express_lane_with_only_the_stream_id_changed() 
     assert written(client) == 3 * [(FrameType.DATA, 0, 1, message)]
     assert (tally.messages, tally.num_bytes) == (3, 30)
     assert target.send_window == client.outbox.window == frames.DEFAULT_WINDOW - 30
+
+
+def test_the_express_lane_gives_credit_back_and_stays_open() -> None:
+    upstream, _ = lane(express.Tally())
+    message = frame_message(b"x" * 1000)
+    passed = 0
+    for _ in range(40):
+        assert upstream.feed(data_frame(1, message)) == []
+        passed += len(message)
+    given = sum(int.from_bytes(payload) for kind, _, _, payload in written(upstream) if kind == FrameType.WINDOW_UPDATE)
+    assert upstream.lanes
+    assert 0 <= passed - given <= express.LANE_CREDIT
+    upstream.leave_lane(upstream.streams[1])
+    later = sum(int.from_bytes(payload) for kind, _, _, payload in written(upstream) if kind == FrameType.WINDOW_UPDATE)
+    stream = upstream.streams[1]
+    assert stream.recv_window + passed - given - later == upstream.stream_window
+    assert stream.consumed == passed - given - later
+
+
+def test_the_express_lane_stops_at_the_clients_window() -> None:
+    upstream, client = lane(express.Tally())
+    client.streams[1].send_window = 25
+    events = upstream.feed(3 * data_frame(1, frame_message(b"hello")))
+    assert len(written(client)) == 2
+    assert len(events) == 1
 
 
 ODD_FRAMES = {

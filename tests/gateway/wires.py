@@ -18,8 +18,8 @@ REQUEST: Headers = (
 HELLO = frames.PREFACE + frames.pack_settings({})
 
 
-def server(**options: int) -> Connection:
-    connection = Connection(Role.SERVER, [], **options)
+def server(stream_window: int = frames.DEFAULT_WINDOW, max_streams: int = 100_000) -> Connection:
+    connection = Connection(Role.SERVER, [], stream_window, max_streams)
     connection.outbox.take()
     return connection
 
