@@ -8,6 +8,7 @@ Invariants:
 2. Only a READY instance whose engine is up is routed to.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -67,6 +68,7 @@ class Endpoint:
     probe_at: float = 0.0
     ready_at: float = 0.0
     num_unavailable: int = 0
+    expected_beats: frozenset[str] = frozenset()  # models that must beat once any of the instance's does
     beats: dict[str, tuple[float, float]] = field(default_factory=dict)  # model -> value, when it last moved
 
     @property
@@ -104,6 +106,9 @@ class Endpoint:
 
     def report_beats(self, values: dict[str, float], now: float) -> None:
         """Take the heartbeat counters as read at `now`."""
+        if values:
+            for model in self.expected_beats - self.beats.keys():
+                self.beats[model] = (math.nan, now)
         for model, value in values.items():
             known = self.beats.get(model)
             if known is None or known[0] != value:

@@ -5,7 +5,8 @@ Knows one client stream. Does not know instances; the dispatcher places requests
 Invariants:
 1. Answers of several requests meet only at message boundaries (`holder` is the request within a message, if any).
 2. The stream ends exactly once: with trailers, or with a reset.
-3. Every request of a routed stream that ends badly leaves one in-band error, or ends the stream.
+3. Every request of a routed stream that ends badly leaves one in-band error, or ends the stream: where the client asked
+   for that, or where its instance was lost within a message too large to be gathered first.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from gateway.status import Code, Failure
 from gateway.upstream import Pool
 from gateway.wire.faults import ErrorCode
 
+HEARTBEAT_MODELS = frozenset({"preprocessing", "llm_engine", "postprocessing"})
+
 
 class Instance:
     """A tritonserver behind the gateway."""
@@ -34,7 +36,7 @@ class Instance:
         self.config = config
         self.name = config.name
         self.authority = config.grpc.encode()
-        self.endpoint = Endpoint(self.name, heartbeat_timeout)
+        self.endpoint = Endpoint(self.name, heartbeat_timeout, expected_beats=HEARTBEAT_MODELS)
         self.load = Load()
         self.pool = Pool(hub, self.name, *config.grpc_host_port, self._connection_failed)
         self.report: Report | None = None

@@ -6,6 +6,7 @@ Knows HTTP and Prometheus' text as far as needed, and hands reports to instances
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 from gateway.abort import ask_ready
@@ -27,6 +28,7 @@ WANTED = {
     "llm_engine_up": "engine_up",
 }
 HEARTBEAT = "llm_heartbeat"
+MODEL_LABEL = re.compile(r'\bmodel="([^"]*)"')
 
 
 class ScrapeError(Exception):
@@ -49,7 +51,8 @@ def parse_report(text: str) -> Report:
         except ValueError:
             continue
         if name == HEARTBEAT:
-            beats[labels] = number
+            model = MODEL_LABEL.search(labels)
+            beats[model[1] if model else labels] = number
         else:
             values[WANTED[name]] = number
     up = values.pop("engine_up", None)

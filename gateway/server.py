@@ -9,6 +9,8 @@ import asyncio
 import json
 import signal
 import sys
+import traceback
+from typing import Any
 
 from gateway.client import ClientLink
 from gateway.config import GatewayConfig, InstanceConfig, split_address
@@ -146,6 +148,7 @@ async def serve(config: GatewayConfig) -> None:
     """Run a gateway until SIGTERM or SIGINT; print its addresses as one JSON line when it listens."""
     server = Server(config)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_log_unhandled)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
     addresses = await server.start()
@@ -153,6 +156,12 @@ async def serve(config: GatewayConfig) -> None:
     sys.stdout.flush()
     log("listening", **addresses, instances=[instance.name for instance in config.instances])
     await server.run_until_stopped()
+
+
+def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    trace = traceback.format_exception(error) if error is not None else []
+    log("unhandled", message=context.get("message"), error=repr(error), trace="".join(trace))
 
 
 def _bound(server: asyncio.Server) -> str:

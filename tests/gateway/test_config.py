@@ -1,5 +1,6 @@
 """Configuration, headers and statuses: read as meant or refused with a reason."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,17 @@ def test_unknown_codes_and_answers_that_are_not_grpc_are_failures() -> None:
 def test_a_request_that_is_done_stays_done() -> None:
     assert not [pair for pair in TRANSITIONS if pair[0] is Stage.DONE]
     assert {TRANSITIONS[stage, Step.END] for stage in Stage if stage is not Stage.DONE} == {Stage.DONE}
+
+
+PURE = [
+    *sorted((ROOT / "gateway" / "wire").glob("*.py")),
+    *(ROOT / "gateway" / f"{n}.py" for n in ("endpoint", "loads")),
+]
+
+
+@pytest.mark.parametrize("path", PURE, ids=lambda path: path.stem)
+def test_pure_files_know_no_sockets_and_no_clock(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert not imported & {"asyncio", "socket", "ssl", "time", "uvloop", "select"}

@@ -151,6 +151,16 @@ def test_a_draining_instance_keeps_its_state_but_its_stopped_heartbeat_is_seen()
     assert endpoint.beats_stopped(4.0)
 
 
+def test_a_model_that_never_beats_while_others_do_is_death() -> None:
+    endpoint = Endpoint("a", health=Health.READY, expected_beats=frozenset({"pre", "engine"}))
+    for tenth in range(32):
+        endpoint.report_beats(beats(pre=tenth), tenth / 10)
+        endpoint.check_beats(tenth / 10)
+    assert endpoint.health is Health.DEAD
+    endpoint.report_beats(beats(pre=99, engine=0), 4.0)
+    assert endpoint.check_beats(4.0)
+
+
 def test_time_in_which_the_gateway_stood_still_is_forgiven() -> None:
     endpoint = ready("a")
     endpoint.report_beats(beats(engine=1), 0.0)
@@ -166,5 +176,5 @@ def test_a_report_is_read_from_prometheus_text() -> None:
     )
     report = parse_report(text)
     assert (report.waiting, report.running, report.kv_usage, report.engine_up) == (3.0, 4.0, 0.5, True)
-    assert sorted(report.beats.values()) == [17.0, 18.0]
+    assert report.beats == {"preprocessing": 17.0, "llm_engine": 18.0}
     assert parse_report("").engine_up is None

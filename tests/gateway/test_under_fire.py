@@ -31,7 +31,7 @@ class Caller(threading.Thread):
         with Client(self.url) as client:
             stream = client.stream()
             for index in range(REQUESTS_EACH):
-                size = rng.choice([1, 200, 5000, 60_000])
+                size = rng.choice([1, 200, 5000, 30_000])
                 stream.send(
                     request(f"{self.number}-{index}", chunks=CHUNKS, size=size, delay=rng.choice([0.001, 0.02]))
                 )
