@@ -165,10 +165,10 @@ class EngineClient:
 
     def _bury(self) -> None:
         """Take the core off the books and end its requests with an error."""
+        self._is_up = False
+        self._stop_process()  # before asking for the lock: who sends to a hung core holds it
         with self._lock:
-            self._is_up = False
             lost, self._open = sorted(self._open), set()
-        self._stop_process()
         code = self._process.returncode if self._process is not None else None
         if not self._closing.is_set():
             logger.error("the engine core ended with code %s; %d requests were open", code, len(lost))
@@ -189,6 +189,8 @@ class EngineClient:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
+        if self._closing.is_set():  # `close` may have come before there was this process to stop
+            self._stop_process()
         self._connection = Connection(ours.detach())
         try:
             self._connection.send(self.config)

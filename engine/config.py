@@ -91,6 +91,6 @@ def _parse(name: str, text: str, default: object) -> Any:
         if isinstance(default, bool):
             return TRUE_WORDS[text.lower()]
         kind: Any = type(default)
-        return Path(text) if isinstance(default, Path) else kind(text)
+        return Path(text).expanduser().resolve() if isinstance(default, Path) else kind(text)  # the core runs elsewhere
     except (KeyError, ValueError):
         raise ModelError(f"{name} must be a {type(default).__name__}, got {text!r}") from None

@@ -10,6 +10,7 @@ Invariants:
 
 import secrets
 import time
+from itertools import takewhile
 
 from engine.config import EngineConfig
 from engine.kv_manager import KVManager
@@ -146,10 +147,12 @@ class EngineCore:
         return self._emit(sequence) if sequence.num_releasable > sequence.num_emitted else None
 
     def _stop_token_chars(self, sequence: Sequence) -> int:
-        """Return how many characters the stop token at the end adds to the text; they are not part of the answer."""
+        """Return how many characters the stop token at the end has a part in; they are not part of the answer."""
         start = max(sequence.num_prompt_tokens, sequence.num_tokens - 1 - STOP_TOKEN_CONTEXT)
         tail = sequence.token_ids[start:]
-        return len(self.tokenizer.decode(tail)) - len(self.tokenizer.decode(tail[:-1]))
+        text, before = self.tokenizer.decode(tail), self.tokenizer.decode(tail[:-1])
+        num_same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False))))
+        return len(text) - num_same
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
         self.scheduler.finish(sequence, reason)

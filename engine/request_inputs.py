@@ -26,6 +26,7 @@ PROMPTS = ("text_input", "messages", "input_ids")
 KEY_PARAMETER = "request_key"
 KNOWN_PARAMETERS = frozenset({KEY_PARAMETER, "id", "priority", "timeout", "headers"})
 FORWARDED_HEADERS = frozenset({"user-agent", "accept", "authorization", "traceparent", "tracestate", "content-type"})
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 TRITON_PREFIXES = ("triton_", "sequence_", "binary_data", "x-")
 
 
@@ -231,7 +232,7 @@ def _read_sampling(tensors: Mapping[str, np.ndarray]) -> SamplingParams:
 
 def _same(first: object, second: object) -> bool:
     if isinstance(first, int | float) and isinstance(second, float) and not isinstance(first, bool):
-        return bool(np.float32(first) == np.float32(second))
+        return abs(first) <= LARGEST_FLOAT and bool(np.float32(first) == np.float32(second))
     return type(first) is type(second) and first == second
 
 

@@ -17,6 +17,7 @@ import torch
 from engine.sequence import Sequence
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+COLDEST = 1e-30  # below it no two different fp32 logits both keep a probability above 0
 MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
@@ -82,7 +83,7 @@ def _hold_off_stop_tokens(logits: torch.Tensor, sequence: Sequence) -> None:
 def _draw(logits: torch.Tensor, sequence: Sequence) -> int:
     """Draw by inverting the distribution at this sequence's random number, likeliest tokens first where cut."""
     params = sequence.params
-    scaled = logits / params.effective_temperature
+    scaled = (logits - logits.max()) / max(params.effective_temperature, COLDEST)  # no overflow, however cold
     is_cut = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
     order = None
     if is_cut:

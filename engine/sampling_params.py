@@ -122,11 +122,18 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 
 def _check_float(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
         raise InvalidRequest(f"{name} must be a finite number, got {value!r}")
     if value > high or value < low or (above_low and value == low):
         bound = f"above {low:g} and at most {high:g}" if above_low else f"between {low:g} and {high:g}"
         raise InvalidRequest(f"{name} must be {bound}, got {value:g}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _check_bool(name: str, value: object) -> None:

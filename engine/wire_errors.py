@@ -24,7 +24,8 @@ def triton_error(error: EngineError) -> tuple[str, str]:
 
 
 def triton_code(code: str, message: str) -> tuple[str, str]:
-    """Return Triton's code for a gRPC code name, and the message to go with it."""
+    """Return Triton's code for a gRPC code name, and the message to go with it; what is no Unicode is escaped."""
+    message = message.encode("utf-8", "backslashreplace").decode("utf-8")
     if code in TRITON_CODES:
         return TRITON_CODES[code], message
     return NEAREST.get(code, "INTERNAL"), f"{code}: {message}"

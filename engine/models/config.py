@@ -13,7 +13,15 @@ from typing import Any
 from engine.errors import ModelError, UnsupportedModel
 
 ARCHITECTURES = ("LlamaForCausalLM",)
-ROPE_KINDS = ("default", "linear", "llama3")
+ROPE_OPTIONS = {
+    "default": set[str](),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+}
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
+    "max_position_embeddings",
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -57,9 +65,13 @@ class ModelConfig:
         generation = _read_json(path / "generation_config.json", optional=True)
         _check_supported(raw, path)
         try:
-            return _build(raw, generation)
+            config = _build(raw, generation)
         except KeyError as missing:
             raise ModelError(f"{path / 'config.json'} lacks the key {missing}") from None
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise ModelError(f"{path / 'config.json'} holds a value that cannot be used: {error}") from None
+        _check_sizes(config, path)
+        return config
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -84,7 +96,7 @@ def _build(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
         attention_bias=raw.get("attention_bias", False),
         mlp_bias=raw.get("mlp_bias", False),
-        eos_token_ids=_eos_token_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
+        eos_token_ids=tuple(i for i in _eos_token_ids(generation, raw) if 0 <= i < raw["vocab_size"]),
     )
 
 
@@ -103,7 +115,8 @@ def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
 
 
 def _check_supported(raw: dict[str, Any], path: Path) -> None:
-    named = (raw.get("architectures") or ["(none named)"])[0]
+    listed = raw.get("architectures")
+    named = listed[0] if isinstance(listed, list) and listed else f"model of architectures {listed!r}"
     if named not in ARCHITECTURES:
         raise UnsupportedModel(f"{path} is a {named}; this engine serves: {', '.join(ARCHITECTURES)}")
     activation = raw.get("hidden_act", "silu")
@@ -113,17 +126,30 @@ def _check_supported(raw: dict[str, Any], path: Path) -> None:
         raise UnsupportedModel(f"{path} is quantized; this engine loads fp32, fp16 and bf16 weights")
 
 
+def _check_sizes(config: ModelConfig, path: Path) -> None:
+    for name in SIZES:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(f"{path / 'config.json'} gives {value!r} for {name}; it must be an integer of at least 1")
+
+
 def _rope(raw: dict[str, Any]) -> RopeConfig:
     options = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
     kind = options.pop("rope_type", options.pop("type", "default"))
     options.pop("type", None)
-    if kind not in ROPE_KINDS:
-        raise UnsupportedModel(f"rope_scaling of type {kind!r} is not implemented; this engine has: {ROPE_KINDS}")
+    if kind not in ROPE_OPTIONS:
+        raise UnsupportedModel(
+            f"rope_scaling of type {kind!r} is not implemented; this engine has: {', '.join(ROPE_OPTIONS)}"
+        )
+    missing = sorted(ROPE_OPTIONS[kind] - options.keys())
+    if missing:
+        raise KeyError(f"{missing[0]} of rope_scaling")
     theta = options.pop("rope_theta", raw.get("rope_theta", 10000.0))
     return RopeConfig(theta=float(theta), kind=kind, options=options)
 
 
-def _eos_token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+def _eos_token_ids(generation: dict[str, Any], raw: dict[str, Any]) -> tuple[int, ...]:
+    value = generation.get("eos_token_id", raw.get("eos_token_id"))
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(value)

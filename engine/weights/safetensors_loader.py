@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelError, WeightMismatch
 
+SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
@@ -47,15 +48,16 @@ def load_weights(path: Path, views: Mapping[str, torch.Tensor], *, aliases: Mapp
 
 
 def checkpoint_files(path: Path) -> list[Path]:
-    """Return the safetensors files of the checkpoint, as its index lists them or as they lie there.
+    """Return the safetensors files of the checkpoint: the single one, else those of its index, else all there are.
 
     Raises:
-        ModelError: there are none, or the index names one that is not there.
+        ModelError: there are none, the index cannot be read, or it names one that is not there.
     """
     index = path / INDEX_FILE
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [path / name for name in names]
+    if (path / SINGLE_FILE).is_file():
+        files = [path / SINGLE_FILE]
+    elif index.is_file():
+        files = _indexed_files(index)
     else:
         files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -64,6 +66,14 @@ def checkpoint_files(path: Path) -> list[Path]:
         if not file.is_file():
             raise ModelError(f"{index} names {file.name}, which does not exist")
     return files
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [index.parent / name for name in sorted(names)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{index} is no index of weights") from None
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:

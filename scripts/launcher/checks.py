@@ -75,7 +75,9 @@ def model_config(model: Path) -> dict[str, Any]:
 
 
 def weight_files(model: Path) -> list[Path]:
-    """Return the checkpoint's safetensors files: the ones its index names, else all there are."""
+    """Return the checkpoint's safetensors files: the single one, else the ones its index names, else all there are."""
+    if (model / "model.safetensors").is_file():
+        return [model / "model.safetensors"]
     index = model / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(model.glob("*.safetensors"))

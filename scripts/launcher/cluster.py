@@ -167,6 +167,8 @@ def _answers(client: LlmClient) -> bool:
 
 def _check_alive(child: Child, deadline: float) -> None:
     if not child.is_running:
+        if refusal := child.refusal_in_log():
+            raise LaunchError(refusal, f"give a model folder and settings that the engine can serve (log: {child.log})")
         raise LaunchError(
             f"{child.name} ended with exit code {child.exit_code} while starting:\n{child.trouble_in_log()}\n",
             f"read the lines above; all of them are in {child.log}",

@@ -23,6 +23,7 @@ NUM_LOG_BYTES = 20_000
 NUM_LOG_LINES = 15
 NUM_TROUBLE_LINES = 200
 LINE_WIDTH = 400
+REFUSAL = re.compile(r"stub: ModelError: (.*?)\\n\\nAt:")
 TROUBLE = re.compile(r"failed|Failed|Error: |^error: |Traceback|what\(\)")
 
 
@@ -103,6 +104,11 @@ class Child:
         lines = self.log_tail(NUM_TROUBLE_LINES).splitlines()
         telling = [line[:LINE_WIDTH] for line in lines if TROUBLE.search(line)]
         return "\n".join(telling[-NUM_LOG_LINES:]) or self.log_tail()
+
+    def refusal_in_log(self) -> str | None:
+        """Return what the engine says of a model or a setting that it cannot serve, None where it says nothing."""
+        found = REFUSAL.search(self.log_tail(NUM_TROUBLE_LINES))
+        return found[1] if found else None
 
     def log_tail(self, num_lines: int = NUM_LOG_LINES) -> str:
         """Return the last lines of the log."""

@@ -176,6 +176,11 @@ def test_a_wrongly_shaped_tensor_is_named(tiny_llama: TinyModel, tmp_path: Path)
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, UnsupportedModel, "'yarn'"),
         ({"quantization_config": {}}, UnsupportedModel, "quantized"),
         ({"vocab_size": None}, ModelError, "vocab_size"),
+        ({"vocab_size": "many"}, ModelError, "holds a value that cannot be used"),
+        ({"num_hidden_layers": 0}, ModelError, "gives 0 for num_layers"),
+        ({"architectures": "LlamaForCausalLM"}, UnsupportedModel, "architectures 'LlamaForCausalLM'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, ModelError, "lacks the key 'factor of rope_scaling'"),
+        ({"rope_parameters": "linear"}, ModelError, "holds a value that cannot be used"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(
@@ -195,3 +200,27 @@ def test_an_empty_folder_is_refused_with_what_it_needs(tmp_path: Path) -> None:
 
 def test_the_list_of_architectures_is_the_registrys() -> None:
     assert set(ARCHITECTURES) == set(MODELS)
+
+
+def test_other_safetensors_beside_the_single_file_are_left_alone(tiny_llama: TinyModel, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama.path, tmp_path / "m")
+    save_file({"tok_embeddings.weight": torch.zeros(2)}, tmp_path / "m" / "consolidated.safetensors")
+    assert core_for(tmp_path / "m").info.vocab_size == 300
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": []}'])
+def test_an_index_that_is_none_is_refused(tiny_llama: TinyModel, tmp_path: Path, content: str) -> None:
+    shutil.copytree(tiny_llama.path, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "other.safetensors")
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match="is no index of weights"):
+        core_for(tmp_path / "m")
+
+
+def test_ends_of_sequence_outside_the_vocabulary_do_not_count(tiny_llama: TinyModel, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama.path, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [2, 128009, -1]}')
+    core = core_for(tmp_path / "m")
+    assert core.info.eos_token_ids == (2,)
+    (completion,) = generate(core, [[5, 6]], [SamplingParams(min_tokens=3, max_tokens=3)])
+    assert len(completion.token_ids) == 3

@@ -46,6 +46,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not a number": ({**PROMPT, "top_p": floats(float("nan"))}, "top_p must be a finite number"),
     "an endless penalty": ({**PROMPT, "presence_penalty": floats(float("inf"))}, "must be a finite number"),
     "an empty stop string": ({**PROMPT, "stop_words": text("")}, "must have 1 to 1024 characters"),
+    "a number beyond all floats": (
+        {**PROMPT, "temperature": floats(1), "sampling_parameters": text('{"temperature": 1' + "0" * 400 + "}")},
+        "temperature is given twice and differently",
+    ),
     "broken JSON": ({**PROMPT, "sampling_parameters": text("{")}, "sampling_parameters is not valid JSON"),
     "deep JSON": ({**PROMPT, "sampling_parameters": text("[" * 99999)}, "sampling_parameters is not valid JSON"),
     "a JSON list": ({**PROMPT, "sampling_parameters": text("[]")}, "must be a JSON object"),

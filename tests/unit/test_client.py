@@ -5,9 +5,11 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,9 +27,9 @@ TIMEOUT = 60.0
 class Harness:
     """A client and what it has said."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
         self.outputs: queue.Queue[RequestOutput] = queue.Queue()
-        config = EngineConfig(model=path, block_size=4, num_blocks=256, num_threads=1)
+        config = EngineConfig(model=path, block_size=4, num_blocks=256, num_threads=1, **options)
         self.client = EngineClient(config, self.take)
 
     def take(self, outputs: list[RequestOutput]) -> None:
@@ -120,3 +122,41 @@ def test_the_core_ends_when_its_parent_is_killed(tiny_llama: TinyModel) -> None:
     while core.exists():
         assert time.monotonic() < deadline, "the core outlived its parent"
         os.sched_yield()
+
+
+@pytest.mark.slow
+def test_a_stopped_core_with_a_full_socket_is_replaced_and_frees_who_sends_to_it(tiny_llama: TinyModel) -> None:
+    harness = Harness(tiny_llama.path, watchdog_seconds=1.0)
+    client = harness.client
+    client.start()
+    assert client.pid is not None
+    os.kill(client.pid, signal.SIGSTOP)
+
+    def submit_until_refused() -> None:
+        with pytest.raises(EngineUnavailable):
+            while True:
+                client.submit([5] * 50, LONG, time.monotonic())
+
+    sender = threading.Thread(target=submit_until_refused, daemon=True)
+    sender.start()
+    sender.join(TIMEOUT)
+    assert not sender.is_alive()
+    wait_until_up(client)
+    client.close()
+
+
+@pytest.mark.slow
+def test_a_core_that_starts_while_the_client_closes_is_ended(
+    tiny_llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Harness(tiny_llama.path).client
+    popen = subprocess.Popen
+
+    def close_then_start(*args: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        client.close()
+        return popen(*args, **options)
+
+    monkeypatch.setattr("engine.client.subprocess.Popen", close_then_start)
+    with pytest.raises(EngineUnavailable):
+        client.start()
+    assert not Path(f"/proc/{client.pid}").exists()

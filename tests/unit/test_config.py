@@ -6,7 +6,8 @@ import pytest
 
 import engine.errors
 from engine.config import EngineConfig
-from engine.errors import GRPC_CODES, EngineError, ModelError, PromptTooLong, QueueFull, grpc_code
+from engine.errors import GRPC_CODES, EngineError, InvalidRequest, ModelError, PromptTooLong, QueueFull, grpc_code
+from engine.wire_errors import triton_error
 
 
 def test_the_environment_overrides_defaults() -> None:
@@ -35,3 +36,14 @@ def test_every_error_has_one_grpc_code_of_its_own() -> None:
     assert set(kinds) == set(GRPC_CODES)
     assert grpc_code(PromptTooLong(3, 4, 5)) == "INVALID_ARGUMENT"
     assert grpc_code(QueueFull(3, 3)) == "RESOURCE_EXHAUSTED"
+
+
+def test_an_error_that_is_no_unicode_is_said_with_escapes() -> None:
+    assert triton_error(InvalidRequest("unknown role \ud800")) == ("INVALID_ARG", "unknown role \\ud800")
+
+
+def test_a_relative_model_folder_means_the_same_to_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert EngineConfig.from_env({"SCALELLM_MODEL": "models/mine"}).model == tmp_path / "models" / "mine"

@@ -1,5 +1,7 @@
 """The core's promises: one final answer each, aborts at once, seeds that travel, stop strings that never leak."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +11,10 @@ from engine.errors import InvalidRequest, PromptTooLong, QueueFull
 from engine.offline import generate
 from engine.outputs import FinishReason
 from engine.sampling_params import SamplingParams
+from engine.sequence import Sequence
+from engine.text.tokenizer import Tokenizer
 from tests.conftest import TinyModel
+from tests.tokenizer_folders import make_byte_fallback
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +147,13 @@ def test_a_stop_string_that_never_comes_changes_nothing(demo_core: EngineCore) -
     ]
     free, watched = (generate(demo_core, [prompt], [p])[0] for p in params)
     assert (watched.text, watched.token_ids) == (free.text, free.token_ids)
+
+
+def test_a_stop_token_that_completes_a_character_takes_it_along(
+    tiny_llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = EngineCore(EngineConfig(model=tiny_llama.path, num_blocks=16, num_threads=1))
+    monkeypatch.setattr(core, "tokenizer", Tokenizer.from_dir(make_byte_fallback(tmp_path)))
+    ids = [token for byte in "😀".encode() if (token := core.tokenizer.backend.token_to_id(f"<0x{byte:02X}>"))]
+    assert len(ids) == 4
+    assert core._stop_token_chars(Sequence(1, [5, *ids], 1, SamplingParams(), 100, frozenset())) == 1

@@ -134,3 +134,11 @@ def test_uniform_numbers_are_uniform_over_seeds_and_positions() -> None:
         counts = torch.histc(torch.tensor(numbers), bins=20, min=0, max=1)
         assert float(((counts - 200) ** 2 / 200).sum()) < 50  # chi-square with 19 degrees of freedom, p about 1e-4
     assert uniform(2**64 - 1, 0) != uniform(0, 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-36, 1e-42, 1e-320])
+def test_the_coldest_temperatures_draw_the_likeliest_token(temperature: float) -> None:
+    logits = make_logits()
+    for top_p in (1.0, 0.9):
+        params = SamplingParams(temperature=temperature, top_p=top_p)
+        assert sample(logits.clone(), [make_sequence(params)]).token_ids == logits.argmax(dim=-1).tolist()

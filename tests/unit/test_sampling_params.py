@@ -18,6 +18,7 @@ from engine.sampling_params import SamplingParams
         ({"min_tokens": 9, "max_tokens": 8}, r"min_tokens must be at most max_tokens \(8\), got 9"),
         ({"temperature": -0.1}, "temperature must be between 0 and 100, got -0.1"),
         ({"temperature": float("nan")}, "temperature must be a finite number"),
+        ({"temperature": 10**400}, "temperature must be a finite number, got 1000"),
         ({"temperature": "hot"}, "temperature must be a finite number, got 'hot'"),
         ({"top_k": -1}, "top_k must be between 0"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0"),

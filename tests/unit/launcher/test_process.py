@@ -140,3 +140,11 @@ def test_new_tags_differ_and_name_regions_in_the_shared_memory_folder() -> None:
     assert first != second
     assert "/" not in first
     assert SHM.is_dir()
+
+
+def test_a_refusal_of_the_engine_is_found_in_the_log_as_one_line(tag: str, tmp_path: Path) -> None:
+    child = Child("server", ["true"], {}, tmp_path / "log", tag)
+    assert child.refusal_in_log() is None
+    line = r'I11 pb_stub.cc:366] "Failed to initialize Python stub: ModelError: /m is a Bert\n\nAt:\n  /x.py(1): f\n"'
+    child.log.write_text(f"much\n{line}\nmore\n")
+    assert child.refusal_in_log() == "/m is a Bert"
