@@ -1,15 +1,23 @@
-"""The HTTP port: a few small answers, nothing on the data path.
+"""The HTTP port: small plain answers, and whatever routes are put before them.
 
-Knows one request per connection. Does not know what is behind a route.
+Knows uvicorn and starlette. Does not know what is behind a route, nor signals: who starts it also stops it.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import socket
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-MAX_HEAD_BYTES = 16 * 1024
-READ_TIMEOUT = 10.0
-REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+BACKLOG = 1024
+GRACE_SECONDS = 2  # for answers that are written but not yet read when the server stops
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,33 +32,69 @@ class Answer:
 Handler = Callable[[str, str], Answer]
 
 
-async def serve_http(host: str, port: int, handler: Handler) -> asyncio.Server:
-    """Listen; `handler` gets method and path and returns an answer."""
+class HttpServer:
+    """Serves on one address within the running loop."""
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(READ_TIMEOUT):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_encode(_answer(head, handler)))
-                await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # a peer that does not speak or goes away gets nothing
-        finally:
-            writer.close()
+    def __init__(self, host: str, port: int, app: Starlette) -> None:
+        """Bind and listen; requests wait until `start`."""
+        self._socket = _listen(host, port)
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+        )
+        self._server = _QuietServer(config)
+        self._task: asyncio.Task[None] | None = None
 
-    return await asyncio.start_server(connected, host, port, limit=MAX_HEAD_BYTES)
+    @property
+    def address(self) -> str:
+        """The bound address, as `host:port`."""
+        host, port = self._socket.getsockname()[:2]
+        return f"{host}:{port}"
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to answer; return the task that does, which ends with `stop`."""
+        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[self._socket]))
+        return self._task
+
+    async def stop(self) -> None:
+        """Close the port, give open answers a moment, then cut."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
 
 
-def _answer(head: bytes, handler: Handler) -> Answer:
-    words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
-    if len(words) != 3:
-        return Answer(400, b"not an HTTP request\n")
-    return handler(words[0], words[1].partition("?")[0])
+class _QuietServer(uvicorn.Server):
+    """Leaves the process's signals to the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
 
 
-def _encode(answer: Answer) -> bytes:
-    head = (
-        f"HTTP/1.1 {answer.status} {REASONS[answer.status]}\r\nContent-Type: {answer.content_type}\r\n"
-        f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + answer.body
+def make_app(handler: Handler, routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """Return an application with these routes, and the handler (method and path in, answer out) for all else."""
+
+    async def plain(request: Request) -> Response:
+        answer = handler(request.method, request.url.path)
+        return Response(answer.body, answer.status, media_type=answer.content_type)
+
+    return Starlette(routes=[*routes, Route("/{path:path}", plain, methods=METHODS)])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, *_, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener

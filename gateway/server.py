@@ -16,11 +16,13 @@ from gateway.client import ClientLink
 from gateway.config import GatewayConfig, InstanceConfig, split_address
 from gateway.dispatcher import Dispatcher
 from gateway.endpoint import Signal
-from gateway.http_server import Answer, serve_http
+from gateway.http_server import Answer, HttpServer, make_app
 from gateway.instance import Instance
+from gateway.kserve_client import KserveClient
 from gateway.link import Hub
 from gateway.log import log
 from gateway.metrics import InstanceFacts, Metrics
+from gateway.openai_api import OpenAiApi
 from gateway.scraper import watch
 
 BACKLOG = 1024
@@ -39,7 +41,9 @@ class Server:
         self.stopping = asyncio.Event()
         self.cut = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._listeners: list[asyncio.Server] = []
+        self._listener: asyncio.Server | None = None
+        self._http: HttpServer | None = None
+        self._kserve: KserveClient | None = None
         for instance_config in config.instances:
             self.dispatcher.instances[instance_config.name] = self._make_instance(instance_config)
         self.metrics.instances = self._facts
@@ -48,13 +52,16 @@ class Server:
         """Listen and begin to watch; return the addresses."""
         loop = asyncio.get_running_loop()
         grpc = await loop.create_server(self._accept, *split_address(self.config.grpc_address), backlog=BACKLOG)
-        http = await serve_http(*split_address(self.config.http_address), self._answer)
-        self._listeners = [grpc, http]
+        self._listener = grpc
+        self._kserve = KserveClient(_reachable(_bound(grpc)))
+        app = make_app(self._answer, OpenAiApi(self._kserve).routes())
+        self._http = HttpServer(*split_address(self.config.http_address), app)
+        self._http.start().add_done_callback(self._task_ended)
         for instance in self.dispatcher.instances.values():
             self._tasks.append(loop.create_task(watch(instance, self.config.scrape_interval_s)))
         for task in self._tasks:
-            task.add_done_callback(self._watch_ended)
-        return {"grpc": _bound(grpc), "http": _bound(http)}
+            task.add_done_callback(self._task_ended)
+        return {"grpc": _bound(grpc), "http": self._http.address}
 
     def request_stop(self) -> None:
         """Drain; asked a second time, cut."""
@@ -66,22 +73,27 @@ class Server:
         """Wait for the request to stop, drain and close everything."""
         await self.stopping.wait()
         await self._drain()
-        for listener in self._listeners:
-            listener.close()
         for task in self._tasks:
             task.cancel()
         for client in list(self.clients):
             client.connection.close()
             self.hub.flush()
             client.close()
-        await asyncio.sleep(0)
+        await self._close_http()
         for instance in self.dispatcher.instances.values():
             instance.pool.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    async def _close_http(self) -> None:
+        if self._http is not None:
+            await self._http.stop()
+        if self._kserve is not None:
+            await self._kserve.close()
+
     async def _drain(self) -> None:
         log("draining", clients=len(self.clients))
-        self._listeners[0].close()
+        if self._listener is not None:
+            self._listener.close()
         for client in list(self.clients):
             client.drain()
         self.hub.flush()
@@ -103,11 +115,13 @@ class Server:
         clock, changed = asyncio.get_running_loop().time, self.dispatcher.instances_changed
         return Instance(config, self.config.heartbeat_timeout_s, self.hub, self.metrics, clock, changed)
 
-    def _watch_ended(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
-        log("watcher_failed", error=repr(task.exception()))
-        self.request_stop()
+        if (error := task.exception()) is not None:
+            log("task_failed", error=repr(error))
+        if not self.stopping.is_set():
+            self.request_stop()
 
     def _facts(self) -> list[InstanceFacts]:
         now = asyncio.get_running_loop().time()
@@ -127,7 +141,7 @@ class Server:
             return Answer(200, self.metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
         if path == "/healthz":
             return self._healthz()
-        return Answer(404, b"there are /metrics and /healthz\n")
+        return Answer(404, b"there are /metrics, /healthz and /v1\n")
 
     def _healthz(self) -> Answer:
         instances = list(self.dispatcher.instances.values())
@@ -167,3 +181,8 @@ def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
 def _bound(server: asyncio.Server) -> str:
     host, port = server.sockets[0].getsockname()[:2]
     return f"{host}:{port}"
+
+
+def _reachable(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host == "0.0.0.0" else address  # noqa: S104 - compares, never listens

@@ -16,7 +16,7 @@ def show_endpoints(cluster: Cluster) -> None:
     """Print where everything listens and commands to paste, each for an interface that answers."""
     gateway = cluster.gateway
     say(f"\ngateway   KServe gRPC  {gateway.grpc_url}   (tritonclient, scripts/chat, Locust)")
-    say(f"          HTTP         http://{gateway.http_url}   (/metrics, /healthz)")
+    say(f"          HTTP         http://{gateway.http_url}   (/v1, /metrics, /healthz)")
     for instance in cluster.instances:
         say(f"{instance.name}: gRPC {instance.grpc_url}  HTTP {instance.http_url}  metrics {instance.metrics_url}")
     say("\nIn another terminal, in this folder:\n")

@@ -1,0 +1,152 @@
+"""A KServe client of the gateway's own gRPC port, for the HTTP side.
+
+Knows tensors, one stream per request, and the errors of a stream. Does not know HTTP or who asks.
+gRPC is imported and connected at the first request, so that a gateway which only relays does not pay for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import struct
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MODEL = "llm"
+METADATA = (("triton_grpc_error", "true"),)
+OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+ENDED_EARLY = {"cancelled": "CANCELLED", "deadline": "DEADLINE_EXCEEDED", "error": "INTERNAL"}
+QUEUE_FULL = "RESOURCE_EXHAUSTED: "  # Triton has no such code: it comes as UNAVAILABLE with this in the message
+
+
+class KserveError(Exception):
+    """A request that did not end well; `code` is the name of a gRPC status."""
+
+    def __init__(self, code: str, message: str) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input."""
+
+    name: str
+    datatype: str
+    raw: bytes
+    size: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one response says; `finish_reason` is empty until the last."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+def text_tensor(name: str, texts: Sequence[str]) -> Tensor:
+    """Return a BYTES tensor."""
+    encoded = [text.encode() for text in texts]
+    return Tensor(name, "BYTES", b"".join(struct.pack("<I", len(item)) + item for item in encoded), len(encoded))
+
+
+def int_tensor(name: str, values: Sequence[int]) -> Tensor:
+    """Return an INT32 tensor."""
+    return Tensor(name, "INT32", struct.pack(f"<{len(values)}i", *values), len(values))
+
+
+class Completion:
+    """One stream in flight."""
+
+    def __init__(self, call: Any, failure: type[Exception]) -> None:
+        """Take a started call and the exception that it fails with."""
+        self._call = call
+        self._failure = failure
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """Yield the responses, the one with a finish reason last.
+
+        Raises:
+            KserveError: the request failed or was ended by somebody else.
+        """
+        try:
+            async for message in self._call:
+                for chunk in _read(message):
+                    yield chunk
+                    if chunk.finish_reason:
+                        return
+        except self._failure as error:
+            raise _explain(error) from error
+        raise KserveError("INTERNAL", "the stream ended without a last response")
+
+    def cancel(self) -> None:
+        """End it; without effect where it has ended."""
+        self._call.cancel()
+
+
+class KserveClient:
+    """Opens streams over one lazily made channel."""
+
+    def __init__(self, address: str) -> None:
+        """Name the server; nothing is connected yet."""
+        self._address = address
+        self._lock = asyncio.Lock()
+        self._channel: Any = None
+        self._stub: Any = None
+        self._pb: Any = None
+        self._grpc: Any = None
+
+    async def open(self, tensors: Sequence[Tensor]) -> Completion:
+        """Send one request to the model."""
+        stub = await self._connected()
+        request = self._pb.ModelInferRequest(model_name=MODEL)
+        for tensor in (*tensors, Tensor("stream", "BOOL", b"\x01")):
+            request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[tensor.size])
+            request.raw_input_contents.append(tensor.raw)
+        return Completion(stub.ModelStreamInfer([request], metadata=METADATA), self._grpc.RpcError)
+
+    async def close(self) -> None:
+        """Close the channel, if there is one."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def _connected(self) -> Any:
+        async with self._lock:
+            if self._stub is None:
+                await self._connect()
+        return self._stub
+
+    async def _connect(self) -> None:
+        triton = await asyncio.to_thread(importlib.import_module, "tritonclient.grpc")
+        import grpc.aio
+
+        self._grpc, self._pb = grpc, triton.service_pb2
+        self._channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
+        self._stub = triton.service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+
+def _read(message: Any) -> list[Chunk]:
+    if message.error_message:
+        raise KserveError("UNKNOWN", message.error_message)
+    response = message.infer_response
+    raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
+    if "text_output" not in raw:
+        return []  # an empty response, such as Triton's last one
+    finish_reason = raw["finish_reason"][4:].decode()
+    if finish_reason in ENDED_EARLY:
+        raise KserveError(ENDED_EARLY[finish_reason], f"the request ended early: {finish_reason}")
+    counts = [struct.unpack("<i", raw[f"{name}_tokens"])[0] for name in ("prompt", "completion", "cached")]
+    return [Chunk(raw["text_output"][4:].decode(), finish_reason, *counts)]
+
+
+def _explain(error: Any) -> KserveError:
+    code, message = error.code().name, error.details() or ""
+    _, queue_full, rest = message.partition(QUEUE_FULL)
+    return KserveError("RESOURCE_EXHAUSTED", rest) if queue_full else KserveError(code, message)

@@ -1,0 +1,220 @@
+"""OpenAI's completions API as routes.
+
+Knows its answers, events and errors. Does not know tensors or how a request finds an instance.
+
+Invariants:
+1. Every error has OpenAI's shape and a status of its own kind, also before the first event of a stream.
+2. A client that goes away ends its request, streaming or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError
+from gateway.log import log
+from gateway.openai_bodies import Body, ChatBody, CompletionBody, Unsupported, without_neutral
+from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, usage
+
+T = TypeVar("T")
+MAX_BODY_BYTES = 16 * 1024 * 1024
+CLOSED = Response(status_code=499)  # nobody reads it
+STATUSES = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503}
+TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+KINDS: dict[str, tuple[type[Body], Shape]] = {
+    "/v1/completions": (CompletionBody, TEXT),
+    "/v1/chat/completions": (ChatBody, CHAT),
+}
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error shape."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        """Keep what the body says."""
+        super().__init__(message)
+        self.status = status
+        kind = TYPES.get(status, "server_error")
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of one request, which ends with them."""
+
+    def __init__(self, events: AsyncIterator[str], completion: Completion) -> None:
+        """Take the events and the request."""
+        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self._completion = completion
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send all events, or as many as somebody reads."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._completion.cancel()
+
+
+class OpenAiApi:
+    """The routes under `/v1`."""
+
+    def __init__(self, client: KserveClient) -> None:
+        """Send requests through this client."""
+        self._client = client
+        self._created = int(time.time())
+
+    def routes(self) -> list[Route]:
+        """Return all of them; what is unknown under `/v1` is refused in OpenAI's shape."""
+        made = [Route(path, _guarded(self._generate), methods=["POST"]) for path in KINDS]
+        models = Route("/v1/models", _guarded(self._models), methods=["GET"])
+        other = Route("/v1/{path:path}", _guarded(self._other), methods=["GET", "POST", "DELETE"])
+        return [*made, models, other]
+
+    async def _models(self, _request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def _other(self, request: Request) -> Response:
+        if request.method == "GET" and request.url.path == f"/v1/models/{MODEL}":
+            return JSONResponse(self._model())
+        raise ApiError(404, f"there is no {request.method} {request.url.path}")
+
+    def _model(self) -> dict[str, Any]:
+        return {"id": MODEL, "object": "model", "created": self._created, "owned_by": "scalellm-triton"}
+
+    async def _generate(self, request: Request) -> Response:
+        kind, shape = KINDS[request.url.path]
+        body = parse_body(kind, await _read_body(request))
+        reply = Reply(shape, f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time()))
+        completion = await self._client.open(body.tensors())
+        try:
+            if not body.stream:
+                answer = await _while_connected(request, _collect(reply, completion))
+                return CLOSED if answer is None else JSONResponse(answer)
+            chunks = completion.chunks()
+            first = await _while_connected(request, anext(chunks))
+        except BaseException:
+            completion.cancel()
+            raise
+        if first is None:
+            completion.cancel()
+            return CLOSED
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(_events(reply, first, chunks, with_usage), completion)
+
+
+def parse_body(kind: type[Body], raw: bytes) -> Body:
+    """Return the checked body of a request.
+
+    Raises:
+        ApiError: it is malformed, or asks for something we do not do.
+    """
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, or a number of thousands of digits
+        raise ApiError(400, f"the body is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    try:
+        body = kind.model_validate(without_neutral(fields))
+    except Unsupported as error:
+        raise ApiError(400, str(error), error.name, "unsupported_value") from error
+    except ValidationError as error:
+        raise _explain(error) from error
+    if body.model != MODEL:
+        raise ApiError(404, f"the model {body.model!r} does not exist; there is {MODEL!r}", "model", "model_not_found")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is allowed only with stream", "stream_options")
+    return body
+
+
+def _explain(error: ValidationError) -> ApiError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    first = max((item for item in found if item["loc"][:1] == found[0]["loc"][:1]), key=lambda item: len(item["loc"]))
+    place = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))
+    param = str(first["loc"][0]) if first["loc"] else None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"the field {place!r} is unknown or not supported", param, "unknown_parameter")
+    return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param)
+
+
+def _is_alternative(part: int | str) -> bool:
+    """Whether this part of a place names a type of a union and not a field."""
+    return isinstance(part, str) and (part == "str" or "[" in part)
+
+
+def _of_kserve(error: KserveError) -> ApiError:
+    return ApiError(STATUSES.get(error.code, 500), error.message, code=error.code.lower())
+
+
+def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    async def run(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except ApiError as error:
+            return JSONResponse(error.body, error.status)
+        except KserveError as error:
+            failure = _of_kserve(error)
+            return JSONResponse(failure.body, failure.status)
+        except ClientDisconnect:
+            return CLOSED
+        except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
+            log("http_request_failed", error=repr(error))
+            return JSONResponse(ApiError(500, "internal error").body, 500)
+
+    return run
+
+
+async def _read_body(request: Request) -> bytes:
+    raw = bytearray()
+    async for piece in request.stream():
+        raw += piece
+        if len(raw) > MAX_BODY_BYTES:
+            raise ApiError(400, f"the body has more than {MAX_BODY_BYTES} bytes")
+    return bytes(raw)
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T | None:
+    """Return what the work returns, or None where the client went away before."""
+    doing = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return doing.result() if doing.done() else None
+    finally:
+        doing.cancel()
+        leaving.cancel()
+
+
+async def _collect(reply: Reply, completion: Completion) -> dict[str, Any]:
+    async with aclosing(completion.chunks()) as chunks:
+        received = [chunk async for chunk in chunks]
+    return reply.whole("".join(chunk.text for chunk in received), received[-1])
+
+
+async def _events(reply: Reply, first: Chunk, chunks: AsyncIterator[Chunk], with_usage: bool) -> AsyncIterator[str]:
+    last = first
+    try:
+        yield _event(reply.piece(first, is_first=True, with_usage=with_usage))
+        async for last in chunks:
+            yield _event(reply.piece(last, is_first=False, with_usage=with_usage))
+    except KserveError as error:
+        yield _event(_of_kserve(error).body)
+        return
+    if with_usage:
+        yield _event(reply.closing(usage(last)))
+    yield "data: [DONE]\n\n"
+
+
+def _event(item: dict[str, Any]) -> str:
+    return f"data: {json.dumps(item)}\n\n"

@@ -1,0 +1,66 @@
+"""OpenAI's client through the gateway and real tritonservers says what the offline engine says."""
+
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from engine.core import EngineCore
+from engine.offline import generate
+from engine.sampling_params import SamplingParams
+from scripts.launcher.cluster import Cluster
+from scripts.launcher.examples import openai_example
+from scripts.launcher.paths import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+PROMPT = "Once upon a time"
+CHAT: list[Any] = [{"role": "user", "content": "Tell me a story."}]
+
+
+@pytest.fixture
+def client(cluster: Cluster) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"http://{cluster.gateway.http_url}/v1", api_key="none", timeout=120) as made:
+        yield made
+
+
+def test_completions_equal_the_offline_engine(client: OpenAI, offline: EngineCore) -> None:
+    options: list[dict[str, Any]] = [
+        {},
+        {"seed": 3, "temperature": 0.9, "top_p": 0.9},
+        {"stop": ["the"]},
+        {"frequency_penalty": 0.5, "presence_penalty": 0.25},
+    ]
+    prompt = offline.tokenizer.encode(PROMPT)
+    params = [SamplingParams.from_mapping({"max_tokens": 24} | option) for option in options]
+    for option, expected in zip(options, generate(offline, [prompt] * len(options), params), strict=True):
+        for given in (PROMPT, prompt):
+            done = client.completions.create(model="llm", prompt=given, max_tokens=24, **option)
+            assert done.choices[0].text == expected.text
+            assert done.choices[0].finish_reason == expected.finish_reason
+            assert done.usage is not None
+            assert done.usage.prompt_tokens == len(prompt)
+            assert done.usage.completion_tokens == len(expected.token_ids)
+        events = list(client.completions.create(model="llm", prompt=PROMPT, max_tokens=24, stream=True, **option))
+        assert "".join(event.choices[0].text for event in events) == expected.text
+
+
+def test_a_chat_is_the_same_streamed_and_whole(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model="llm", messages=CHAT, max_tokens=16)
+    events = client.chat.completions.create(model="llm", messages=CHAT, max_tokens=16, stream=True)
+    assert "".join(event.choices[0].delta.content or "" for event in events) == whole.choices[0].message.content
+
+
+def test_what_the_model_refuses_is_a_bad_request(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="top_p"):
+        client.completions.create(model="llm", prompt=PROMPT, top_p=0)
+    with pytest.raises(openai.BadRequestError, match="limit"):
+        client.completions.create(model="llm", prompt=PROMPT, max_tokens=10**6)
+
+
+def test_the_printed_example_works(cluster: Cluster) -> None:
+    command = openai_example(cluster.gateway.http_url)
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout

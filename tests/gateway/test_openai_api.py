@@ -1,0 +1,266 @@
+"""OpenAI's own client against the gateway: it gets what the model says, and every other wish is refused by name."""
+
+import json
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import openai
+import pytest
+from openai import OpenAI
+
+from gateway.openai_api import ApiError, parse_body
+from gateway.openai_bodies import CompletionBody
+from tests.gateway import backend as backend_module
+from tests.gateway.backend import Backend
+from tests.gateway.process import GatewayProcess
+from tests.gateway.protos import pb
+
+WORDS = ["Once", " upon", " ä", " time"]
+CHAT: list[Any] = [{"role": "user", "content": "Hello"}]
+
+
+def inputs_of(request: Any) -> dict[str, bytes]:
+    return dict(zip((tensor.name for tensor in request.inputs), request.raw_input_contents, strict=True))
+
+
+def chunk(request_id: str, index: int, finish_reason: str) -> Any:
+    response = pb.ModelInferResponse(id=request_id, model_name="llm")
+    for name, raw in {
+        "text_output": pack_text(WORDS[index % len(WORDS)]),
+        "finish_reason": pack_text(finish_reason),
+        "prompt_tokens": struct.pack("<i", 5),
+        "completion_tokens": struct.pack("<i", index + 1),
+        "cached_tokens": struct.pack("<i", 2),
+    }.items():
+        response.outputs.add(name=name)
+        response.raw_output_contents.append(raw)
+    return pb.ModelStreamInferResponse(infer_response=response)
+
+
+def pack_text(text: str) -> bytes:
+    return struct.pack("<I", len(text.encode())) + text.encode()
+
+
+def answer(service: Any, request: Any, context: Any) -> Iterator[Any]:
+    """Say the words; the prompt `fail CODE` fails at once, `late CODE` after a word, `hang` and `silent` never end."""
+    inputs = inputs_of(request)
+    limit = struct.unpack("<i", inputs.get("max_tokens", b"\x04\0\0\0"))[0]
+    wish, _, code = inputs.get("text_input", b"")[4:].decode().partition(" ")
+    if wish == "fail":
+        context.abort(grpc.StatusCode[code.split()[0]], code.partition(" ")[2] or "it broke")
+    for index in range(limit):
+        last = index == limit - 1 and wish not in {"hang", "late"}
+        if wish == "silent":
+            break
+        yield chunk(request.id, index, "length" if last else "")
+        if wish == "late":
+            context.abort(grpc.StatusCode[code], "it broke")
+    ended = threading.Event()
+    if wish in {"hang", "silent"} and context.add_callback(ended.set):
+        ended.wait(20)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[OpenAI, Backend, GatewayProcess]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_module._Service, "_answer", answer)
+        fake = Backend("a")
+        gateway = GatewayProcess(fake.flag)
+        gateway.wait_usable(1)
+        with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none", max_retries=0, timeout=20) as client:
+            yield client, fake, gateway
+        gateway.stop()
+        fake.stop()
+
+
+@pytest.fixture
+def client(served: tuple[OpenAI, Backend, GatewayProcess]) -> OpenAI:
+    return served[0]
+
+
+@pytest.fixture
+def fake(served: tuple[OpenAI, Backend, GatewayProcess]) -> Backend:
+    return served[1]
+
+
+def test_the_model_is_listed_and_found(client: OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["llm"]
+    assert client.models.retrieve("llm").object == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_a_completion_has_the_whole_text_and_the_usage(client: OpenAI) -> None:
+    done = client.completions.create(model="llm", prompt="Hi")
+    assert (done.choices[0].text, done.choices[0].finish_reason) == ("".join(WORDS), "length")
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (5, 4, 9)
+
+
+def test_a_chat_completion_has_the_assistants_message(client: OpenAI, fake: Backend) -> None:
+    parts: list[Any] = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    done = client.chat.completions.create(model="llm", messages=parts, max_completion_tokens=2)
+    assert (done.choices[0].message.role, done.choices[0].message.content) == ("assistant", "Once upon")
+    sent = inputs_of(fake.requests[-1])
+    assert json.loads(sent["messages"][4:]) == [{"role": "user", "content": "ab"}]
+    assert sent["max_tokens"] == struct.pack("<i", 2)
+
+
+def test_a_streamed_completion_comes_word_by_word(client: OpenAI) -> None:
+    events = list(client.completions.create(model="llm", prompt="Hi", stream=True))
+    assert [event.choices[0].text for event in events] == WORDS
+    assert [event.choices[0].finish_reason for event in events] == [None, None, None, "length"]
+
+
+def test_a_streamed_chat_ends_with_the_usage_where_asked_for(client: OpenAI) -> None:
+    options: Any = {"include_usage": True}
+    events = list(client.chat.completions.create(model="llm", messages=CHAT, stream=True, stream_options=options))
+    assert [event.choices[0].delta.content for event in events[:-1]] == WORDS
+    assert events[0].choices[0].delta.role == "assistant"
+    assert events[-1].choices == []
+    assert events[-1].usage is not None
+    assert events[-1].usage.total_tokens == 9
+
+
+def test_options_arrive_as_tensors_and_absent_ones_are_left_out(client: OpenAI, fake: Backend) -> None:
+    client.completions.create(model="llm", prompt="Hi")
+    assert set(inputs_of(fake.requests[-1])) == {"text_input", "stream"}
+    client.completions.create(
+        model="llm", prompt=[1, 2], temperature=0.5, top_p=0.25, seed=7, stop=["a", "ä"], presence_penalty=1, n=1
+    )
+    assert inputs_of(fake.requests[-1]) == {
+        "input_ids": struct.pack("<2i", 1, 2),
+        "temperature": struct.pack("<f", 0.5),
+        "top_p": struct.pack("<f", 0.25),
+        "presence_penalty": struct.pack("<f", 1),
+        "random_seed": struct.pack("<Q", 7),
+        "stop_words": pack_text("a") + pack_text("ä"),
+        "stream": b"\x01",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"temperature": 3}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": -1}, "seed"),
+        ({"extra_body": {"top_k": 3}}, "top_k"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(client: OpenAI, options: dict[str, Any], param: str) -> None:
+    wishes: dict[str, Any] = {"model": "llm", "messages": CHAT} | options
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**wishes)
+    assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
+    assert param in refused.value.message
+
+
+def test_several_prompts_are_refused_and_one_in_a_list_is_taken(client: OpenAI) -> None:
+    assert client.completions.create(model="llm", prompt=["Hi"]).choices[0].text == "".join(WORDS)
+    with pytest.raises(openai.BadRequestError, match="one request for each"):
+        client.completions.create(model="llm", prompt=["Hi", "Ho"])
+
+
+def test_another_model_does_not_exist(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="gpt") as refused:
+        client.completions.create(model="gpt", prompt="Hi")
+    assert refused.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("wish", "status"),
+    [
+        ("INVALID_ARGUMENT", 400),
+        ("UNAVAILABLE RESOURCE_EXHAUSTED: the queue is full", 429),
+        ("RESOURCE_EXHAUSTED", 429),
+        ("INTERNAL", 500),
+    ],
+)
+def test_a_failure_has_its_status(client: OpenAI, wish: str, status: int, stream: bool) -> None:
+    with pytest.raises(openai.APIStatusError) as failed:
+        client.completions.create(model="llm", prompt=f"fail {wish}", stream=stream)
+    assert failed.value.status_code == status
+
+
+def test_without_an_instance_the_service_is_unavailable(tmp_path: Any) -> None:
+    gateway = GatewayProcess("127.0.0.1:1", flags=("--queue-timeout-s", "0"), log=tmp_path / "log")
+    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.InternalServerError) as failed:
+            client.completions.create(model="llm", prompt="Hi")
+        assert failed.value.status_code == 503
+    gateway.stop()
+
+
+def test_a_failure_after_the_first_word_ends_the_stream_with_an_error(client: OpenAI) -> None:
+    events = iter(client.completions.create(model="llm", prompt="late INTERNAL", stream=True))
+    assert next(events).choices[0].text == "Once"
+    with pytest.raises(openai.APIError, match="it broke"):
+        list(events)
+
+
+@pytest.mark.parametrize("wish", ["hang", "silent"])
+def test_a_client_that_leaves_a_stream_has_its_request_aborted(client: OpenAI, fake: Backend, wish: str) -> None:
+    before = len(fake.aborted)
+    if wish == "hang":
+        stream = client.completions.create(model="llm", prompt=wish, stream=True)
+        assert next(iter(stream)).choices[0].text == "Once"
+        stream.close()
+    else:
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=0.5).completions.create(model="llm", prompt=wish, stream=True)
+    assert fake.wait_for(lambda: len(fake.aborted) > before)
+
+
+def test_a_client_that_leaves_an_answer_has_its_request_aborted(client: OpenAI, fake: Backend) -> None:
+    before = len(fake.aborted)
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5).completions.create(model="llm", prompt="hang")
+    assert fake.wait_for(lambda: len(fake.aborted) > before)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[]", "JSON object"),
+        (b'{"model": "llm"}', "prompt: Field required"),
+        (b'{"model": "llm", "prompt": "\\ud800"}', "prompt: .*surrogate"),
+        (b'{"model": "llm", "prompt": [2147483648]}', "prompt.0: .*less than"),
+        (b'{"model": "llm", "prompt": "a", "temperature": NaN}', "temperature: "),
+        (b'{"model": "llm", "prompt": "a", "zz": null}', "zz"),
+        (b'{"model": "llm", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"model": "llm", "prompt": "a", "stream_options": {}}', "only with stream"),
+    ],
+)
+def test_a_bad_body_is_refused_with_the_reason(raw: bytes, reason: str) -> None:
+    with pytest.raises(ApiError, match=reason) as refused:
+        parse_body(CompletionBody, raw)
+    assert refused.value.status == 400
+
+
+def test_what_is_malformed_is_refused_in_openais_shape(served: tuple[OpenAI, Backend, GatewayProcess]) -> None:
+    for path, method, status in (("/v1/completions", "POST", 400), ("/v1/nonsense", "GET", 404)):
+        got, body = served[2].get(path, method)
+        assert got == status
+        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_gateway_with_an_idle_http_client_still_drains_and_exits(tmp_path: Any) -> None:
+    gateway = GatewayProcess("127.0.0.1:1", log=tmp_path / "log")
+    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none") as client:
+        assert client.models.list().data
+        gateway.terminate()
+        assert gateway.process.wait(10) == 0
+    gateway.stop()
