@@ -180,6 +180,7 @@ def test_sigterm_lets_open_requests_finish_and_exits_with_0(start: Start) -> Non
         assert indices([first, *rest], "slow") == [0, 1, 2, 3, 4]
         stream.half_close()
         idle.half_close()
+        assert stream.call.code() in {grpc.StatusCode.OK, UNAVAILABLE}  # waits for the end before the client leaves
     assert gateway.process.wait(5) == 0
     assert not any(backend.aborted for backend in backends)
 

@@ -152,7 +152,7 @@ def test_a_core_that_starts_while_the_client_closes_is_ended(
     client = Harness(tiny_llama.path).client
     popen = subprocess.Popen
 
-    def close_then_start(*args: Any, **options: Any) -> "subprocess.Popen[bytes]":
+    def close_then_start(*args: Any, **options: Any) -> "subprocess.Popen[Any]":
         client.close()
         return popen(*args, **options)
 

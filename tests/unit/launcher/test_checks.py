@@ -59,12 +59,14 @@ def test_git_lfs_pointer_is_refused_with_the_command_that_fetches_it(model: Path
 
 
 def test_file_that_only_the_index_knows_is_refused(model: Path) -> None:
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (model / "model.safetensors").rename(model / "model-1.safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-2.safetensors is missing" in refusal(model)
 
 
 def test_broken_index_is_refused(model: Path) -> None:
+    (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text("[]")
     assert "index" in refusal(model)
 

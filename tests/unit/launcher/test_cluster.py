@@ -96,10 +96,8 @@ def test_instance_that_cannot_start_is_an_error_that_shows_its_log(tmp_path: Pat
     broken = tmp_path / "repository" / "llm"
     broken.mkdir(parents=True)
     (broken / "config.pbtxt").write_text("no such field: 1")
-    with (
-        pytest.raises(LaunchError, match="instance 0 ended with exit code") as caught,
-        Cluster(1, repository=broken.parent, with_gateway=False, log_dir=tmp_path, ready_timeout=60),
-    ):
+    cluster = Cluster(1, repository=broken.parent, with_gateway=False, log_dir=tmp_path, ready_timeout=60)
+    with pytest.raises(LaunchError, match="instance 0 ended with exit code") as caught, cluster:
         pass
     assert "instance-0.log" in str(caught.value)
-    assert [path.name for path in Path("/dev/shm").glob(f"scalellm-{os.getpid()}-*")] == []
+    assert [path.name for path in Path("/dev/shm").glob(f"{cluster.tag}*")] == []
