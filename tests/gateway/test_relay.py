@@ -83,7 +83,6 @@ def test_each_request_gets_a_key_of_its_own_beside_its_own_parameters(pair: Pair
     assert "" not in keys
     assert [item.parameters["note"].string_param for item in seen if item.id == "k1"] == ["ü"]
     metadata = [facts for backend in backends for facts in backend.metadata if facts.get("x-mine")]
-    assert {facts["triton_grpc_error"] for facts in metadata} == {"true"}
     assert {facts["x-raw-bin"] for facts in metadata} == {b"\x00\xff"}
 
 
