@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 MODEL = "llm"
-METADATA = (("triton_grpc_error", "true"),)
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 ENDED_EARLY = {"cancelled": "CANCELLED", "deadline": "DEADLINE_EXCEEDED", "error": "INTERNAL"}
 QUEUE_FULL = "RESOURCE_EXHAUSTED: "  # Triton has no such code: it comes as UNAVAILABLE with this in the message
@@ -110,7 +109,7 @@ class KserveClient:
         for tensor in (*tensors, Tensor("stream", "BOOL", b"\x01")):
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[tensor.size])
             request.raw_input_contents.append(tensor.raw)
-        return Completion(stub.ModelStreamInfer([request], metadata=METADATA), self._grpc.RpcError)
+        return Completion(stub.ModelStreamInfer([request]), self._grpc.RpcError)
 
     async def close(self) -> None:
         """Close the channel, if there is one."""
@@ -132,9 +131,16 @@ class KserveClient:
         self._stub = triton.service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
 
+def _in_band_code(text: str) -> str:
+    """Return the code of an error that came as a message, which carries text only."""
+    if QUEUE_FULL in text:
+        return "RESOURCE_EXHAUSTED"
+    return "UNAVAILABLE" if "engine core" in text or "no instance" in text else "INVALID_ARGUMENT"
+
+
 def _read(message: Any) -> list[Chunk]:
     if message.error_message:
-        raise KserveError("UNKNOWN", message.error_message)
+        raise KserveError(_in_band_code(message.error_message), message.error_message)
     response = message.infer_response
     raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
     if "text_output" not in raw:
