@@ -94,9 +94,8 @@ def parse_timeout(value: bytes | None) -> float | None:
 
 def upstream_headers(call: Call, authority: bytes) -> Headers:
     """Return the headers that open the call at an instance."""
-    # only where the client asks: Triton 2.51 can crash on it (HandleCancellation of a stream that was not cancelled)
-    status = ((STATUS_FLAG, b"true"),) if call.is_routed and call.wants_status else ()
-    return (*_pseudo(call.path, authority), TRAILERS_WANTED, *call.headers, *status)
+    # triton_grpc_error stays here: Triton 2.51 can crash on it
+    return (*_pseudo(call.path, authority), TRAILERS_WANTED, *call.headers)
 
 
 def own_headers(path: bytes, authority: bytes) -> Headers:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MODEL = "llm"
+METADATA = (("triton_grpc_error", "true"),)
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 ENDED_EARLY = {"cancelled": "CANCELLED", "deadline": "DEADLINE_EXCEEDED", "error": "INTERNAL"}
 QUEUE_FULL = "RESOURCE_EXHAUSTED: "  # Triton has no such code: it comes as UNAVAILABLE with this in the message
@@ -109,7 +110,7 @@ class KserveClient:
         for tensor in (*tensors, Tensor("stream", "BOOL", b"\x01")):
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[tensor.size])
             request.raw_input_contents.append(tensor.raw)
-        return Completion(stub.ModelStreamInfer([request]), self._grpc.RpcError)
+        return Completion(stub.ModelStreamInfer([request], metadata=METADATA), self._grpc.RpcError)
 
     async def close(self) -> None:
         """Close the channel, if there is one."""
