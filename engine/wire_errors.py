@@ -2,7 +2,8 @@
 
 Knows gRPC code names and the fewer codes a Triton model can answer with. Does not know Triton's objects.
 
-Invariant: where Triton has no such code the message begins with the gRPC code's name and a colon.
+Invariant: the message begins with the gRPC code's name and a colon, save for INVALID_ARGUMENT: errors of a Triton
+stream arrive as text only, and by this text the gateway knows them.
 """
 
 from engine.errors import EngineError, grpc_code
@@ -26,6 +27,5 @@ def triton_error(error: EngineError) -> tuple[str, str]:
 def triton_code(code: str, message: str) -> tuple[str, str]:
     """Return Triton's code for a gRPC code name, and the message to go with it; what is no Unicode is escaped."""
     message = message.encode("utf-8", "backslashreplace").decode("utf-8")
-    if code in TRITON_CODES:
-        return TRITON_CODES[code], message
-    return NEAREST.get(code, "INTERNAL"), f"{code}: {message}"
+    text = message if code == "INVALID_ARGUMENT" else f"{code}: {message}"
+    return TRITON_CODES.get(code) or NEAREST.get(code, "INTERNAL"), text

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 MODEL = "llm"
-METADATA = (("triton_grpc_error", "true"),)
+METADATA = (("triton_grpc_error", "true"),)  # to the gateway, which ends the stream with the status an error means
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 ENDED_EARLY = {"cancelled": "CANCELLED", "deadline": "DEADLINE_EXCEEDED", "error": "INTERNAL"}
-QUEUE_FULL = "RESOURCE_EXHAUSTED: "  # Triton has no such code: it comes as UNAVAILABLE with this in the message
 
 
 class KserveError(Exception):
@@ -132,16 +131,7 @@ class KserveClient:
         self._stub = triton.service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
 
-def _in_band_code(text: str) -> str:
-    """Return the code of an error that came as a message, which carries text only."""
-    if QUEUE_FULL in text:
-        return "RESOURCE_EXHAUSTED"
-    return "UNAVAILABLE" if "engine core" in text or "no instance" in text else "INVALID_ARGUMENT"
-
-
 def _read(message: Any) -> list[Chunk]:
-    if message.error_message:
-        raise KserveError(_in_band_code(message.error_message), message.error_message)
     response = message.infer_response
     raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
     if "text_output" not in raw:
@@ -154,6 +144,4 @@ def _read(message: Any) -> list[Chunk]:
 
 
 def _explain(error: Any) -> KserveError:
-    code, message = error.code().name, error.details() or ""
-    _, queue_full, rest = message.partition(QUEUE_FULL)
-    return KserveError("RESOURCE_EXHAUSTED", rest) if queue_full else KserveError(code, message)
+    return KserveError(error.code().name, error.details() or "")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING
 
+from gateway.instance_errors import failure_of_message
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
@@ -91,7 +92,7 @@ class Request:
         self.instance: Instance | None = None
         self.link: UpstreamLink | None = None
         self.stream: Stream | None = None
-        self.cutter = MessageCutter()
+        self.cutter = self._new_cutter()
 
     def step(self, step: Step) -> None:
         """Move in the table; a step that it does not have is a defect.
@@ -126,7 +127,7 @@ class Request:
         self.attempts += 1
         self.tried.add(instance.name)
         self.instance, self.link, self.stream = instance, link, stream
-        self.cutter = MessageCutter()
+        self.cutter = self._new_cutter()
 
     def send_kept(self) -> None:
         """Send what is there so far, as it came."""
@@ -168,6 +169,8 @@ class Request:
         if pieces:
             self._note_answer()
             self.exchange.deliver(self, pieces, count)
+        if self.cutter.stopped_at is not None:
+            self.exchange.dispatcher.attempt_failed(self, failure_of_message(self.cutter.stopped_at))
 
     def on_reset(self, code: int) -> None:
         """Take the instance's RST_STREAM."""
@@ -191,6 +194,9 @@ class Request:
         """Have every further frame come through here."""
         if self.link is not None and self.stream is not None:
             self.link.connection.leave_lane(self.stream)
+
+    def _new_cutter(self) -> MessageCutter:
+        return MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
 
     def _note_answer(self) -> None:
         if self.stage is not Stage.SENT:

@@ -13,6 +13,7 @@ from gateway.wire.headers import Headers
 GRPC_CONTENT = (b"content-type", b"application/grpc")
 RESPONSE_HEADERS: Headers = ((b":status", b"200"), GRPC_CONTENT)
 MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+MAX_MESSAGE_CHARS = 1024  # in trailers: clients refuse header lists of more than 8 KiB
 UNAVAILABLE_HTTP = {b"429", b"502", b"503", b"504"}
 
 
@@ -39,6 +40,7 @@ class Code(IntEnum):
 
 
 CODES = {str(int(code)).encode(): code for code in Code}
+RETRYABLE = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})  # RESOURCE_EXHAUSTED: that instance's queue is full
 RESET_NAMES = {int(code): code.name for code in ErrorCode}
 RESET_CODES: dict[int, Code] = {
     ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
@@ -60,7 +62,7 @@ class Failure:
     @property
     def is_retryable(self) -> bool:
         """Whether another instance may do better."""
-        return self.code is Code.UNAVAILABLE
+        return self.code in RETRYABLE
 
 
 def trailers_of(code: Code, message: str = "") -> Headers:
@@ -68,6 +70,8 @@ def trailers_of(code: Code, message: str = "") -> Headers:
     status = (b"grpc-status", str(int(code)).encode())
     if not message:
         return (status,)
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = f"{message[:MAX_MESSAGE_CHARS]}... ({len(message)} characters)"
     return (status, (b"grpc-message", quote(message, safe=MESSAGE_SAFE).encode()))
 
 

@@ -2,6 +2,8 @@
 
 Knows bytes, windows and the lanes that were opened for it. Does not know requests, instances or metrics.
 
+A message that begins with `STREAM_ERROR_TAG` is an error, which is not simple: the request may go on elsewhere.
+
 A stream is in `lanes` only while it stands at a message boundary and nothing else is under way on its target. A frame
 that does not fit (not whole, not one message, flags set, a window or the credit too small, the target's transport full)
 closes the lane and is left to the ordinary path, which opens it again. Adjacent frames to one connection leave as one
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from struct import Struct
 
 from gateway.wire.frames import pack_window_update
+from gateway.wire.protobuf import STREAM_ERROR_TAG
 from gateway.wire.stream import Stream
 
 LANE_CREDIT = 16384  # also the largest frame a lane takes, so that it never exceeds a peer's MAX_FRAME_SIZE
@@ -49,6 +52,9 @@ def forward(  # noqa: C901 - one loop, so that a frame costs no call
             break
         after = pos + 9 + length
         if after > end:
+            break
+        if length > 5 and buffer[pos + 14] == STREAM_ERROR_TAG:
+            del lanes[stream_id]
             break
         target = source.target
         if target is None:

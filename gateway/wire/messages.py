@@ -57,9 +57,14 @@ class MessageCutter:
 
     A piece marked as not ending a message belongs to one larger than `GATHER_BYTES`; the pieces after it, up to one
     that ends it, must follow it without anything between.
+
+    A message that begins with `stop_byte` is in no piece: it is kept whole as `stopped_at`, and the rest is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop_byte: int | None = None) -> None:
+        """Cut until a message begins with `stop_byte`, if that is given."""
+        self.stop_byte = stop_byte
+        self.stopped_at: bytes | None = None
         self.partial = bytearray()
         self.missing = 0  # bytes of a large message that are still to come
 
@@ -72,6 +77,8 @@ class MessageCutter:
         """Return (pieces with whether each ends a message, number of messages ended)."""
         pieces: list[tuple[bytes, bool]] = []
         count = 0
+        if self.stopped_at is not None:
+            return pieces, count
         if self.missing:
             part, payload = payload[: self.missing], payload[self.missing :]
             self.missing -= len(part)
@@ -83,19 +90,30 @@ class MessageCutter:
         whole, num_whole, length = self._scan(payload)
         if whole:
             pieces.append((payload[:whole], True))
-        if len(payload) - whole >= PREFIX.size and length > GATHER_BYTES:
+        if self.stopped_at is not None:
+            return pieces, count + num_whole
+        if self._goes_on_in_parts(payload, whole, length):
             pieces.append((payload[whole:], False))
             self.missing = length - (len(payload) - whole)
         else:
             self.partial += payload[whole:]
         return pieces, count + num_whole
 
-    @staticmethod
-    def _scan(payload: bytes) -> tuple[int, int, int]:
+    def _goes_on_in_parts(self, payload: bytes, start: int, length: int) -> bool:
+        if length <= GATHER_BYTES or len(payload) - start < PREFIX.size:
+            return False
+        if self.stop_byte is None:
+            return True
+        return len(payload) - start > PREFIX.size and payload[start + PREFIX.size] != self.stop_byte
+
+    def _scan(self, payload: bytes) -> tuple[int, int, int]:
         pos = count = length = 0
         while len(payload) - pos >= PREFIX.size:
             length = PREFIX.size + PREFIX.unpack_from(payload, pos)[1]
             if pos + length > len(payload):
+                break
+            if self.stop_byte is not None and length > PREFIX.size and payload[pos + PREFIX.size] == self.stop_byte:
+                self.stopped_at = payload[pos + PREFIX.size : pos + length]
                 break
             pos += length
             count += 1

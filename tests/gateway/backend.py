@@ -1,7 +1,8 @@
 """A small KServe backend with a metrics port, whose behaviour a test can change while it runs.
 
 A request says what it wants by string parameters: `chunks` responses of `size` bytes each, `delay` seconds between
-them, `fail` with a code name after `fail_after` responses, `hang` for ever after them.
+them, `fail` with a code name or `error` with a text (in band, as Triton does) after `fail_after` responses, `hang` for
+ever after them.
 """
 
 import threading
@@ -129,7 +130,7 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _answer(self, request: Any, context) -> Iterator[Any]:
         wish = {key: value.string_param for key, value in request.parameters.items()}
-        fails = "fail" in wish and wish.get("only", self.backend.name) == self.backend.name
+        fails = ("fail" in wish or "error" in wish) and wish.get("only", self.backend.name) == self.backend.name
         fail_after = int(wish.get("fail_after", "0")) if fails or "hang" in wish else None
         for index in range(int(wish.get("chunks", "1"))):
             if index == fail_after:
@@ -141,7 +142,11 @@ class _Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             response.raw_output_contents.append(bytes([index % 256]) * int(wish.get("size", "8")))
             self.backend.sent += 1
             yield pb.ModelStreamInferResponse(infer_response=response)
-        if fails:
+        if fails and "error" in wish:
+            yield pb.ModelStreamInferResponse(
+                error_message=wish["error"], infer_response=pb.ModelInferResponse(id=request.id)
+            )
+        elif fails:
             context.abort(grpc.StatusCode[wish["fail"]], wish.get("message", "it broke"))
         while "hang" in wish and context.is_active() and not self.backend.stopped.is_set():
             time.sleep(0.02)

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import grpc
 import openai
 import pytest
 from openai import OpenAI
@@ -40,24 +39,30 @@ def chunk(request_id: str, index: int, finish_reason: str) -> Any:
     return pb.ModelStreamInferResponse(infer_response=response)
 
 
+def error(request_id: str, text: str) -> Any:
+    return pb.ModelStreamInferResponse(error_message=text, infer_response=pb.ModelInferResponse(id=request_id))
+
+
 def pack_text(text: str) -> bytes:
     return struct.pack("<I", len(text.encode())) + text.encode()
 
 
 def answer(service: Any, request: Any, context: Any) -> Iterator[Any]:
-    """Say the words; the prompt `fail CODE` fails at once, `late CODE` after a word, `hang` and `silent` never end."""
+    """Say the words; the prompt `fail TEXT` fails at once, `late TEXT` after a word, `hang` and `silent` never end."""
     inputs = inputs_of(request)
     limit = struct.unpack("<i", inputs.get("max_tokens", b"\x04\0\0\0"))[0]
-    wish, _, code = inputs.get("text_input", b"")[4:].decode().partition(" ")
+    wish, _, text = inputs.get("text_input", b"")[4:].decode().partition(" ")
     if wish == "fail":
-        context.abort(grpc.StatusCode[code.split()[0]], code.partition(" ")[2] or "it broke")
+        yield error(request.id, text)
+        return
     for index in range(limit):
         last = index == limit - 1 and wish not in {"hang", "late"}
         if wish == "silent":
             break
         yield chunk(request.id, index, "length" if last else "")
         if wish == "late":
-            context.abort(grpc.StatusCode[code], "it broke")
+            yield error(request.id, text)
+            return
     ended = threading.Event()
     if wish in {"hang", "silent"} and context.add_callback(ended.set):
         ended.wait(20)
@@ -180,10 +185,11 @@ def test_another_model_does_not_exist(client: OpenAI) -> None:
 @pytest.mark.parametrize(
     ("wish", "status"),
     [
-        ("INVALID_ARGUMENT", 400),
-        ("UNAVAILABLE RESOURCE_EXHAUSTED: the queue is full", 429),
-        ("RESOURCE_EXHAUSTED", 429),
-        ("INTERNAL", 500),
+        ("in ensemble 'llm', top_p must be at most 1, got 2", 400),
+        ("Request for unknown model: 'llm' is not found", 404),
+        ("in ensemble 'llm', RESOURCE_EXHAUSTED: the queue is full", 429),
+        ("in ensemble 'llm', INTERNAL: it broke", 500),
+        ("in ensemble 'llm', UNAVAILABLE: the engine core is restarting", 503),
     ],
 )
 def test_a_failure_has_its_status(client: OpenAI, wish: str, status: int, stream: bool) -> None:
@@ -202,7 +208,7 @@ def test_without_an_instance_the_service_is_unavailable(tmp_path: Any) -> None:
 
 
 def test_a_failure_after_the_first_word_ends_the_stream_with_an_error(client: OpenAI) -> None:
-    events = iter(client.completions.create(model="llm", prompt="late INTERNAL", stream=True))
+    events = iter(client.completions.create(model="llm", prompt="late INTERNAL: it broke", stream=True))
     assert next(events).choices[0].text == "Once"
     with pytest.raises(openai.APIError, match="it broke"):
         list(events)

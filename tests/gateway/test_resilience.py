@@ -49,6 +49,50 @@ def test_retries_are_bounded_and_end_in_one_error(start: Start) -> None:
     assert sum(len(backend.requests) for backend in backends) == 3
 
 
+@pytest.mark.parametrize("text", ["UNAVAILABLE: the core is restarting", "RESOURCE_EXHAUSTED: the queue is full"])
+@pytest.mark.parametrize("metadata", [(), (("triton_grpc_error", "true"),)])
+def test_an_error_in_band_before_the_first_token_is_retried_elsewhere(
+    start: Start, text: str, metadata: tuple[tuple[str, str], ...]
+) -> None:
+    gateway, backends = start()
+    with Client(gateway.url) as client:
+        stream = client.stream(metadata=metadata)
+        wishes = {"error": f"in ensemble 'llm', {text}", "only": "a", "chunks": 3, "fail_after": 0}
+        stream.send(*(request(f"r{number}", **wishes) for number in range(4)))
+        responses = stream.rest()
+    assert [indices(responses, f"r{number}") for number in range(4)] == [[0, 1, 2]] * 4
+    assert not [item.error_message for item in responses if item.error_message]
+    assert backends[0].requests
+    assert gateway.metric("gateway_retries_total") >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("in ensemble 'llm', top_p must be at most 1", grpc.StatusCode.INVALID_ARGUMENT),
+        ("in ensemble 'llm', INTERNAL: " + 40_000 * "x", grpc.StatusCode.INTERNAL),
+    ],
+)
+@pytest.mark.parametrize("after", [0, 5])
+def test_other_errors_in_band_go_to_the_client_in_the_way_it_asked_for(
+    start: Start, text: str, code: grpc.StatusCode, after: int
+) -> None:
+    gateway, _ = start(1)
+    wish = request("r", chunks=9, error=text, fail_after=after)
+    with Client(gateway.url) as client:
+        stream = client.stream()
+        stream.send(wish)
+        responses = stream.rest()
+        assert [item.error_message for item in responses] == after * [""] + [text]
+        stream = client.stream(metadata=(("triton_grpc_error", "true"),))
+        stream.send(wish)
+        with pytest.raises(grpc.RpcError):
+            stream.rest()
+        assert stream.call.code() is code
+        assert stream.call.details()[:100] == text[:100]
+    assert gateway.metric("gateway_requests_total") == 2
+
+
 @pytest.mark.parametrize("way", ["cancel", "disconnect", "deadline"])
 def test_a_client_that_leaves_has_its_requests_reset_and_aborted_by_key(start: Start, way: str) -> None:
     gateway, backends = start()

@@ -107,8 +107,8 @@ def test_without_streaming_there_is_one_response(model: Any):
     [
         (InvalidRequest("bad"), TritonError.INVALID_ARG, "bad"),
         (QueueFull(5, 5), TritonError.UNAVAILABLE, "RESOURCE_EXHAUSTED: the queue is full"),
-        (EngineUnavailable("restarting"), TritonError.UNAVAILABLE, "restarting"),
-        (ZeroDivisionError("oops"), TritonError.INTERNAL, "llm_engine failed"),
+        (EngineUnavailable("restarting"), TritonError.UNAVAILABLE, "UNAVAILABLE: restarting"),
+        (ZeroDivisionError("oops"), TritonError.INTERNAL, "INTERNAL: llm_engine failed"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -135,7 +135,7 @@ def test_an_error_of_the_engine_is_the_one_final_response(model: Any):
     model._client.on_outputs([ended])
     assert made.sender.done.wait(WAIT)
     error = made.sender.responses[-1].error()
-    assert (error.code(), error.message()) == (TritonError.UNAVAILABLE, "the core is gone")
+    assert (error.code(), error.message()) == (TritonError.UNAVAILABLE, "UNAVAILABLE: the core is gone")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class TritonPythonModel:
                 _send_error(sender, *triton_error(error))
             except Exception as error:  # a bug of ours must fail this request only, and must not leave it hanging
                 logger.exception("llm_engine failed")
-                _send_error(sender, "INTERNAL", f"llm_engine failed: {error!r}")
+                _send_error(sender, *triton_code("INTERNAL", f"llm_engine failed: {error!r}"))
 
     def finalize(self) -> None:
         """End every open request with an error, then the core."""

@@ -49,7 +49,7 @@ class TritonPythonModel:
             text = window_text(self._tokenizer, window)
         except Exception as error:  # whatever is wrong with one chunk must not fail the batch
             logger.exception("postprocessing failed")
-            message = f"postprocessing failed: {error}"
+            message = f"INTERNAL: postprocessing failed: {error}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
         array = np.array([text.encode()], dtype=np.object_)
         return pb_utils.InferenceResponse([pb_utils.Tensor("text_output", array)])

@@ -21,7 +21,7 @@ from engine.heartbeat import Heartbeat, watch_parent
 from engine.messages import ModelInfo
 from engine.request_inputs import RequestReader
 from engine.text.tokenizer import Tokenizer, read_json
-from engine.wire_errors import triton_error
+from engine.wire_errors import triton_code, triton_error
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,10 @@ class TritonPythonModel:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             prepared = self._reader.read(tensors, request.parameters())
         except EngineError as error:
-            code, message = triton_error(error)
-            return _error_response(code, message)
+            return _error_response(*triton_error(error))
         except Exception as error:  # a bug of ours must fail this request only, not the whole batch
             logger.exception("preprocessing failed")
-            return _error_response("INTERNAL", f"preprocessing failed: {error!r}")
+            return _error_response(*triton_code("INTERNAL", f"preprocessing failed: {error!r}"))
         options = np.array([prepared.options.encode()], dtype=np.object_)
         prompt_ids = np.array(prepared.prompt_ids, dtype=np.int32)
         return pb_utils.InferenceResponse(
