@@ -85,20 +85,24 @@ class EngineClient:
         self._spawn()
         self._reader.start()
 
-    def submit(self, prompt_ids: list[int], params: SamplingParams, arrived: float) -> int:
+    def submit(
+        self, prompt_ids: list[int], params: SamplingParams, arrived: float, resume_ids: tuple[int, ...] = ()
+    ) -> int:
         """Hand a request to the core and return its id; outputs may arrive before this returns.
+
+        Where `resume_ids` are given, only what follows them is put out.
 
         Raises:
             InvalidRequest: the request can never be served.
             EngineUnavailable: the core is down; it is being started again.
         """
-        check_request(prompt_ids, params, self.info)
+        check_request(prompt_ids, params, self.info, resume_ids)
         with self._lock:
             if not self._is_up or self._connection is None:
                 raise EngineUnavailable("the engine core is restarting; try again or use another instance")
             request_id = next(self._ids)
             try:
-                self._connection.send(AddCommand(request_id, prompt_ids, params, arrived))
+                self._connection.send(AddCommand(request_id, prompt_ids, params, arrived, resume_ids))
             except OSError:
                 raise EngineUnavailable("the engine core has just died; it is being restarted") from None
             self._open.add(request_id)

@@ -22,7 +22,7 @@ from engine.request_check import check_request
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler, StepPlan
 from engine.sequence import Sequence
-from engine.stopping import append_token
+from engine.stopping import append_token, resume
 from engine.text.stop_strings import StopStringChecker
 from engine.text.tokenizer import Tokenizer
 
@@ -63,18 +63,30 @@ class EngineCore:
         """Whether a call of `step` would compute anything."""
         return self.scheduler.has_work
 
-    def add(self, request_id: int, prompt_ids: list[int], params: SamplingParams, arrived: float) -> None:
-        """Queue a request.
+    def add(
+        self,
+        request_id: int,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        arrived: float,
+        resume_ids: tuple[int, ...] = (),
+    ) -> RequestOutput | None:
+        """Queue a request, to go on behind `resume_ids` where the completion has begun elsewhere.
+
+        Returns:
+            The one and last output where the resumed completion is over already, else None.
 
         Raises:
             InvalidRequest: the prompt is empty, has ids outside the vocabulary, or is too long.
             QueueFull: too many requests wait.
         """
-        check_request(prompt_ids, params, self.info)
+        check_request(prompt_ids, params, self.info, resume_ids)
         sequence = self._new_sequence(request_id, prompt_ids, params)
         sequence.timings.arrived = arrived
+        reason = resume(sequence, resume_ids)
         self.scheduler.add(sequence)
         self._sequences[request_id] = sequence
+        return None if reason is None else self._finish(sequence, reason)
 
     def abort(self, request_id: int) -> RequestOutput | None:
         """End a request now and return its last output; None where it has ended already."""
@@ -127,9 +139,10 @@ class EngineCore:
         """Book the step's tokens as computed and name the blocks they filled."""
         for item in plan.scheduled:
             sequence = item.sequence
-            if sequence.num_computed_tokens + item.num_tokens == sequence.num_prompt_tokens:
+            missing = sequence.num_prompt_tokens - sequence.num_computed_tokens
+            if 0 < missing <= item.num_tokens and not sequence.timings.first_token:
                 self.stats.num_prompt_tokens += sequence.num_prompt_tokens
-                self.stats.num_cached_tokens += sequence.num_cached_tokens
+                self.stats.num_cached_tokens += min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
             sequence.num_computed_tokens += item.num_tokens
             self.scheduler.kv.register(sequence)
 
@@ -138,7 +151,7 @@ class EngineCore:
         self.stats.num_generated_tokens += 1
         if log_prob is not None:
             sequence.log_probs.append(log_prob)
-        if sequence.num_output_tokens == 1:
+        if not sequence.timings.first_token:
             sequence.timings.first_token = time.monotonic()
         if reason is FinishReason.STOP and token_id in sequence.params.stop_token_ids:
             sequence.trim_chars = self._stop_token_chars(sequence)
@@ -163,15 +176,15 @@ class EngineCore:
 
     def _emit(self, sequence: Sequence) -> RequestOutput:
         start, end = sequence.num_emitted, sequence.num_releasable
-        offset = sequence.num_prompt_tokens
+        offset, resumed = sequence.num_prompt_tokens, sequence.num_resumed
         sequence.num_emitted = end
         return RequestOutput(
             request_id=sequence.request_id,
             token_ids=sequence.token_ids[offset + start : offset + end],
-            log_probs=sequence.log_probs[start:end] if sequence.params.logprobs else None,
+            log_probs=sequence.log_probs[start - resumed : end - resumed] if sequence.params.logprobs else None,
             finish_reason=sequence.finish_reason,
             num_prompt_tokens=sequence.num_prompt_tokens,
-            num_cached_tokens=sequence.num_cached_tokens,
+            num_cached_tokens=min(sequence.num_cached_tokens, sequence.num_prompt_tokens),
             num_completion_tokens=sequence.num_output_tokens,
             trim_chars=sequence.trim_chars if sequence.is_finished else 0,
             timings=sequence.timings,

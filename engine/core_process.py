@@ -67,10 +67,11 @@ class CoreLoop:
         if isinstance(command, AbortCommand):
             return self.core.abort(command.request_id)
         try:
-            self.core.add(command.request_id, command.prompt_ids, command.params, command.arrived)
+            return self.core.add(
+                command.request_id, command.prompt_ids, command.params, command.arrived, command.resume_ids
+            )
         except EngineError as error:
             return error_output(command.request_id, error)
-        return None
 
 
 def main() -> int:

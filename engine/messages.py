@@ -23,12 +23,18 @@ class ModelInfo:
 
 @dataclass(slots=True, frozen=True)
 class AddCommand:
-    """Start a request; `arrived` is in seconds of the machine's monotonic clock."""
+    """Start a request.
+
+    Attributes:
+        arrived: seconds of the machine's monotonic clock.
+        resume_ids: the completion's first tokens, delivered already; the request goes on behind them.
+    """
 
     request_id: int
     prompt_ids: list[int]
     params: SamplingParams
     arrived: float
+    resume_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)

@@ -4,26 +4,41 @@ Knows token ids, lengths and the model's limits. Does not know tensors or text. 
 ask the same question here.
 """
 
+from collections.abc import Sequence
+
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.messages import ModelInfo
 from engine.sampling_params import SamplingParams
 
 
-def check_request(prompt_ids: list[int], params: SamplingParams, info: ModelInfo) -> None:
+def check_request(
+    prompt_ids: Sequence[int], params: SamplingParams, info: ModelInfo, resume_ids: Sequence[int] = ()
+) -> None:
     """Refuse what the model can never serve.
 
+    Args:
+        prompt_ids: the prompt.
+        params: the options.
+        info: the model's limits.
+        resume_ids: the completion's first tokens, where it is to be continued.
+
     Raises:
-        InvalidRequest: the prompt is empty or has ids outside the vocabulary.
+        InvalidRequest: the prompt is empty, ids lie outside the vocabulary, or more is to be resumed than asked for.
         PromptTooLong: prompt and output together exceed the model's limit.
     """
     if not prompt_ids:
         raise InvalidRequest("the prompt is empty: at least 1 token is needed")
-    for name, ids in (("prompt", prompt_ids), ("stop_token_ids", params.stop_token_ids)):
-        worst = min(ids, default=0) if min(ids, default=0) < 0 else max(ids, default=0)
-        if not 0 <= worst < info.vocab_size:
-            raise InvalidRequest(
-                f"{name} holds the token id {worst}; the vocabulary has ids 0 to {info.vocab_size - 1}"
-            )
-    max_tokens = params.max_tokens if params.max_tokens is not None else 1
+    lists = {"prompt": prompt_ids, "stop_token_ids": params.stop_token_ids, "resume_token_ids": resume_ids}
+    for name, ids in lists.items():
+        _check_ids(name, ids, info.vocab_size)
+    if params.max_tokens is not None and len(resume_ids) > params.max_tokens:
+        raise InvalidRequest(f"resume_token_ids holds {len(resume_ids)} tokens; max_tokens is {params.max_tokens}")
+    max_tokens = params.max_tokens if params.max_tokens is not None else max(len(resume_ids), 1)
     if len(prompt_ids) + max_tokens > info.max_model_len:
         raise PromptTooLong(len(prompt_ids), max_tokens, info.max_model_len)
+
+
+def _check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
+    worst = min(ids, default=0) if min(ids, default=0) < 0 else max(ids, default=0)
+    if not 0 <= worst < vocab_size:
+        raise InvalidRequest(f"{name} holds the token id {worst}; the vocabulary has ids 0 to {vocab_size - 1}")

@@ -23,6 +23,7 @@ from engine.text.chat_template import parse_messages
 from engine.text.tokenizer import Tokenizer
 
 PROMPTS = ("text_input", "messages", "input_ids")
+RESUME = "resume_token_ids"
 KEY_PARAMETER = "request_key"
 KNOWN_PARAMETERS = frozenset({KEY_PARAMETER, "id", "priority", "timeout", "headers"})
 FORWARDED_HEADERS = frozenset({"user-agent", "accept", "authorization", "traceparent", "tracestate", "content-type"})
@@ -115,7 +116,7 @@ OPTIONS = {
     "ignore_eos": Field("ignore_eos", _read_bool),
     "return_log_probs": Field("logprobs", _read_bool),
 }
-KNOWN_TENSORS = frozenset({*PROMPTS, *OPTIONS, "stream", "sampling_parameters"})
+KNOWN_TENSORS = frozenset({*PROMPTS, *OPTIONS, "stream", "sampling_parameters", RESUME})
 
 
 @dataclass(slots=True, frozen=True)
@@ -124,6 +125,7 @@ class PreparedRequest:
 
     prompt_ids: list[int]
     options: str
+    resume_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -150,9 +152,10 @@ class RequestReader:
         params = _read_sampling(tensors)
         stream = _read_bool("stream", tensors["stream"]) if "stream" in tensors else streams_by_default(given)
         prompt_ids = self._read_prompt(tensors)
-        check_request(prompt_ids, params, self.info)
+        resume_ids = read_resume(tensors)
+        check_request(prompt_ids, params, self.info, resume_ids)
         options = {"sampling": json.loads(params.to_json()), "stream": stream}
-        return PreparedRequest(prompt_ids, json.dumps(options, separators=(",", ":")))
+        return PreparedRequest(prompt_ids, json.dumps(options, separators=(",", ":")), resume_ids)
 
     def _read_prompt(self, tensors: Mapping[str, np.ndarray]) -> list[int]:
         given = [name for name in PROMPTS if name in tensors]
@@ -181,6 +184,15 @@ def read_options(text: str) -> tuple[SamplingParams, bool]:
     if not isinstance(sampling, dict) or not isinstance(stream, bool) or len(options) != 2:
         raise InvalidRequest('request_options must be {"sampling": {...}, "stream": true or false}')
     return SamplingParams.from_mapping(sampling), stream
+
+
+def read_resume(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Return the tokens behind which a request goes on; none where it begins.
+
+    Raises:
+        InvalidRequest: they are no integers.
+    """
+    return _read_ids(RESUME, tensors[RESUME]) if RESUME in tensors else ()
 
 
 def read_parameters(text: str) -> dict[str, Any]:

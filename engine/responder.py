@@ -126,10 +126,14 @@ class Responder:
         with self._changed:
             return len(self._requests)
 
-    def open(self, request_id: int, sink: Sink, *, stream: bool) -> None:
-        """Begin to send a request's outputs to `sink`: in chunks, or all in one reply at the end."""
+    def open(self, request_id: int, sink: Sink, *, stream: bool, resume_ids: Sequence[int] = ()) -> None:
+        """Begin to send a request's outputs to `sink`: in chunks, or all in one reply at the end.
+
+        Where the client has `resume_ids` already, chunks and `token_index` go on behind them.
+        """
+        request = _Open(request_id, sink, stream, ChunkCutter(self._tokenizer), num_sent=len(resume_ids))
+        request.cutter.resume(resume_ids)
         with self._changed:
-            request = _Open(request_id, sink, stream, ChunkCutter(self._tokenizer))
             self._requests[request_id] = request
             request.outputs.extend(self._early.pop(request_id, ()))
             self._place(request)

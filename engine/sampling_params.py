@@ -10,7 +10,8 @@ Invariants:
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import blake2b
 from typing import Any
 
 from engine.errors import InvalidRequest
@@ -90,6 +91,16 @@ class SamplingParams:
             return self.temperature
         asks = self.top_k > 0 or self.top_p < 1 or self.min_p > 0 or self.seed is not None
         return 1.0 if asks else 0.0
+
+    def with_seed_of(self, key: str) -> "SamplingParams":
+        """Return these options with a seed made of `key`, where they sample and have none.
+
+        So a request that is sent again under its key, to whichever engine, draws the same numbers.
+        """
+        if self.seed is not None or self.effective_temperature == 0:
+            return self
+        seed = int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
+        return replace(self, seed=seed, temperature=self.effective_temperature)
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> "SamplingParams":

@@ -61,6 +61,7 @@ class Sequence:
         stop_token_ids: ids that end the sequence once `min_tokens` are out, end-of-sequence tokens included.
         seed: resolved seed; random numbers are keyed by it and the position.
         block_hashes: names of the blocks registered so far, see `engine.prefix_cache`.
+        num_resumed: output tokens that another engine made and somebody has delivered; they come with the request.
         num_releasable: output tokens that may be sent on; behind the rest a stop string may be forming.
     """
 
@@ -71,6 +72,7 @@ class Sequence:
     max_total_tokens: int
     stop_token_ids: frozenset[int]
     seed: int = 0
+    num_resumed: int = 0
     stop_checker: StopChecker | None = None
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0

@@ -5,6 +5,8 @@ Knows token ids, limits and the verdicts of a stop checker. Does not know tensor
 Invariant: of several reasons that fall on one token, `stop` wins over `length`.
 """
 
+from collections.abc import Iterable
+
 from engine.outputs import FinishReason
 from engine.sequence import Sequence
 
@@ -25,6 +27,21 @@ def append_token(sequence: Sequence, token_id: int) -> FinishReason | None:
     if reason is not None:
         sequence.num_releasable = num_output
     return reason
+
+
+def resume(sequence: Sequence, token_ids: Iterable[int]) -> FinishReason | None:
+    """Append tokens that another engine made and that have been delivered; return why the sequence is over, if it is.
+
+    Tokens behind one that ends the sequence are kept as well: they have been delivered.
+    """
+    first_reason = None
+    for token_id in token_ids:
+        reason = append_token(sequence, token_id)
+        first_reason = first_reason or reason
+    sequence.num_resumed = sequence.num_emitted = sequence.num_output_tokens
+    sequence.num_releasable = max(sequence.num_releasable, sequence.num_emitted)
+    sequence.trim_chars = 0
+    return first_reason
 
 
 def _check_stop_strings(sequence: Sequence, token_id: int) -> bool:

@@ -76,6 +76,10 @@ class ChunkCutter:
     _held: list[int] = field(default_factory=list)
     _context: list[int] = field(default_factory=list)
 
+    def resume(self, token_ids: Sequence[int]) -> None:
+        """Begin behind tokens that have been sent, by whomever."""
+        self._context = shorten_context(self.tokenizer, visible(self.tokenizer, token_ids))
+
     def push(self, token_ids: Sequence[int]) -> None:
         """Add tokens to the end of the completion."""
         self._held.extend(token_ids)

@@ -31,6 +31,7 @@ OPTIONS = {
     "return_log_probs": "BOOL",
     "stream": "BOOL",
     "input_ids": "INT32",
+    "resume_token_ids": "INT32",
 }
 OUTPUT_DTYPES = {"INT32": np.int32, "FP32": np.float32}
 

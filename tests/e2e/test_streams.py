@@ -140,6 +140,22 @@ def test_a_grpc_client_that_does_not_say_gets_chunks(cluster: Cluster, through_g
     assert whole.text == chunks.text
 
 
+def test_a_sampled_stream_goes_on_at_another_instance_at_the_same_character(cluster: Cluster) -> None:
+    options: dict[str, Any] = {"max_tokens": 40, "temperature": 1.2, "random_seed": 5, "stop_words": ["xyzzy"]}
+    first, second = (instance.grpc_url for instance in cluster.instances)
+    with connect(first) as stub:
+        whole = ask(stub, make_request("The king", **options))
+    for num_chunks in (0, 1, len(whole.texts) // 2):
+        delivered = whole.token_ids[: sum(whole.chunk_lengths[:num_chunks])]
+        with connect(second) as stub:
+            rest = ask(stub, make_request("The king", resume_token_ids=delivered, **options))
+        assert not rest.errors
+        assert "".join(whole.texts[:num_chunks]) + rest.text == whole.text
+        assert delivered + rest.token_ids == whole.token_ids
+        assert rest.token_indices[0] == len(delivered)
+        assert rest.last["completion_tokens"] == whole.last["completion_tokens"]
+
+
 def test_a_chat_is_rendered_with_the_models_template(cluster: Cluster, offline: EngineCore) -> None:
     messages = [{"role": "user", "content": "Tell me a story about a fox."}]
     with connect(cluster.gateway.grpc_url) as stub:

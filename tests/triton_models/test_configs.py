@@ -38,8 +38,9 @@ def test_the_steps_tensors_are_the_documented_ones():
     inputs, outputs, steps = documented("`llm`: inputs"), documented("`llm`: outputs"), documented("The steps")
     text = outputs.pop("text_output")
     assert configured("preprocessing", "input") == inputs
-    assert configured("preprocessing", "output") == {n: steps[n] for n in ("prompt_ids", "request_options")}
-    assert configured("llm_engine", "input") == {n: steps[n] for n in ("prompt_ids", "request_options", "abort")}
+    prepared = {n: steps[n] for n in ("prompt_ids", "request_options", "resume_token_ids")}
+    assert configured("preprocessing", "output") == prepared
+    assert configured("llm_engine", "input") == {**prepared, "abort": steps["abort"]}
     assert configured("llm_engine", "output") == {**outputs, "text_window": steps["text_window"]}
     assert configured("postprocessing", "input") == {"text_window": steps["text_window"]}
     assert configured("postprocessing", "output") == {"text_output": text} == {"text_output": steps["text_output"]}

@@ -10,7 +10,8 @@ import pytest
 
 from engine.errors import EngineUnavailable, InvalidRequest, QueueFull
 from engine.outputs import EngineStats, FinishReason, RequestOutput, Timings
-from tests.triton_models.fake_pb_utils import InferenceRequest, MetricFamily, TritonError
+from engine.sampling_params import SamplingParams
+from tests.triton_models.fake_pb_utils import InferenceRequest, MetricFamily, Tensor, TritonError
 
 WAIT = 10.0
 
@@ -27,10 +28,10 @@ class FakeClient:
     def start(self) -> None:
         pass
 
-    def submit(self, prompt_ids: list[int], params: Any, arrived: float) -> int:
+    def submit(self, prompt_ids: list[int], params: Any, arrived: float, resume_ids: tuple[int, ...] = ()) -> int:
         if self.failure is not None:
             raise self.failure
-        self.submitted.append((prompt_ids, params))
+        self.submitted.append((prompt_ids, params, resume_ids))
         return len(self.submitted)
 
     def abort(self, request_id: int) -> None:
@@ -90,6 +91,18 @@ def test_a_request_streams_chunks_with_their_facts_and_one_final_response(model:
     assert (last["queue_seconds"], last["ttft_seconds"], last["e2e_seconds"]) == ([0.5], [1.0], [3.0])
     assert model._client.submitted[0][0] == [90, 91]
     assert model._client.submitted[0][1].max_tokens == 5
+
+
+def test_a_resumed_request_goes_on_behind_what_was_delivered_with_the_seed_of_its_key(model: Any):
+    made = request({"request_key": "k"}, temperature=1.0)
+    made.inputs().append(Tensor("resume_token_ids", np.array([70, 71, 72], dtype=np.int32)))
+    model.execute([made])
+    model._client.on_outputs([RequestOutput(1, [90], finish_reason=FinishReason.STOP, num_completion_tokens=4)])
+    assert finish_reasons(made)[-1] == "stop"
+    (_, params, resume_ids) = model._client.submitted[0]
+    assert (params, resume_ids) == (SamplingParams(temperature=1.0).with_seed_of("k"), (70, 71, 72))
+    last = made.sender.responses[-1].tensors
+    assert (last["token_index"].tolist(), last["completion_tokens"].tolist()) == ([3], [4])
 
 
 def test_without_streaming_there_is_one_response(model: Any):

@@ -109,6 +109,13 @@ def test_options_arrive_from_tensors_and_json_alike(model: Any):
     assert first[1]["sampling"] == options
 
 
+def test_delivered_tokens_are_checked_and_passed_on(model: Any):
+    requests = [InferenceRequest(**PROMPT, resume_token_ids=ids) for ids in (ints(90, 91), ints(), ints(10**6))]
+    responses = model.execute([*requests, InferenceRequest(**PROMPT)])
+    assert [r.tensors["resume_token_ids"].tolist() for r in responses if not r.has_error()] == [[90, 91], [], []]
+    assert "resume_token_ids holds the token id 1000000" in responses[2].error().message()
+
+
 def test_a_value_given_twice_and_alike_is_fine(model: Any):
     request = InferenceRequest(**PROMPT, top_p=floats(0.9), sampling_parameters=text('{"top_p": 0.9}'))
     assert prepared(model.execute([request])[0])[1]["sampling"] == {"top_p": 0.9}

@@ -1,6 +1,7 @@
 """The core's promises: one final answer each, aborts at once, seeds that travel, stop strings that never leak."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import InvalidRequest, PromptTooLong, QueueFull
 from engine.offline import generate
-from engine.outputs import FinishReason
+from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.text.tokenizer import Tokenizer
@@ -157,3 +158,53 @@ def test_a_stop_token_that_completes_a_character_takes_it_along(
     ids = [token for byte in "😀".encode() if (token := core.tokenizer.backend.token_to_id(f"<0x{byte:02X}>"))]
     assert len(ids) == 4
     assert core._stop_token_chars(Sequence(1, [5, *ids], 1, SamplingParams(), 100, frozenset())) == 1
+
+
+def continued(core: EngineCore, prompt: list[int], params: SamplingParams, resume_ids: list[int]) -> RequestOutput:
+    """Run one request that goes on behind `resume_ids`; return its outputs as one."""
+    joined = core.add(1, prompt, params, 0.0, tuple(resume_ids)) or RequestOutput(1)
+    while core.has_work:
+        for output in core.step():
+            output.token_ids[:0] = joined.token_ids
+            joined = output
+    return joined
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 1.3, "top_k": 20, "seed": 4},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "temperature": 0.8, "seed": 9},
+        {"min_tokens": 30, "stop_token_ids": tuple(range(150))},
+        {"stop": ("q", "Az"), "min_tokens": 24, "temperature": 1.5, "seed": 2},
+    ],
+)
+def test_a_request_moved_to_another_engine_mid_way_goes_on_as_if_nothing_had_happened(
+    core: EngineCore, tiny_llama: TinyModel, options: dict[str, Any]
+) -> None:
+    other = EngineCore(EngineConfig(model=tiny_llama.path, block_size=8, num_blocks=50, num_threads=1))
+    params, prompt = SamplingParams(max_tokens=40, ignore_eos=True, **options), [9, 8, 7]
+    whole = generate(core, [prompt], [params])[0]
+    for num_delivered in (1, 11, len(whole.token_ids) - 1, len(whole.token_ids)):
+        rest = continued(other, prompt, params, whole.token_ids[:num_delivered])
+        assert rest.token_ids == whole.token_ids[num_delivered:]
+        assert (rest.finish_reason, rest.num_completion_tokens) == (whole.finish_reason, len(whole.token_ids))
+        assert rest.num_prompt_tokens == 3
+        assert rest.num_cached_tokens <= 3
+    other.scheduler.check()
+
+
+def test_log_probs_of_a_resumed_request_are_those_of_its_new_tokens(core: EngineCore) -> None:
+    params = SamplingParams(max_tokens=10, logprobs=True, ignore_eos=True)
+    whole = generate(core, [[5, 6]], [params])[0]
+    core.add(1, [5, 6], params, 0.0, tuple(whole.token_ids[:7]))
+    outputs = [output for _ in range(3) for output in core.step()]
+    assert [p for o in outputs for p in o.log_probs or ()] == pytest.approx(whole.log_probs[7:], abs=1e-5)
+
+
+def test_more_resumed_tokens_than_max_tokens_are_refused(core: EngineCore) -> None:
+    with pytest.raises(InvalidRequest, match="resume_token_ids holds 3 tokens; max_tokens is 2"):
+        core.add(1, [5], SamplingParams(max_tokens=2), 0.0, (1, 2, 3))
+    with pytest.raises(InvalidRequest, match="resume_token_ids holds the token id 300"):
+        core.add(1, [5], SamplingParams(), 0.0, (1, 300))

@@ -214,3 +214,16 @@ def test_closing_sends_what_is_resting(tokenizer: Tokenizer):
     responder.push([output(1, 91)])
     responder.close(WAIT)
     assert sink.token_ids == [90, 91]
+
+
+def test_a_resumed_request_goes_on_at_the_same_character_and_token(responder: Responder, tokenizer: Tokenizer):
+    ids = tokenizer.encode("the cat 世界 😀 sat on the mat")
+    cuts = [n for n in range(1, len(ids)) if "\ufffd" not in tokenizer.decode(ids[:n])]
+    for number, cut in enumerate(cuts):
+        sink = CollectingSink()
+        responder.open(number, sink, stream=True, resume_ids=ids[:cut])
+        responder.push([output(number, *ids[cut:], end=FinishReason.STOP)])
+        assert sink.done.wait(WAIT)
+        texts = [chunk_text(tokenizer, r.chunk.token_ids, r.chunk.context_ids) for r in sink.replies]
+        assert tokenizer.decode(ids[:cut]) + "".join(texts) == tokenizer.decode(ids)
+        assert sink.replies[0].token_index == cut

@@ -62,3 +62,11 @@ def test_json_and_back_is_the_same() -> None:
 )
 def test_greedy_unless_an_option_asks_for_sampling(options: dict[str, float], temperature: float) -> None:
     assert SamplingParams.from_mapping(options).effective_temperature == temperature
+
+
+def test_a_key_stands_in_for_a_seed_without_changing_how_tokens_are_chosen() -> None:
+    sampled = SamplingParams(top_p=0.9)
+    assert sampled.with_seed_of("k") == sampled.with_seed_of("k") != sampled.with_seed_of("other")
+    assert sampled.with_seed_of("k").effective_temperature == sampled.effective_temperature
+    assert SamplingParams().with_seed_of("k") == SamplingParams()
+    assert SamplingParams(seed=3).with_seed_of("k") == SamplingParams(seed=3)

@@ -31,7 +31,7 @@ from engine.metrics import EngineMetrics
 from engine.open_requests import OpenRequests
 from engine.output_timing import OutputTimer
 from engine.outputs import FinishReason, RequestOutput
-from engine.request_inputs import KEY_PARAMETER, read_options, read_string
+from engine.request_inputs import KEY_PARAMETER, read_options, read_resume, read_string
 from engine.responder import Reply, Responder
 from engine.text.detokenizer import Chunk
 from engine.text.text_window import pack_window
@@ -100,11 +100,15 @@ class TritonPythonModel:
             raise InvalidRequest(f"{missing[0]} is missing; call the model llm, or give prompt_ids and request_options")
         params, stream = read_options(read_string("request_options", tensors["request_options"]))
         own_key = json.loads(request.parameters() or "{}").get(KEY_PARAMETER)
-        request_id = self._client.submit(tensors["prompt_ids"].reshape(-1).tolist(), params, time.monotonic())
+        if own_key is not None:
+            params = params.with_seed_of(own_key)
+        resume_ids = read_resume(tensors)
+        prompt_ids = tensors["prompt_ids"].reshape(-1).tolist()
+        request_id = self._client.submit(prompt_ids, params, time.monotonic(), resume_ids)
         if own_key is None:
             self._watched[request_id] = sender
         is_late = self._open.register(own_key or request.request_id(), request_id, is_unique=own_key is not None)
-        self._responder.open(request_id, TritonSink(sender, self._forget), stream=stream)
+        self._responder.open(request_id, TritonSink(sender, self._forget), stream=stream, resume_ids=resume_ids)
         if is_late:
             self._client.abort(request_id)
 

@@ -59,9 +59,9 @@ class TritonPythonModel:
             return _error_response(*triton_code("INTERNAL", f"preprocessing failed: {error!r}"))
         options = np.array([prepared.options.encode()], dtype=np.object_)
         prompt_ids = np.array(prepared.prompt_ids, dtype=np.int32)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor("prompt_ids", prompt_ids), pb_utils.Tensor("request_options", options)]
-        )
+        resume_ids = np.array(prepared.resume_ids, dtype=np.int32)
+        arrays = {"prompt_ids": prompt_ids, "request_options": options, "resume_token_ids": resume_ids}
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
 
 
 def read_model_info(config: EngineConfig, tokenizer: Tokenizer) -> ModelInfo:
