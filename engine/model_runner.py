@@ -20,8 +20,6 @@ from engine.scheduler import ScheduledSequence, StepPlan
 from engine.sequence import Sequence
 from engine.weights.safetensors_loader import load_weights
 
-TIED_ALIASES = {"lm_head.weight": "model.embed_tokens.weight"}
-
 
 class ModelRunner:
     """Holds the weights and the KV cache and runs forward passes."""
@@ -38,16 +36,14 @@ class ModelRunner:
         limit = config.max_model_len or model_config.max_position_embeddings
         self.max_model_len = min(limit, model_config.max_position_embeddings, self.num_blocks * config.block_size)
         self.model = build_model(model_config, self.max_model_len, torch.device("cpu"))
-        aliases = TIED_ALIASES if model_config.tie_word_embeddings else {}
-        load_weights(config.model, self.model.weight_views(), aliases=aliases)
+        load_weights(config.model, self.model.weight_views(), self.model.is_redundant)
         self.cache = KVCache.allocate(model_config, self.num_blocks, config.block_size)
 
     def warm_up(self) -> None:
         """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0."""
         params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=1)
-        for count in (1, 2):  # numba compiles anew for one token, whose array counts as contiguous
-            dummy = Sequence(0, [0] * count, count, params, count + 1, frozenset(), block_table=[0] * count)
-            self.run(StepPlan([ScheduledSequence(dummy, count)], num_tokens=count))
+        dummy = Sequence(0, [0, 0], 2, params, 3, frozenset(), block_table=[0, 0])
+        self.run(StepPlan([ScheduledSequence(dummy, 2)], num_tokens=2))
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> tuple[list[Sequence], SampledTokens]:

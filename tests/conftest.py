@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,24 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import tokenizers
 import torch
+import transformers
 from tokenizers import decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIG_CLASSES = {"Gemma3": "Gemma3TextConfig"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,16 @@ class TinyModel:
         )
         return out[0, len(prompt) :].tolist()
 
+    @torch.inference_mode()
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        """Return transformers' logits after each token, [T, V]."""
+        return self.oracle(torch.tensor([token_ids])).logits[0]
+
+    def confirms(self, prompt: list[int], completion: list[int]) -> bool:
+        """Whether transformers, after the prompt and each part of the completion, chooses its next token greedily."""
+        choices = self.logits(prompt + completion)[len(prompt) - 1 : -1].argmax(dim=-1)
+        return choices.tolist() == completion
+
 
 def save_byte_tokenizer(path: Path, vocab_size: int) -> None:
     """Write a byte-level tokenizer without merges: one token a byte, then fillers."""
@@ -51,37 +78,40 @@ def save_byte_tokenizer(path: Path, vocab_size: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
-    """Return a maker of random Llamas; weights are spread wide so that greedy choices are no near-ties."""
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyModel]:
+    """Return a maker of random models of a transformers family, such as "Llama".
+
+    Weights are spread wide so that greedy choices are no near-ties, and norms and biases are no ones and zeros.
+    """
     made: dict[str, TinyModel] = {}
 
     def make(
-        seed: int = 0, max_shard_size: str = "1GB", dtype: torch.dtype = torch.float32, **options: Any
+        family: str, seed: int = 0, max_shard_size: str = "1GB", dtype: torch.dtype = torch.float32, **options: Any
     ) -> TinyModel:
-        key = repr((seed, max_shard_size, dtype, sorted(options.items())))
+        key = repr((family, seed, max_shard_size, dtype, sorted(options.items())))
         if key not in made:
-            path = tmp_path_factory.mktemp("llama")
+            path = tmp_path_factory.mktemp(family)
             torch.manual_seed(seed)
-            sizes: dict[str, Any] = {
-                "hidden_size": 64,
-                "intermediate_size": 96,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "vocab_size": 300,
-                "max_position_embeddings": 256,
-                "tie_word_embeddings": False,
-                "initializer_range": 0.3,
-                "eos_token_id": 2,
-            }
-            model: Any = LlamaForCausalLM(LlamaConfig(**(sizes | options)))
+            config = getattr(transformers, CONFIG_CLASSES.get(family, f"{family}Config"))(**(SIZES | options))
+            model_class = getattr(transformers, f"{family}ForCausalLM")
+            model = model_class(config)
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.data += torch.randn_like(parameter) * 0.2
             model.to(dtype)
             model.save_pretrained(path, max_shard_size=max_shard_size)
             save_byte_tokenizer(path, model.config.vocab_size)
-            made[key] = TinyModel(path, LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
+            oracle = model_class.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+            made[key] = TinyModel(path, oracle.eval())
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_llama(make_model: Callable[..., TinyModel]) -> Callable[..., TinyModel]:
+    """Return a maker of random Llamas."""
+    return partial(make_model, "Llama")
 
 
 @pytest.fixture(scope="session")

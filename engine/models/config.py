@@ -1,23 +1,22 @@
 """A checkpoint's `config.json` and `generation_config.json` as one checked value.
 
-Knows names of Hugging Face configuration keys, old and new. Does not know tensors or files of weights.
+Knows sizes and options that all families share. Does not know how a family spells them (`dialects`, `rope_config`),
+tensors or files of weights.
 
 Invariant: what a `ModelConfig` holds this engine can run; anything else has been refused by name.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError, UnsupportedModel
+from engine.models.dialects import DIALECTS, Dialect
+from engine.models.rope_config import RopeConfig, read_ropes
 
-ARCHITECTURES = ("LlamaForCausalLM",)
-ROPE_OPTIONS = {
-    "default": set[str](),
-    "linear": {"factor"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-}
+ARCHITECTURES = tuple(DIALECTS)
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
     "max_position_embeddings",
@@ -25,17 +24,17 @@ SIZES = (
 
 
 @dataclass(slots=True, frozen=True)
-class RopeConfig:
-    """Rotary embedding: base `theta` and how frequencies are stretched for long contexts (`kind`, `options`)."""
-
-    theta: float = 10000.0
-    kind: str = "default"
-    options: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(slots=True, frozen=True)
 class ModelConfig:
-    """Sizes of one model; see the shape letters in docs/architecture.md."""
+    """Sizes and options of one model; see the shape letters in docs/architecture.md.
+
+    Attributes:
+        rope: rotary embedding of the layers that attend to everything, and of the others unless `local_rope` is set.
+        local_rope: rotary embedding of windowed layers, None where it is the same.
+        windows: for each layer how many tokens one attends to, itself included; None means all before it.
+        attention_scale: factor on the attention scores.
+        attention_soft_cap: scores are bent into this range by tanh, None where they are not.
+        logits_soft_cap: the same for logits.
+    """
 
     architecture: str
     vocab_size: int
@@ -46,11 +45,18 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
+    activation: str
     rope: RopeConfig
+    local_rope: RopeConfig | None
     max_position_embeddings: int
     tie_word_embeddings: bool
-    attention_bias: bool
+    qkv_bias: bool
+    output_bias: bool
     mlp_bias: bool
+    windows: tuple[int | None, ...]
+    attention_scale: float
+    attention_soft_cap: float | None
+    logits_soft_cap: float | None
     eos_token_ids: tuple[int, ...]
 
     @classmethod
@@ -63,14 +69,15 @@ class ModelConfig:
         """
         raw = _read_json(path / "config.json")
         generation = _read_json(path / "generation_config.json", optional=True)
-        _check_supported(raw, path)
+        architecture = _architecture(raw, path)
         try:
-            config = _build(raw, generation)
+            config = _build(architecture, raw, generation)
         except KeyError as missing:
             raise ModelError(f"{path / 'config.json'} lacks the key {missing}") from None
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
             raise ModelError(f"{path / 'config.json'} holds a value that cannot be used: {error}") from None
         _check_sizes(config, path)
+        _check_options(config, path)
         return config
 
     @property
@@ -78,24 +85,41 @@ class ModelConfig:
         """Bytes of keys and values that one token keeps in fp32."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 4
 
+    @property
+    def sliding_window(self) -> int | None:
+        """How many of a sequence's last tokens any later layer may still read; None where some layer reads all."""
+        widths = [width for width in self.windows if width is not None]
+        return max(widths) if len(widths) == self.num_layers else None
 
-def _build(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
+
+def _build(architecture: str, file: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
+    dialect = DIALECTS[architecture]
+    raw = dialect.translate(dialect.defaults | file)
     num_heads = raw["num_attention_heads"]
+    head_dim = raw.get("head_dim") or raw["hidden_size"] // num_heads
+    rope, local_rope = _ropes(raw, dialect)
     return ModelConfig(
-        architecture=raw["architectures"][0],
+        architecture=architecture,
         vocab_size=raw["vocab_size"],
         hidden_size=raw["hidden_size"],
         intermediate_size=raw["intermediate_size"],
         num_layers=raw["num_hidden_layers"],
         num_heads=num_heads,
         num_kv_heads=raw.get("num_key_value_heads") or num_heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // num_heads,
+        head_dim=head_dim,
         rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope=_rope(raw),
+        activation=raw["activation"],
+        rope=rope,
+        local_rope=local_rope,
         max_position_embeddings=raw["max_position_embeddings"],
         tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        attention_bias=raw.get("attention_bias", False),
-        mlp_bias=raw.get("mlp_bias", False),
+        qkv_bias=raw["qkv_bias"],
+        output_bias=raw["output_bias"],
+        mlp_bias=raw["mlp_bias"],
+        windows=raw["windows"],
+        attention_scale=raw.get("query_pre_attn_scalar", head_dim) ** -0.5,
+        attention_soft_cap=raw.get("attn_logit_softcapping"),
+        logits_soft_cap=raw.get("final_logit_softcapping"),
         eos_token_ids=tuple(i for i in _eos_token_ids(generation, raw) if 0 <= i < raw["vocab_size"]),
     )
 
@@ -114,16 +138,14 @@ def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     return value
 
 
-def _check_supported(raw: dict[str, Any], path: Path) -> None:
+def _architecture(raw: dict[str, Any], path: Path) -> str:
     listed = raw.get("architectures")
     named = listed[0] if isinstance(listed, list) and listed else f"model of architectures {listed!r}"
     if named not in ARCHITECTURES:
         raise UnsupportedModel(f"{path} is a {named}; this engine serves: {', '.join(ARCHITECTURES)}")
-    activation = raw.get("hidden_act", "silu")
-    if activation != "silu":
-        raise UnsupportedModel(f"{path} uses the activation {activation!r}; this engine has: silu")
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         raise UnsupportedModel(f"{path} is quantized; this engine loads fp32, fp16 and bf16 weights")
+    return named
 
 
 def _check_sizes(config: ModelConfig, path: Path) -> None:
@@ -131,21 +153,26 @@ def _check_sizes(config: ModelConfig, path: Path) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
             raise ModelError(f"{path / 'config.json'} gives {value!r} for {name}; it must be an integer of at least 1")
+    for width in config.windows:
+        if width is not None and (not isinstance(width, int) or width < 1):
+            raise ModelError(f"{path / 'config.json'} gives the window {width!r}; it must be an integer of at least 1")
+    if config.num_heads % config.num_kv_heads:
+        raise ModelError(f"{path} has {config.num_heads} query heads for {config.num_kv_heads} key/value heads")
+    if int(config.head_dim * config.rope.partial) % 2:
+        raise ModelError(f"{path} turns {config.head_dim} x {config.rope.partial} channels; rope needs an even number")
 
 
-def _rope(raw: dict[str, Any]) -> RopeConfig:
-    options = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    kind = options.pop("rope_type", options.pop("type", "default"))
-    options.pop("type", None)
-    if kind not in ROPE_OPTIONS:
-        raise UnsupportedModel(
-            f"rope_scaling of type {kind!r} is not implemented; this engine has: {', '.join(ROPE_OPTIONS)}"
-        )
-    missing = sorted(ROPE_OPTIONS[kind] - options.keys())
-    if missing:
-        raise KeyError(f"{missing[0]} of rope_scaling")
-    theta = options.pop("rope_theta", raw.get("rope_theta", 10000.0))
-    return RopeConfig(theta=float(theta), kind=kind, options=options)
+def _check_options(config: ModelConfig, path: Path) -> None:
+    if config.activation not in ACTIVATIONS:
+        has = ", ".join(ACTIVATIONS)
+        raise UnsupportedModel(f"{path} uses the activation {config.activation!r}; this engine has: {has}")
+
+
+def _ropes(raw: dict[str, Any], dialect: Dialect) -> tuple[RopeConfig, RopeConfig | None]:
+    rope, local_rope = read_ropes(raw, dialect.rope_aliases)
+    if rope.partial != 1.0 and not dialect.has_partial_rope:
+        raise UnsupportedModel(f"partial_rotary_factor {rope.partial} is not implemented for this architecture")
+    return rope, local_rope
 
 
 def _eos_token_ids(generation: dict[str, Any], raw: dict[str, Any]) -> tuple[int, ...]:

@@ -1,19 +1,28 @@
 """From an architecture's name to the module that implements it.
 
-Knows names and classes. Does not know files or weights. `ARCHITECTURES` in `engine.models.config` lists the same names
+Knows names and classes. Does not know files or weights. `DIALECTS` in `engine.models.dialects` has the same names
 without importing torch; a test keeps the two equal.
 """
 
 import torch
 
 from engine.models.config import ModelConfig
+from engine.models.decoder import Decoder
 from engine.models.llama import Llama
+from engine.models.mistral import Mistral
+from engine.models.qwen2 import Qwen2
+from engine.models.qwen3 import Qwen3
 
-MODELS: dict[str, type[Llama]] = {"LlamaForCausalLM": Llama}
+MODELS: dict[str, type[Decoder]] = {
+    "LlamaForCausalLM": Llama,
+    "MistralForCausalLM": Mistral,
+    "Qwen2ForCausalLM": Qwen2,
+    "Qwen3ForCausalLM": Qwen3,
+}
 
 
-def build_model(config: ModelConfig, num_positions: int, device: torch.device) -> Llama:
+def build_model(config: ModelConfig, num_positions: int, device: torch.device) -> Decoder:
     """Return a model of the configuration's architecture with undefined weights and `num_positions` positions."""
     with torch.device("meta"):
         model = MODELS[config.architecture](config, device)
-    return model.materialize(device, num_positions).eval()
+    return model.materialize(device, num_positions).requires_grad_(requires_grad=False).eval()

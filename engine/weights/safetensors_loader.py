@@ -6,7 +6,7 @@ Invariant: when `load_weights` returns, every view has been filled exactly once 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,16 +16,15 @@ from engine.errors import ModelError, WeightMismatch
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
 
 
-def load_weights(path: Path, views: Mapping[str, torch.Tensor], *, aliases: Mapping[str, str]) -> None:
+def load_weights(path: Path, views: Mapping[str, torch.Tensor], is_redundant: Callable[[str], bool]) -> None:
     """Fill `views` from the safetensors files in `path`, converting to each view's dtype.
 
     Args:
         path: the checkpoint's folder.
         views: destination of each tensor, by the checkpoint's name.
-        aliases: names a checkpoint may repeat although the model shares them with another tensor; skipped if present.
+        is_redundant: whether a tensor without a view, by its name, may be passed over.
 
     Raises:
         ModelError: there are no safetensors files, or one cannot be read.
@@ -33,9 +32,9 @@ def load_weights(path: Path, views: Mapping[str, torch.Tensor], *, aliases: Mapp
     """
     loaded: set[str] = set()
     for name, tensor in _tensors(path):
-        if name.endswith(IGNORED_SUFFIXES) or name in aliases:
-            continue
         view = views.get(name)
+        if view is None and is_redundant(name):
+            continue
         if view is None:
             raise WeightMismatch(f"{path}: unexpected tensor {name!r} of shape {list(tensor.shape)}")
         if view.shape != tensor.shape:

@@ -1,14 +1,19 @@
 """Attention of each token over its own sequence's keys and values, read in place from their blocks.
 
-    out[t, h] = sum_p softmax_p(scale * query[t, h] . key[p, h // G]) value[p, h // G],   p = 0 .. positions[t]
+    out[t, h] = sum_p softmax_p(scale * query[t, h] . key[p, h // G]) value[p, h // G],   p = first .. positions[t]
 
 where position p of a sequence lies in block `block_tables[s, p // B]` at offset `p % B`, and G = H / K query heads
-share one KV head. Prefill and decode are the same thing here: a token attends to all positions up to its own.
+share one KV head. Prefill and decode are the same thing here: a token attends to all positions up to its own, or with
+a `window` W to the last W of them, its own included: first = max(0, positions[t] - W + 1).
 
-Contract, kept by every implementation: accumulates in fp32 or wider; reads no slot past a token's position; the result
-for a token does not depend on what else is in the batch.
+Two more variations, applied where asked for: a score s becomes soft_cap * tanh(s / soft_cap) before the softmax; a
+head's sink is one more score in its softmax, whose weight goes to no value.
 
-Source of the layout: PagedAttention (arXiv 2309.06180), section 4.
+Contract, kept by every implementation: accumulates in fp32 or wider; reads no slot past a token's position or before
+its window, nor the block tables' entries there; the result for a token does not depend on what else is in the batch.
+
+Sources: the layout, PagedAttention (arXiv 2309.06180), section 4; windows, Mistral 7B (arXiv 2310.06825), section 2;
+soft caps, Gemma 2 (arXiv 2408.00118), section 2; sinks, gpt-oss (arXiv 2508.10925), section 2.
 """
 
 from typing import Protocol
@@ -33,6 +38,10 @@ class PagedAttention(Protocol):
         token_to_seq: torch.Tensor,
         positions: torch.Tensor,
         scale: float,
+        *,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend.
 
@@ -44,6 +53,9 @@ class PagedAttention(Protocol):
             token_to_seq: [T] int32, row of `block_tables`.
             positions: [T] int32.
             scale: factor on the scores, usually D ** -0.5.
+            window: how many positions a token attends to, itself included; None for all.
+            soft_cap: bound of the scores, None for no bound.
+            sinks: [H] fp32, one more score for each head; None for no sinks.
 
         Returns:
             [T, H, D], contiguous.

@@ -4,8 +4,9 @@ One work item is one token and one KV head with its G query heads: it walks the 
 softmax (arXiv 1805.02867), so keys and values are read once, in place, and nothing is gathered. Work items are dealt
 out in turn to the threads, since later tokens of a prompt cost more than earlier ones. fp32 throughout.
 
-Sizes are compile-time constants, so that the loops over D become straight vector code. They are plain integers in the
-closure: a captured function would change the key of numba's on-disk cache in every process.
+Sizes and which variations apply are compile-time constants, so that the loops over D become straight vector code and
+what is not asked for costs nothing. They are plain integers in the closure: a captured function would change the key
+of numba's on-disk cache in every process. A sink is where the online softmax starts: a score already seen, of no value.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,21 @@ FAST_MATH = {
     "afn",
     "reassoc",
 }  # infinities keep their meaning: a running maximum starts at one
+ROWS = "C"  # layout of an array without gaps
+SIGNATURE = numba.void(
+    numba.types.Array(numba.float32, 3, "A"),  # query: a part of wider rows
+    numba.types.Array(numba.float32, 4, ROWS),  # keys
+    numba.types.Array(numba.float32, 4, ROWS),  # values
+    numba.types.Array(numba.int32, 2, ROWS),  # tables
+    numba.types.Array(numba.int32, 1, ROWS),  # rows
+    numba.types.Array(numba.int32, 1, ROWS),  # positions
+    numba.float32,  # scale
+    numba.int64,  # window
+    numba.float32,  # cap
+    numba.types.Array(numba.float32, 1, ROWS),  # sinks
+    numba.int64,  # num_workers
+    numba.types.Array(numba.float32, 3, ROWS),  # out
+)  # given, so that one compilation serves every call: a single token's query would count as another layout
 
 
 def paged_attention_cpu(
@@ -33,12 +49,17 @@ def paged_attention_cpu(
     token_to_seq: torch.Tensor,
     positions: torch.Tensor,
     scale: float,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend on fp32 CPU tensors; see the contract in `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, block_size = key_cache.shape[1:3]
     out = torch.empty(num_tokens, num_heads, head_dim)
-    kernel = _compile(num_heads // num_kv_heads, head_dim, block_size)
+    variations = int(window is not None), int(soft_cap is not None), int(sinks is not None)
+    kernel = _compile(num_heads // num_kv_heads, head_dim, block_size, *variations)
     kernel(
         query.numpy(),
         key_cache.numpy(),
@@ -47,6 +68,9 @@ def paged_attention_cpu(
         token_to_seq.numpy(),
         positions.numpy(),
         np.float32(scale),
+        window or 0,
+        np.float32(soft_cap or 0),
+        (query.new_empty(0) if sinks is None else sinks).numpy(),
         numba.get_num_threads(),
         out.numpy(),
     )
@@ -54,11 +78,14 @@ def paged_attention_cpu(
 
 
 @cache
-def _compile(num_groups: int, head_dim: int, block_size: int) -> Callable[..., None]:
-    """Return the kernel for G query heads a KV head, head size D and block size B."""
+def _compile(
+    num_groups: int, head_dim: int, block_size: int, has_window: int, has_cap: int, has_sinks: int
+) -> Callable[..., None]:
+    """Return the kernel for G query heads a KV head, head size D, block size B and the variations that apply."""
     G, D, B = num_groups, head_dim, block_size
+    WINDOWED, CAPPED, SINKS = has_window, has_cap, has_sinks
 
-    @numba.njit(fastmath=FAST_MATH, cache=True, parallel=True)
+    @numba.njit(SIGNATURE, fastmath=FAST_MATH, cache=True, parallel=True)
     def kernel(
         query: Any,
         keys: Any,
@@ -67,6 +94,9 @@ def _compile(num_groups: int, head_dim: int, block_size: int) -> Callable[..., N
         rows: Any,
         positions: Any,
         scale: Any,
+        window: int,
+        cap: Any,
+        sinks: Any,
         num_workers: int,
         out: Any,
     ):
@@ -80,29 +110,33 @@ def _compile(num_groups: int, head_dim: int, block_size: int) -> Callable[..., N
             for item in range(worker, num_items, num_workers):
                 token, head = item // num_kv_heads, item % num_kv_heads
                 for g in range(G):
-                    state[g, 0] = -np.inf
-                    state[g, 1] = 0.0
+                    state[g, 0] = sinks[head * G + g] if SINKS else -np.inf
+                    state[g, 1] = 1.0 if SINKS else 0.0
                     for d in range(D):
                         q[g, d] = query[token, head * G + g, d] * scale
                         acc[g, d] = 0.0
                 num_positions = positions[token] + 1
-                for block in range((num_positions + B - 1) // B):
+                first = max(0, num_positions - window) if WINDOWED else 0
+                for block in range(first // B, (num_positions + B - 1) // B):
                     key = keys[tables[rows[token], block], head]
                     value = values[tables[rows[token], block], head]
+                    begin = max(0, first - block * B) if WINDOWED else 0
                     length = min(B, num_positions - block * B)
                     for g in range(G):
                         top = state[g, 0]
-                        for p in range(length):
+                        for p in range(begin, length):
                             dot = np.float32(0.0)
                             for d in range(D):
                                 dot += q[g, d] * key[p, d]
+                            if CAPPED:
+                                dot = cap * np.tanh(dot / cap)
                             scores[p] = dot
                             top = max(top, dot)
                         shrink = np.exp(state[g, 0] - top)
                         total = state[g, 1] * shrink
                         for d in range(D):
                             acc[g, d] *= shrink
-                        for p in range(length):
+                        for p in range(begin, length):
                             weight = np.exp(scores[p] - top)
                             total += weight
                             for d in range(D):

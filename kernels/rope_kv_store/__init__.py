@@ -1,8 +1,10 @@
 """Rotate queries and keys by their positions and store keys and values into their cache slots, in one pass.
 
-For each head of a token at position p, with the channels in halves x1, x2 and the angles of p:
+For each head of a token at position p, with its first R channels in halves x1, x2 and the angles of p:
 
     rotated = (x1 cos - x2 sin, x2 cos + x1 sin)
+
+Channels from R on, where a model turns only a part of them, stay as they are.
 
 `qkv` [T, (H + 2 K) D] holds queries, keys and values side by side. Queries are rotated in place; the rotated keys and
 the values go to slot `slot_mapping[t]` (block id times B plus offset) of the caches [N, K, B, D].
@@ -36,7 +38,7 @@ class RopeKVStore(Protocol):
 
         Args:
             qkv: [T, (H + 2 K) D], contiguous; its query part is changed in place, its key part is left undefined.
-            cos_sin: [P, 2, D/2] fp32.
+            cos_sin: [P, 2, R/2] fp32, R at most D.
             positions: [T] int32.
             slot_mapping: [T] int64.
             key_cache: [N, K, B, D], written.

@@ -30,7 +30,7 @@ def rope_kv_store_cpu(
 def _kernel(heads: Any, cos_sin: Any, positions: Any, slots: Any, key_cache: Any, value_cache: Any):
     num_kv_heads, block_size, head_dim = key_cache.shape[1:]
     num_queries = heads.shape[1] - 2 * num_kv_heads
-    half = head_dim // 2
+    half = cos_sin.shape[2]
     for token in numba.prange(heads.shape[0]):
         block, offset = slots[token] // block_size, slots[token] % block_size
         cos, sin = cos_sin[positions[token], 0], cos_sin[positions[token], 1]
@@ -44,5 +44,7 @@ def _kernel(heads: Any, cos_sin: Any, positions: Any, slots: Any, key_cache: Any
                 x1, x2 = heads[token, num_queries + head, d], heads[token, num_queries + head, half + d]
                 key_cache[block, head, offset, d] = x1 * cos[d] - x2 * sin[d]
                 key_cache[block, head, offset, half + d] = x2 * cos[d] + x1 * sin[d]
+            for d in range(2 * half, head_dim):
+                key_cache[block, head, offset, d] = heads[token, num_queries + head, d]
             for d in range(head_dim):
                 value_cache[block, head, offset, d] = heads[token, num_queries + num_kv_heads + head, d]

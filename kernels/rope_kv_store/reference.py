@@ -16,8 +16,9 @@ def rope_kv_store_reference(
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     num_rotated = heads.shape[1] - num_kv_heads
     cos, sin = cos_sin[positions.long()].unsqueeze(2).unbind(1)
-    x1, x2 = heads[:, :num_rotated].chunk(2, dim=-1)
-    rotated = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1)
+    turned, rest = heads[:, :num_rotated].split((2 * cos.shape[-1], head_dim - 2 * cos.shape[-1]), dim=-1)
+    x1, x2 = turned.chunk(2, dim=-1)
+    rotated = torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest), dim=-1)
     heads[:, :num_rotated] = rotated
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
     key_cache[blocks, :, offsets] = rotated[:, num_rotated - num_kv_heads :]

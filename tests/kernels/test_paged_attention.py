@@ -1,5 +1,7 @@
 """Every implementation of paged attention against plain torch attention over contiguous keys and values."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -45,6 +47,58 @@ def test_equals_dense_attention_for_prefill_and_decode_in_one_batch(
         head_dim**-0.5,
     )
     torch.testing.assert_close(out, torch.cat(expected), atol=TOLERANCE, rtol=TOLERANCE)
+
+
+VARIATIONS = {
+    "window": {"window": 6},
+    "window of one": {"window": 1},
+    "window longer than all": {"window": 1000},
+    "soft cap": {"soft_cap": 0.7},
+    "sinks": {"sinks": torch.tensor([-2.0, 0.0, 1.0, 9.0])},
+    "all": {"window": 17, "soft_cap": 2.0, "sinks": torch.tensor([-2.0, 0.0, 1.0, 9.0])},
+}
+
+
+def dense_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int = 10**6, soft_cap: float = 1e6, sinks: Any = None
+) -> torch.Tensor:
+    """[H, L, D] each; a cap of a million changes nothing that fp64 would not."""
+    scores = (q.double() @ k.double().transpose(1, 2)) / q.shape[2] ** 0.5
+    scores = soft_cap * torch.tanh(scores / soft_cap)
+    distance = torch.arange(q.shape[1]).unsqueeze(1) - torch.arange(q.shape[1])
+    scores = scores.masked_fill((distance < 0) | (distance >= window), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.double().view(-1, 1, 1).expand(-1, q.shape[1], 1)), dim=2)
+    return (scores.softmax(dim=2)[:, :, : q.shape[1]] @ v.double()).float()
+
+
+@pytest.mark.parametrize("attend", IMPLEMENTATIONS)
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_windows_soft_caps_and_sinks_equal_dense_attention(attend: PagedAttention, variation: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    length, block_size = 45, 4
+    q = torch.randn(length, 4, 16, generator=generator)
+    kv = torch.randn(2, length, 2, 16, generator=generator)
+    k, v = kv.repeat_interleave(2, dim=2).transpose(1, 2)
+    table = torch.randperm(12, generator=generator).int()
+    caches = torch.full((2, 12, 2, block_size, 16), float("nan"))
+    for p in range(length):
+        caches[:, table[p // block_size], :, p % block_size] = kv[:, p]
+    rows, positions = torch.zeros(length, dtype=torch.int32), torch.arange(length, dtype=torch.int32)
+    out = attend(q, caches[0], caches[1], table[None], rows, positions, 0.25, **VARIATIONS[variation])
+    expected = dense_attention(q.transpose(0, 1), k, v, **VARIATIONS[variation]).transpose(0, 1)
+    torch.testing.assert_close(out, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("attend", IMPLEMENTATIONS)
+def test_blocks_before_the_window_are_not_read(attend: PagedAttention) -> None:
+    caches = torch.full((2, 3, 1, 4, 8), float("nan"))
+    caches[:, 2, :, 1:] = 1.0  # positions 9 to 11 of a sequence whose first two blocks belong to someone else now
+    table, position = torch.tensor([[1000, -5, 2]]).int(), torch.tensor([11]).int()
+    out = attend(
+        torch.ones(1, 1, 8), caches[0], caches[1], table, torch.zeros(1, dtype=torch.int32), position, 1.0, window=3
+    )
+    torch.testing.assert_close(out, torch.ones(1, 1, 8))
 
 
 @pytest.mark.parametrize("attend", IMPLEMENTATIONS)

@@ -9,35 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.config import DEFAULT_MODEL, EngineConfig
-from engine.core import EngineCore
+from engine.config import DEFAULT_MODEL
 from engine.errors import ModelError, UnsupportedModel, WeightMismatch
 from engine.models.config import ARCHITECTURES
 from engine.models.registry import MODELS
-from engine.offline import Completion, generate
+from engine.offline import generate
 from engine.sampling_params import SamplingParams
 from tests.conftest import TinyModel
-
-NUM_TOKENS = 64
-SMALL = {"block_size": 4, "num_blocks": 512, "num_threads": 1}
-
-
-def core_for(path: Path, **options: object) -> EngineCore:
-    return EngineCore(EngineConfig(model=path, **(SMALL | options)))  # pyright: ignore[reportArgumentType]
-
-
-def greedy(core: EngineCore, prompts: list[list[int]], num_tokens: int = NUM_TOKENS) -> list[Completion]:
-    params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
-    completions = generate(core, prompts, [params] * len(prompts))
-    core.scheduler.check()
-    assert core.scheduler.kv.pool.num_used == 0
-    return completions
-
-
-def random_prompts(lengths: list[int], vocab_size: int = 300, seed: int = 5) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths]
-
+from tests.models.checks import NUM_TOKENS, check_greedy, check_logits, core_for, greedy, random_prompts
 
 VARIANTS = {
     "grouped-query, untied": {},
@@ -64,17 +43,41 @@ VARIANTS = {
             "original_max_position_embeddings": 64,
         },
     },
+    "yarn rope": {
+        "seed": 8,
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    },
+    "yarn rope with every option": {
+        "seed": 9,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 5000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 32,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+            "truncate": False,
+        },
+    },
+    "dynamic rope": {"seed": 10, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
     "linear rope": {"seed": 6, "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}},
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_mixed_batch_says_what_transformers_says(make_llama: Callable[..., TinyModel], variant: str) -> None:
+def test_llama_says_what_transformers_says(make_llama: Callable[..., TinyModel], variant: str) -> None:
     model = make_llama(**VARIANTS[variant])
-    prompts = random_prompts([1, 5, 17, 30, 8], vocab_size=model.oracle.config.vocab_size)
-    core = core_for(model.path, max_num_batched_tokens=16, max_num_seqs=8)
+    check_logits(model)
+    check_greedy(model)
+
+
+def test_a_mixed_batch_says_what_transformers_generates(tiny_llama: TinyModel) -> None:
+    prompts = random_prompts([1, 5, 17, 30, 8])
+    core = core_for(tiny_llama.path, max_num_batched_tokens=16, max_num_seqs=8)
     for prompt, completion in zip(prompts, greedy(core, prompts), strict=True):
-        assert completion.token_ids == model.greedy(prompt, NUM_TOKENS)
+        assert completion.token_ids == tiny_llama.greedy(prompt, NUM_TOKENS)
 
 
 @pytest.mark.parametrize("budget", [1, 3, 7, 64])
@@ -172,8 +175,10 @@ def test_a_wrongly_shaped_tensor_is_named(tiny_llama: TinyModel, tmp_path: Path)
     ("change", "error", "text"),
     [
         ({"architectures": ["BertModel"]}, UnsupportedModel, "is a BertModel; this engine serves: LlamaForCausalLM"),
-        ({"hidden_act": "gelu"}, UnsupportedModel, "'gelu'"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, UnsupportedModel, "'yarn'"),
+        ({"hidden_act": "relu2"}, UnsupportedModel, "'relu2'"),
+        ({"rope_parameters": {"rope_type": "mrope"}}, UnsupportedModel, "'mrope'"),
+        ({"rope_parameters": {"rope_type": "default", "mrope_section": [1]}}, UnsupportedModel, "'mrope_section'"),
+        ({"partial_rotary_factor": 0.5}, UnsupportedModel, "partial_rotary_factor 0.5"),
         ({"quantization_config": {}}, UnsupportedModel, "quantized"),
         ({"vocab_size": None}, ModelError, "vocab_size"),
         ({"vocab_size": "many"}, ModelError, "holds a value that cannot be used"),

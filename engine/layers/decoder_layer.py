@@ -1,0 +1,52 @@
+"""One layer of a decoder: attention and feed-forward, each behind a norm and around a residual.
+
+Knows the order of operations. Does not know what attention and feed-forward are made of, or the other layers.
+"""
+
+import torch
+from torch import nn
+
+from engine.batch import Batch
+from engine.layers.attention import Attention
+from engine.layers.checkpoint import Views, prefixed
+from engine.layers.feed_forward import FeedForward
+from engine.models.config import ModelConfig
+
+
+class DecoderLayer(nn.Module):
+    """The layer of Llama; families replace its parts by overriding them."""
+
+    attention_class: type[Attention] = Attention
+    feed_forward_class: type[FeedForward] = FeedForward
+    norm_class: type[nn.RMSNorm] = nn.RMSNorm
+
+    def __init__(self, config: ModelConfig, layer: int, device: torch.device) -> None:
+        """Allocate the layer of that index."""
+        super().__init__()
+        self.attention = self.attention_class(config, layer, device)
+        self.feed_forward = self.make_feed_forward(config, layer, device)
+        self.attention_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
+        self.feed_forward_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
+
+    def make_feed_forward(self, config: ModelConfig, layer: int, device: torch.device) -> FeedForward:  # noqa: ARG002
+        """Return the feed-forward of the layer of that index."""
+        return self.feed_forward_class(
+            config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias
+        )
+
+    def forward(
+        self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """Map [T, C] to [T, C], in place."""
+        hidden += self.attention(self.attention_norm(hidden), batch, cos_sin, keys, values)
+        hidden += self.feed_forward(self.feed_forward_norm(hidden))
+        return hidden
+
+    def weight_views(self) -> Views:
+        """Return the checkpoint's names, relative to the layer, and our views."""
+        norms: Views = {
+            "input_layernorm.weight": self.attention_norm.weight,
+            "post_attention_layernorm.weight": self.feed_forward_norm.weight,
+        }
+        attention, feed_forward = self.attention.weight_views(), self.feed_forward.weight_views()
+        return norms | prefixed("self_attn", attention) | prefixed("mlp", feed_forward)

@@ -1,0 +1,82 @@
+"""A decoder-only language model, from token ids to logits: what all families share.
+
+Knows the order of layers and the checkpoint's outer names. Does not know files, scheduling or sampling.
+"""
+
+from typing import Self
+
+import torch
+from torch import nn
+
+from engine.batch import Batch
+from engine.kv_cache import KVCache
+from engine.layers.checkpoint import Views, prefixed
+from engine.layers.decoder_layer import DecoderLayer
+from engine.layers.rope import cos_sin_table
+from engine.models.config import ModelConfig
+
+TIED_HEAD = "lm_head.weight"
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm and head; a family names its kind of layer and overrides where it differs."""
+
+    layer_class: type[DecoderLayer] = DecoderLayer
+    norm_class: type[nn.RMSNorm] = nn.RMSNorm
+    cos_sin: list[torch.Tensor]
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        """Lay out all parameters for computing on `device`; meant to run under the meta device."""
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(self.layer_class(config, index, device) for index in range(config.num_layers))
+        self.norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def materialize(self, device: torch.device, num_positions: int) -> Self:
+        """Give every parameter memory with undefined values; `num_positions` bounds the positions of tokens."""
+        self.to_empty(device=device)
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.embedding.weight
+        self.cos_sin = self._rope_tables(device, num_positions)
+        return self
+
+    def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
+        """Compute the batch and return the logits of `batch.logits_indices`, [R, V]."""
+        hidden = self.embed(batch.input_ids)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, batch, self.cos_sin[index], cache.keys[index], cache.values[index])
+        return self.logits(self.norm(hidden[batch.logits_indices]))
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Map [T] to [T, C]."""
+        return self.embedding(token_ids)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map [R, C] to [R, V]."""
+        logits, cap = self.lm_head(hidden), self.config.logits_soft_cap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def weight_views(self) -> Views:
+        """Return where each tensor of a Hugging Face checkpoint goes: its name and a view of our parameter."""
+        views: Views = {"model.embed_tokens.weight": self.embedding.weight, "model.norm.weight": self.norm.weight}
+        if not self.config.tie_word_embeddings:
+            views[TIED_HEAD] = self.lm_head.weight
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, DecoderLayer)
+            views |= prefixed(f"model.layers.{index}", layer.weight_views())
+        return {name: view.detach() for name, view in views.items()}
+
+    def is_redundant(self, name: str) -> bool:
+        """Whether a tensor that has no view may stand in a checkpoint all the same, since nothing would read it."""
+        return name.endswith("rotary_emb.inv_freq") or (name == TIED_HEAD and self.config.tie_word_embeddings)
+
+    def _rope_tables(self, device: torch.device, num_positions: int) -> list[torch.Tensor]:
+        """Return each layer's table of angles; layers with the same rope share one."""
+        config = self.config
+        everywhere = cos_sin_table(config.rope, config.head_dim, num_positions).to(device)
+        local = everywhere
+        if config.local_rope is not None:
+            local = cos_sin_table(config.local_rope, config.head_dim, num_positions).to(device)
+        return [everywhere if window is None else local for window in config.windows]
