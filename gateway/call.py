@@ -3,12 +3,19 @@
 Knows header names. Does not know streams or messages.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gateway.wire.headers import Headers
 
+if TYPE_CHECKING:
+    from gateway.safety.tenant import Tenant
+
 SERVICE = b"/inference.GRPCInferenceService"
 STREAM_INFER = SERVICE + b"/ModelStreamInfer"
+METERED = frozenset({STREAM_INFER, SERVICE + b"/ModelInfer"})
 SERVER_READY = SERVICE + b"/ServerReady"
 METHODS = frozenset(
     b"ServerLive ServerReady ModelReady ServerMetadata ModelMetadata ModelInfer ModelStreamInfer ModelConfig "
@@ -42,11 +49,22 @@ class Call:
     timeout: float | None  # seconds
     wants_status: bool  # errors of one request are to end the stream
     encoding: bytes  # of compressed messages
+    tenant: Tenant | None = None  # who asks, where there are tenants
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether its requests count against limits."""
+        return self.path in METERED
 
     @property
     def is_routed(self) -> bool:
         """Whether each message on the stream is a request of its own."""
         return self.path == STREAM_INFER
+
+    def max_request_bytes(self, limit: int) -> int:
+        """Return the largest message that the caller may send: its own limit, or the gateway's."""
+        own = self.tenant.config.max_request_bytes if self.tenant is not None else None
+        return limit if own is None else min(own, limit)
 
     @property
     def method(self) -> str:

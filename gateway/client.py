@@ -11,7 +11,8 @@ from gateway.call import BadCall, parse_call
 from gateway.exchange import Exchange
 from gateway.link import Hub, Link
 from gateway.log import log
-from gateway.status import Code, trailers_of
+from gateway.safety.guard import Denied
+from gateway.status import GRPC_CONTENT, Code, Failure, trailers_of
 from gateway.wire.connection import Connection
 from gateway.wire.events import ConnectionFailed, DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
 from gateway.wire.faults import ErrorCode
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 CLIENT_STREAM_WINDOW = 256 * 1024
 MAX_CONCURRENT_STREAMS = 4096
+HTTP_OK = 200
 DRAIN_POLL_SECONDS = 0.05
 
 
@@ -91,9 +93,12 @@ class ClientLink(Link):
 
     def _open(self, event: HeadersReceived) -> None:
         try:
-            call = parse_call(event.headers)
+            call = self.dispatcher.guard.open(parse_call(event.headers))
         except BadCall as error:
-            self._refuse(event, error)
+            self._refuse(event, error.http_status, Failure(Code.INVALID_ARGUMENT, str(error)))
+            return
+        except Denied as error:
+            self._refuse(event, HTTP_OK, error.failure)
             return
         exchange = Exchange(self, event.stream, call, self.dispatcher)
         if exchange.ended:
@@ -105,9 +110,9 @@ class ClientLink(Link):
         if self._draining:
             exchange.drain()
 
-    def _refuse(self, event: HeadersReceived, error: BadCall) -> None:
-        status = (b":status", str(error.http_status).encode())
-        block = encode_headers((status, *trailers_of(Code.INVALID_ARGUMENT, str(error))))
+    def _refuse(self, event: HeadersReceived, http_status: int, failure: Failure) -> None:
+        status = (b":status", str(http_status).encode())
+        block = encode_headers((status, GRPC_CONTENT, *trailers_of(failure.code, failure.message)))
         if event.stream.can_send:
             self.connection.outbox.finish(event.stream, block)
 

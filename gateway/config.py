@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from gateway.safety.config import SafetyConfig
+from gateway.strict import Strict
 
 Address = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:\d{1,5}$")]
 MAX_PORT = 65535
@@ -17,11 +20,7 @@ class ConfigError(Exception):
     """A configuration that cannot be used; the message names every field that is wrong."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class InstanceConfig(_Strict):
+class InstanceConfig(Strict):
     """One tritonserver."""
 
     grpc: Address
@@ -41,7 +40,7 @@ class InstanceConfig(_Strict):
         return split_address(self.grpc)
 
 
-class GatewayConfig(_Strict):
+class GatewayConfig(Strict):
     """Everything that can be set."""
 
     grpc_address: Address = "127.0.0.1:8001"
@@ -53,6 +52,7 @@ class GatewayConfig(_Strict):
     drain_timeout_s: float = Field(30.0, ge=0)
     max_retries: int = Field(2, ge=0)
     max_request_bytes: int = Field(64 * 2**20, gt=0)
+    safety: SafetyConfig = SafetyConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "GatewayConfig":

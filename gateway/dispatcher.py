@@ -20,6 +20,8 @@ from gateway.call import upstream_headers
 from gateway.log import log
 from gateway.request import Request, Stage, Step
 from gateway.routing import pick
+from gateway.safety.gate import Gate
+from gateway.safety.guard import Guard
 from gateway.status import Code, Failure
 from gateway.wire.faults import ErrorCode
 from gateway.wire.protobuf import encode_parameter
@@ -49,13 +51,18 @@ class Dispatcher:
         self._line: dict[Request, asyncio.TimerHandle] = {}
         self._rng = random.Random()  # noqa: S311 - decides ties, nothing secret
         self._picks = itertools.count(1)
+        self.guard = Guard(config.safety, self._loop.time())
+        self._gate = Gate(config.safety, self._place, self._refuse, hub.flush) if self.guard.tenants else None
         self._keys = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
         """Take a new request."""
-        self._place(request)
+        if self._gate is None:
+            self._place(request)
+        else:
+            self._gate.submit(request)
 
     def cancelled(self, request: Request) -> None:
         """End a request that its client no longer wants, at its instance too."""
@@ -63,6 +70,7 @@ class Dispatcher:
         instance, was_sent = request.instance, request.stage is Stage.SENT
         request.detach(ErrorCode.CANCEL)
         request.step(Step.END)
+        self._leave_gate(request)
         if instance is None:
             return
         self._count(request, instance.name, "cancelled")
@@ -136,6 +144,7 @@ class Dispatcher:
         self._leave_line(request)
         request.detach(code)
         request.step(Step.END)
+        self._leave_gate(request)
         self._count(request, name, outcome)
 
     # -- placing ------------------------------------------------------------------------------------------------------
@@ -178,6 +187,14 @@ class Dispatcher:
         self._conclude(request, "unavailable", None)
         request.exchange.failed(request, Failure(Code.UNAVAILABLE, message))
         self._hub.flush()
+
+    def _refuse(self, request: Request, failure: Failure) -> None:
+        self._conclude(request, failure.code.name.lower(), None)
+        request.exchange.failed(request, failure)
+
+    def _leave_gate(self, request: Request) -> None:
+        if self._gate is not None:
+            self._gate.left(request, request.tokens_used())
 
     def _leave_line(self, request: Request) -> None:
         timer = self._line.pop(request, None)

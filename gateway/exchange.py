@@ -51,7 +51,9 @@ class Exchange:
         self._holder: Request | None = None
         self._held: deque[tuple[Request, bytes, bool]] = deque()
         self._uncredited = 0
-        self._reader = MessageReader(dispatcher.max_request_bytes)
+        self.notes: dict[bytes, bytes] = {}  # trailing metadata of the gateway's own
+        self._max_bytes = call.max_request_bytes(dispatcher.max_request_bytes)
+        self._reader = MessageReader(self._max_bytes)
         self._whole: Request | None = None if call.is_routed else self._new_request()
         self._timer: asyncio.TimerHandle | None = None
         if call.timeout is not None:
@@ -102,8 +104,8 @@ class Exchange:
         if request.stage is Stage.DONE:
             return
         if request.stage is Stage.WAITING:
-            if request.kept_bytes + len(event.payload) > self.dispatcher.max_request_bytes + PREFIX.size:
-                self.end(self._too_large(MessageTooLarge(request.kept_bytes, self.dispatcher.max_request_bytes)))
+            if request.kept_bytes + len(event.payload) > self._max_bytes + PREFIX.size:
+                self.end(self._too_large(MessageTooLarge(request.kept_bytes, self._max_bytes)))
                 return
             padding = event.size
         request.add(event.payload, event.end_stream)
@@ -136,7 +138,7 @@ class Exchange:
     def _body(self, compressed: int, body: bytes) -> bytes:
         if not compressed:
             return body
-        return decompress(self.call.encoding, body, self.dispatcher.max_request_bytes)
+        return decompress(self.call.encoding, body, self._max_bytes)
 
     def _take_request(self, body: bytes) -> None:
         request = self._new_request()
@@ -211,6 +213,7 @@ class Exchange:
         if self._whole is not None or self.call.wants_status or self._holder is request:
             self.end(failure)
             return
+        self.notes |= dict(failure.notes)
         body = b"".join(request.kept or ())
         error = protobuf.encode_stream_error(failure.message or failure.code.name, protobuf.request_id(body))
         self.deliver(request, [(frame_message(error), True)], 1)
@@ -220,6 +223,7 @@ class Exchange:
     def end(self, failure: Failure) -> None:
         """End the client's stream with a status; what is still open is cancelled."""
         if not self.ended:
+            self.notes |= dict(failure.notes)
             self._end_with(failure.trailers or trailers_of(failure.code, failure.message), failure.code.name.lower())
 
     def _send_headers(self, headers: Headers) -> None:
@@ -255,6 +259,7 @@ class Exchange:
 
     def _end_with(self, trailers: Headers, outcome: str) -> None:
         outbox = self.link.connection.outbox
+        trailers = (*trailers, *self.notes.items())
         if self.stream.can_send:
             if not self._headers_sent and dict(trailers).get(b":status") is None:
                 trailers = (*RESPONSE_HEADERS, *trailers)

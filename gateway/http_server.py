@@ -29,7 +29,7 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
 
 
-Handler = Callable[[str, str], Answer]
+Handler = Callable[[str, str, Sequence[tuple[bytes, bytes]]], Answer]
 
 
 class HttpServer:
@@ -77,10 +77,10 @@ class _QuietServer(uvicorn.Server):
 
 
 def make_app(handler: Handler, routes: Sequence[BaseRoute] = ()) -> Starlette:
-    """Return an application with these routes, and the handler (method and path in, answer out) for all else."""
+    """Return an application with these routes, and the handler for all else."""
 
     async def plain(request: Request) -> Response:
-        answer = handler(request.method, request.url.path)
+        answer = handler(request.method, request.url.path, request.headers.raw)
         return Response(answer.body, answer.status, media_type=answer.content_type)
 
     return Starlette(routes=[*routes, Route("/{path:path}", plain, methods=METHODS)])

@@ -22,11 +22,12 @@ ENDED_EARLY = {"cancelled": "CANCELLED", "deadline": "DEADLINE_EXCEEDED", "error
 class KserveError(Exception):
     """A request that did not end well; `code` is the name of a gRPC status."""
 
-    def __init__(self, code: str, message: str) -> None:
-        """Keep both."""
+    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
+        """Keep all; `retry_after` is in seconds."""
         super().__init__(message)
         self.code = code
         self.message = message
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +103,18 @@ class KserveClient:
         self._pb: Any = None
         self._grpc: Any = None
 
-    async def open(self, tensors: Sequence[Tensor]) -> Completion:
-        """Send one request to the model."""
+    async def open(
+        self, tensors: Sequence[Tensor], metadata: Sequence[tuple[str, str]] = (), timeout: float | None = None
+    ) -> Completion:
+        """Send one request to the model, with further metadata, to be answered within `timeout` seconds."""
         stub = await self._connected()
         request = self._pb.ModelInferRequest(model_name=MODEL)
         for tensor in (*tensors, Tensor("stream", "BOOL", b"\x01")):
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[tensor.size])
             request.raw_input_contents.append(tensor.raw)
-        return Completion(stub.ModelStreamInfer([request], metadata=METADATA), self._grpc.RpcError)
+        return Completion(
+            stub.ModelStreamInfer([request], metadata=(*METADATA, *metadata), timeout=timeout), self._grpc.RpcError
+        )
 
     async def close(self) -> None:
         """Close the channel, if there is one."""
@@ -144,4 +149,5 @@ def _read(message: Any) -> list[Chunk]:
 
 
 def _explain(error: Any) -> KserveError:
-    return KserveError(error.code().name, error.details() or "")
+    retry_after = dict(error.trailing_metadata() or ()).get("retry-after")
+    return KserveError(error.code().name, error.details() or "", None if retry_after is None else float(retry_after))

@@ -26,28 +26,20 @@ from starlette.types import Receive, Scope, Send
 from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError
 from gateway.log import log
 from gateway.openai_bodies import Body, ChatBody, CompletionBody, Unsupported, without_neutral
+from gateway.openai_errors import ApiError, of_kserve
 from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, usage
+from gateway.safety.guard import Denied, Guard
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 16 * 1024 * 1024
 CLOSED = Response(status_code=499)  # nobody reads it
-STATUSES = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 429, "UNAVAILABLE": 503}
-TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 429: "rate_limit_error"}
+FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate")
+TIMEOUT = "x-request-timeout"  # seconds
+MAX_TIMEOUT = 86400.0
 KINDS: dict[str, tuple[type[Body], Shape]] = {
     "/v1/completions": (CompletionBody, TEXT),
     "/v1/chat/completions": (ChatBody, CHAT),
 }
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error shape."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        """Keep what the body says."""
-        super().__init__(message)
-        self.status = status
-        kind = TYPES.get(status, "server_error")
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class EventStream(StreamingResponse):
@@ -69,16 +61,17 @@ class EventStream(StreamingResponse):
 class OpenAiApi:
     """The routes under `/v1`."""
 
-    def __init__(self, client: KserveClient) -> None:
-        """Send requests through this client."""
+    def __init__(self, client: KserveClient, guard: Guard) -> None:
+        """Send requests through this client, for whom the guard knows."""
         self._client = client
+        self._guard = guard
         self._created = int(time.time())
 
     def routes(self) -> list[Route]:
         """Return all of them; what is unknown under `/v1` is refused in OpenAI's shape."""
-        made = [Route(path, _guarded(self._generate), methods=["POST"]) for path in KINDS]
-        models = Route("/v1/models", _guarded(self._models), methods=["GET"])
-        other = Route("/v1/{path:path}", _guarded(self._other), methods=["GET", "POST", "DELETE"])
+        made = [Route(path, self._guarded(self._generate), methods=["POST"]) for path in KINDS]
+        models = Route("/v1/models", self._guarded(self._models), methods=["GET"])
+        other = Route("/v1/{path:path}", self._guarded(self._other), methods=["GET", "POST", "DELETE"])
         return [*made, models, other]
 
     async def _models(self, _request: Request) -> Response:
@@ -96,7 +89,7 @@ class OpenAiApi:
         kind, shape = KINDS[request.url.path]
         body = parse_body(kind, await _read_body(request))
         reply = Reply(shape, f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time()))
-        completion = await self._client.open(body.tensors())
+        completion = await self._client.open(body.tensors(), _metadata(request), _timeout(request))
         try:
             if not body.stream:
                 answer = await _while_connected(request, _collect(reply, completion))
@@ -111,6 +104,25 @@ class OpenAiApi:
             return CLOSED
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(_events(reply, first, chunks, with_usage), completion)
+
+    def _guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        async def run(request: Request) -> Response:
+            try:
+                self._guard.identify(request.headers.raw)
+                return await handle(request)
+            except Denied as error:
+                return ApiError(401, str(error), code="invalid_api_key").response()
+            except ApiError as error:
+                return error.response()
+            except KserveError as error:
+                return of_kserve(error).response()
+            except ClientDisconnect:
+                return CLOSED
+            except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
+                log("http_request_failed", error=repr(error))
+                return ApiError(500, "internal error").response()
+
+        return run
 
 
 def parse_body(kind: type[Body], raw: bytes) -> Body:
@@ -153,26 +165,21 @@ def _is_alternative(part: int | str) -> bool:
     return isinstance(part, str) and (part == "str" or "[" in part)
 
 
-def _of_kserve(error: KserveError) -> ApiError:
-    return ApiError(STATUSES.get(error.code, 500), error.message, code=error.code.lower())
+def _metadata(request: Request) -> list[tuple[str, str]]:
+    return [(name, request.headers[name]) for name in FORWARDED if name in request.headers]
 
 
-def _guarded(handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    async def run(request: Request) -> Response:
-        try:
-            return await handle(request)
-        except ApiError as error:
-            return JSONResponse(error.body, error.status)
-        except KserveError as error:
-            failure = _of_kserve(error)
-            return JSONResponse(failure.body, failure.status)
-        except ClientDisconnect:
-            return CLOSED
-        except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
-            log("http_request_failed", error=repr(error))
-            return JSONResponse(ApiError(500, "internal error").body, 500)
-
-    return run
+def _timeout(request: Request) -> float | None:
+    given = request.headers.get(TIMEOUT)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_TIMEOUT:
+        raise ApiError(400, f"the header {TIMEOUT} must be seconds above 0 and up to {MAX_TIMEOUT:g}, not {given!r}")
+    return seconds
 
 
 async def _read_body(request: Request) -> bytes:
@@ -209,7 +216,7 @@ async def _events(reply: Reply, first: Chunk, chunks: AsyncIterator[Chunk], with
         async for last in chunks:
             yield _event(reply.piece(last, is_first=False, with_usage=with_usage))
     except KserveError as error:
-        yield _event(_of_kserve(error).body)
+        yield _event(of_kserve(error).body)
         return
     if with_usage:
         yield _event(reply.closing(usage(last)))

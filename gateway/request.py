@@ -24,6 +24,7 @@ from gateway.wire.stream import State
 if TYPE_CHECKING:
     from gateway.exchange import Exchange
     from gateway.instance import Instance
+    from gateway.observe.observer import Observer
     from gateway.upstream import UpstreamLink
     from gateway.wire.stream import Stream
 
@@ -73,6 +74,7 @@ class Request:
         "kept_bytes",
         "key",
         "link",
+        "observer",
         "stage",
         "stream",
         "tried",
@@ -92,6 +94,7 @@ class Request:
         self.instance: Instance | None = None
         self.link: UpstreamLink | None = None
         self.stream: Stream | None = None
+        self.observer: Observer | None = None
         self.cutter = self._new_cutter()
 
     def step(self, step: Step) -> None:
@@ -165,6 +168,8 @@ class Request:
 
     def on_data(self, event: DataReceived) -> None:
         """Take a part of the response."""
+        if self.observer is not None:
+            self.observer.take(event.payload)
         pieces, count = self.cutter.feed(event.payload)
         if pieces:
             self._note_answer()
@@ -187,8 +192,17 @@ class Request:
             return
         connection = self.link.connection
         connection.consume(self.stream, size)
-        if self.exchange.is_clear and self.cutter.at_boundary and self.stage is Stage.ANSWERING:
+        if (
+            self.observer is None
+            and self.exchange.is_clear
+            and self.cutter.at_boundary
+            and self.stage is Stage.ANSWERING
+        ):
             connection.enter_lane(self.stream, self.exchange.stream)
+
+    def tokens_used(self) -> int | None:
+        """Return how many tokens the request has taken, as far as anybody watched."""
+        return self.observer.tokens_used() if self.observer is not None else None
 
     def leave_lane(self) -> None:
         """Have every further frame come through here."""

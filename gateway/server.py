@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from gateway.client import ClientLink
@@ -23,6 +24,7 @@ from gateway.link import Hub
 from gateway.log import log
 from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
+from gateway.safety.guard import Denied
 from gateway.scraper import watch
 
 BACKLOG = 1024
@@ -54,7 +56,7 @@ class Server:
         grpc = await loop.create_server(self._accept, *split_address(self.config.grpc_address), backlog=BACKLOG)
         self._listener = grpc
         self._kserve = KserveClient(_reachable(_bound(grpc)))
-        app = make_app(self._answer, OpenAiApi(self._kserve).routes())
+        app = make_app(self._answer, OpenAiApi(self._kserve, self.dispatcher.guard).routes())
         self._http = HttpServer(*split_address(self.config.http_address), app)
         self._http.start().add_done_callback(self._task_ended)
         for instance in self.dispatcher.instances.values():
@@ -132,9 +134,9 @@ class Server:
 
     # -- HTTP ---------------------------------------------------------------------------------------------------------
 
-    def _answer(self, method: str, path: str) -> Answer:
+    def _answer(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Answer:
         if method == "POST" and path.startswith("/instances/"):
-            return self._control(path.removeprefix("/instances/"))
+            return self._refuse_control(headers) or self._control(path.removeprefix("/instances/"))
         if method not in {"GET", "HEAD"}:
             return Answer(405, b"only GET\n")
         if path == "/metrics":
@@ -148,6 +150,15 @@ class Server:
         usable = any(instance.endpoint.is_usable for instance in instances) and not self.stopping.is_set()
         facts = {"usable": usable, "draining": self.stopping.is_set(), "instances": [i.facts() for i in instances]}
         return Answer(200 if usable else 503, json.dumps(facts).encode() + b"\n", "application/json")
+
+    def _refuse_control(self, headers: Sequence[tuple[bytes, bytes]]) -> Answer | None:
+        try:
+            tenant = self.dispatcher.guard.identify(headers)
+        except Denied as denied:
+            return Answer(401, f"{denied}\n".encode())
+        if tenant is not None and not tenant.config.is_admin:
+            return Answer(403, f"tenant {tenant.config.name} is no admin\n".encode())
+        return None
 
     def _control(self, path: str) -> Answer:
         name, _, action = path.rpartition("/")

@@ -57,6 +57,7 @@ class Failure:
     code: Code
     message: str
     trailers: Headers = ()  # the instance's own words, where there are any
+    notes: Headers = ()  # trailing metadata of the gateway's own, such as when to try again
     is_answer: bool = True  # false where the connection or the instance ended before there was one
 
     @property

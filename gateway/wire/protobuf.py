@@ -79,6 +79,20 @@ def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
         pos += size
 
 
+def varints(data: bytes) -> list[int]:
+    """Return the elements of a packed field.
+
+    Raises:
+        MalformedMessage: the bytes end within one.
+    """
+    found: list[int] = []
+    pos = 0
+    while pos < len(data):
+        value, pos = _varint(data, pos)
+        found.append(value)
+    return found
+
+
 def request_id(data: bytes) -> bytes:
     """Return the `id` of an encoded `ModelInferRequest`; empty where it has none or cannot be read."""
     found = b""

@@ -40,8 +40,8 @@ class GatewayProcess:
         self.url: str = addresses["grpc"]
         self.http: str = addresses["http"]
 
-    def get(self, path: str, method: str = "GET") -> tuple[int, str]:
-        request = urllib.request.Request(f"http://{self.http}{path}", method=method)
+    def get(self, path: str, method: str = "GET", headers: dict[str, str] | None = None) -> tuple[int, str]:
+        request = urllib.request.Request(f"http://{self.http}{path}", method=method, headers=headers or {})
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
                 return answer.status, answer.read().decode()

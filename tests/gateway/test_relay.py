@@ -130,7 +130,7 @@ def test_a_backends_status_and_trailing_metadata_pass_through_on_other_methods(p
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
         assert caught.value.details() == "Request for unknown model: 'nope' is not found: ü"  # type: ignore[attr-defined]
         with pytest.raises(grpc.RpcError) as caught:
-            client.stub.TraceSetting(pb.TraceSettingRequest())
+            client.stub.RepositoryIndex(pb.RepositoryIndexRequest())
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
         with pytest.raises(grpc.RpcError) as caught:
             client.channel.unary_unary("/other.Service/Method")(b"anything")

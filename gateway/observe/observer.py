@@ -1,0 +1,87 @@
+"""What is seen of one answer as it passes: when it came and what its messages said.
+
+Knows the bytes of one request's responses. Does not know where they go, and changes nothing about them.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway.tensors import float_of, int_of, read_outputs
+from gateway.wire.messages import MessageReader, MessageTooLarge
+from gateway.wire.protobuf import MalformedMessage
+
+MAX_MESSAGE_BYTES = 16 * 2**20  # of a larger one nothing is known
+ERROR_TAG = b"\x0a"  # field 1 of ModelStreamInferResponse; an error comes first
+COUNTS = b"completion_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and seconds as the engine reports them; None where it did not say."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    queue_seconds: float | None = None
+    ttft_seconds: float | None = None
+    e2e_seconds: float | None = None
+
+    @property
+    def tokens(self) -> int | None:
+        """All tokens, where both counts are known."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(slots=True)
+class Observer:
+    """Watches one request; a request with one takes no part in the express lane."""
+
+    first_ns: int = 0
+    last_ns: int = 0
+    num_messages: int = 0
+    num_errors: int = 0
+    note_gap: Callable[[float], None] | None = None  # takes the seconds between two arrivals
+    _telling: bytes = b""  # the latest message with counts
+    _reader: MessageReader | None = field(default_factory=lambda: MessageReader(MAX_MESSAGE_BYTES))
+
+    def take(self, payload: bytes) -> None:
+        """Look at a part of the answer."""
+        if self._reader is None:
+            return
+        try:
+            messages = self._reader.feed(payload)
+        except MessageTooLarge:
+            self._reader = None
+            return
+        if messages:
+            self._note_time(time.time_ns())
+        for _, body in messages:
+            self.num_messages += 1
+            self.num_errors += body[:1] == ERROR_TAG
+            if COUNTS in body:
+                self._telling = body
+
+    def usage(self) -> Usage:
+        """Return what the latest message said."""
+        try:
+            outputs = read_outputs(self._telling)
+        except MalformedMessage:
+            return Usage()
+        counts = [int_of(outputs, f"{name}_tokens") for name in ("prompt", "completion", "cached")]
+        return Usage(*counts, *(float_of(outputs, f"{name}_seconds") for name in ("queue", "ttft", "e2e")))
+
+    def tokens_used(self) -> int | None:
+        """Return how many tokens to charge: none where nothing was answered, None where nobody said."""
+        if self.num_messages == self.num_errors:
+            return 0
+        return self.usage().tokens
+
+    def _note_time(self, now: int) -> None:
+        if not self.first_ns:
+            self.first_ns = now
+        elif self.note_gap is not None:
+            self.note_gap((now - self.last_ns) / 1e9)
+        self.last_ns = now

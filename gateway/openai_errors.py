@@ -1,0 +1,61 @@
+"""OpenAI-shaped errors, and the statuses that gRPC's codes become.
+
+Knows bodies, statuses and headers. Does not know what went wrong.
+"""
+
+import math
+
+from starlette.responses import JSONResponse, Response
+
+from gateway.kserve_client import KserveError
+
+STATUSES = {
+    "INVALID_ARGUMENT": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """An answer in OpenAI's error shape."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Keep what the body and the headers say."""
+        super().__init__(message)
+        self.status = status
+        self.headers = {} if retry_after is None else retry_headers(retry_after)
+        kind = TYPES.get(status, "server_error")
+        self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+    def response(self) -> Response:
+        """Return the answer itself."""
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def of_kserve(error: KserveError) -> ApiError:
+    """Return the answer that a failed request becomes."""
+    status = STATUSES.get(error.code, 500)
+    return ApiError(status, error.message, code=error.code.lower(), retry_after=error.retry_after)
+
+
+def retry_headers(seconds: float) -> dict[str, str]:
+    """Return when to try again, in HTTP's whole seconds and in the milliseconds that OpenAI's client reads first."""
+    return {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(max(1, math.ceil(1000 * seconds)))}

@@ -1,0 +1,70 @@
+"""What can be set about tenants, their keys and their limits.
+
+Knows fields and how they fit together. Does not know requests.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from gateway.safety.keys import Key, read_keys
+from gateway.strict import Strict
+
+TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class LimitConfig(Strict):
+    """So many requests or tokens in so many seconds; a budget is a limit over a long time."""
+
+    what: Literal["requests", "tokens"]
+    amount: int = Field(gt=0)
+    per_s: float = Field(default=60.0, gt=0)
+    burst: int | None = Field(default=None, gt=0)  # most at once; absent: the amount
+
+
+class TenantConfig(Strict):
+    """One group of callers and what it is entitled to."""
+
+    name: TenantName
+    priority_class: int = Field(default=0, ge=0, le=100)  # the lower, the sooner
+    limits: tuple[LimitConfig, ...] = ()
+    max_concurrent: int | None = Field(default=None, ge=1)
+    max_request_bytes: int | None = Field(default=None, ge=1)
+    is_admin: bool = False  # may drain and resume instances
+
+
+class SafetyConfig(Strict):
+    """Everything about who may ask for what; without tenants everybody may ask for everything but management."""
+
+    allow_management: bool = False
+    tenants: tuple[TenantConfig, ...] = ()
+    keys_file: Path | None = None
+    keys_env: str | None = None
+    anonymous_tenant: TenantName | None = None  # of calls without a key; absent: they are refused
+    max_in_flight: int | None = Field(default=None, ge=1)
+    queue_size: int = Field(default=1024, ge=0)
+    max_wait_s: float = Field(default=1.0, ge=0)
+    assumed_completion_tokens: int = Field(default=256, ge=1)  # of a request that does not say `max_tokens`
+
+    @model_validator(mode="after")
+    def _check(self) -> "SafetyConfig":
+        names = [tenant.name for tenant in self.tenants]
+        if len(set(names)) < len(names):
+            raise ValueError("two tenants have the same name")
+        wanted = {key.tenant for key in self.read_keys()} | ({self.anonymous_tenant} - {None})
+        if unknown := wanted - set(names):
+            raise ValueError(f"there is no tenant {', '.join(sorted(map(str, unknown)))}")
+        if self.tenants and not wanted:
+            raise ValueError("there are tenants, but neither keys nor an anonymous tenant: nobody could ask anything")
+        if self.max_in_flight is not None and not self.tenants:
+            raise ValueError("max_in_flight needs tenants; one anonymous tenant is enough")
+        return self
+
+    def read_keys(self) -> list[Key]:
+        """Return the keys of the file and of the environment.
+
+        Raises:
+            ValueError: they cannot be read or are malformed.
+        """
+        return read_keys(self.keys_file, self.keys_env)

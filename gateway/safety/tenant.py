@@ -1,0 +1,60 @@
+"""What one tenant has in flight and has left of its limits.
+
+Knows counts and a given time. Does not know requests, keys or other tenants.
+"""
+
+from dataclasses import dataclass
+
+from gateway.safety.bucket import Bucket
+from gateway.safety.config import LimitConfig, TenantConfig
+
+
+@dataclass(eq=False, slots=True)
+class Tenant:
+    """A tenant at run time."""
+
+    config: TenantConfig
+    buckets: list[tuple[LimitConfig, Bucket]]
+    num_in_flight: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be in flight."""
+        return self.config.max_concurrent is None or self.num_in_flight < self.config.max_concurrent
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a limit is in tokens."""
+        return any(limit.what == "tokens" for limit, _ in self.buckets)
+
+    def wait(self, tokens: int, now: float) -> float:
+        """Return in how many seconds the limits allow one more request with so many tokens."""
+        return max((bucket.wait(_cost(limit, tokens), now) for limit, bucket in self.buckets), default=0.0)
+
+    def exceeded(self, tokens: int, now: float) -> str:
+        """Name the limit that keeps a request waiting longest."""
+        limit, _ = max(self.buckets, key=lambda pair: pair[1].wait(_cost(pair[0], tokens), now))
+        return f"{limit.amount} {limit.what} in {limit.per_s:g} s"
+
+    def take(self, tokens: int, now: float) -> None:
+        """Count a request that goes ahead."""
+        self.num_in_flight += 1
+        for limit, bucket in self.buckets:
+            bucket.take(_cost(limit, tokens), now)
+
+    def settle(self, estimated: int, used: int, now: float) -> None:
+        """Count a request that has ended, with the tokens it really took."""
+        self.num_in_flight -= 1
+        for limit, bucket in self.buckets:
+            if limit.what == "tokens":
+                bucket.take(used - estimated, now)
+
+
+def make_tenant(config: TenantConfig, now: float) -> Tenant:
+    """Return a tenant that has used nothing."""
+    buckets = [(limit, Bucket(limit.burst or limit.amount, limit.amount / limit.per_s, now)) for limit in config.limits]
+    return Tenant(config, buckets)
+
+
+def _cost(limit: LimitConfig, tokens: int) -> int:
+    return tokens if limit.what == "tokens" else 1

@@ -1,0 +1,212 @@
+"""Keys, limits and the lock on management, through a running gateway by gRPC and by OpenAI's client."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import pytest
+import yaml
+from openai import OpenAI
+
+from tests.gateway import backend as backend_module
+from tests.gateway.backend import Backend
+from tests.gateway.clients import Client, request
+from tests.gateway.process import GatewayProcess
+from tests.gateway.protos import pb
+from tests.gateway.test_openai_api import answer as openai_answer
+
+Started = tuple[GatewayProcess, Backend]
+Start = Callable[..., Started]
+MANAGEMENT: dict[str, Any] = {
+    "RepositoryModelLoad": pb.RepositoryModelLoadRequest(),
+    "RepositoryModelUnload": pb.RepositoryModelUnloadRequest(),
+    "SystemSharedMemoryStatus": pb.SystemSharedMemoryStatusRequest(),
+    "SystemSharedMemoryRegister": pb.SystemSharedMemoryRegisterRequest(),
+    "SystemSharedMemoryUnregister": pb.SystemSharedMemoryUnregisterRequest(),
+    "CudaSharedMemoryStatus": pb.CudaSharedMemoryStatusRequest(),
+    "CudaSharedMemoryRegister": pb.CudaSharedMemoryRegisterRequest(),
+    "CudaSharedMemoryUnregister": pb.CudaSharedMemoryUnregisterRequest(),
+    "TraceSetting": pb.TraceSettingRequest(),
+    "LogSettings": pb.LogSettingsRequest(),
+}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a starter of a gateway with the safety configuration, where keys are `key of TENANT`."""
+    ended: list[Started] = []
+
+    def run(**safety: Any) -> Started:
+        keys = tmp_path / "keys"
+        names = [tenant["name"] for tenant in safety.get("tenants", [])]
+        keys.write_text("".join(f"{n} sha256:{hashlib.sha256(f'key of {n}'.encode()).hexdigest()}\n" for n in names))
+        config = tmp_path / "gateway.yaml"
+        config.write_text(yaml.safe_dump({"safety": safety | ({"keys_file": str(keys)} if names else {})}))
+        backend = Backend("a")
+        gateway = GatewayProcess(backend.flag, flags=("--config", str(config)))
+        ended.append((gateway, backend))
+        gateway.wait_usable(1)
+        return gateway, backend
+
+    with pytest.MonkeyPatch.context() as patch:
+        plain = backend_module._Service._answer
+
+        def answer(service: Any, asked: Any, context: Any) -> Iterator[Any]:
+            return (openai_answer if asked.inputs else plain)(service, asked, context)
+
+        patch.setattr(backend_module._Service, "_answer", answer)
+        yield run
+        for gateway, backend in ended:
+            gateway.stop()
+            backend.stop()
+
+
+def key(tenant: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer key of {tenant}"),)
+
+
+def code_of(call: Callable[[], object]) -> grpc.StatusCode:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return caught.value.code()  # type: ignore[attr-defined]
+
+
+def limit(what: str, amount: int, per_s: float) -> list[dict[str, Any]]:
+    return [{"what": what, "amount": amount, "per_s": per_s}]
+
+
+def test_management_is_refused_unless_allowed(start: Start) -> None:
+    gateway, _ = start()
+    with Client(gateway.url) as client:
+        for method, message in MANAGEMENT.items():
+            assert code_of(lambda m=method, r=message: getattr(client.stub, m)(r)) is grpc.StatusCode.PERMISSION_DENIED
+        assert client.stub.ServerReady(pb.ServerReadyRequest()).ready
+    gateway, _ = start(allow_management=True)
+    with Client(gateway.url) as client:
+        for method, message in MANAGEMENT.items():  # reaches the backend, which has none of them
+            assert code_of(lambda m=method, r=message: getattr(client.stub, m)(r)) is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_key_opens_calls_and_is_not_passed_on(start: Start) -> None:
+    gateway, backend = start(tenants=[{"name": "one"}])
+    with Client(gateway.url) as client:
+        for metadata in (None, (("x-api-key", "wrong"),)):
+            stream = client.stream(metadata=metadata)
+            assert code_of(stream.read) is grpc.StatusCode.UNAUTHENTICATED
+            stream.half_close()
+        stream = client.stream(metadata=(*key("one"), ("x-other", "kept")))
+        stream.send(request("1"))
+        assert len(stream.rest()) == 1
+    assert backend.metadata[0]["x-other"] == "kept"
+    assert "authorization" not in backend.metadata[0]
+
+
+def test_only_an_admin_drains_an_instance(start: Start) -> None:
+    gateway, backend = start(tenants=[{"name": "user"}, {"name": "boss", "is_admin": True}])
+    path = f"/instances/{backend.grpc_address}/drain"
+    assert gateway.get(path, "POST")[0] == 401
+    assert gateway.get(path, "POST", dict(key("user")))[0] == 403
+    assert gateway.get(path, "POST", dict(key("boss")))[0] == 200
+
+
+def test_a_request_over_the_rate_is_refused_with_the_time_to_come_back(start: Start) -> None:
+    gateway, backend = start(tenants=[{"name": "one", "limits": limit("requests", 2, 60)}], max_wait_s=0)
+    with Client(gateway.url) as client:
+        stream = client.stream(metadata=key("one"))
+        stream.send(request("1"), request("2"), request("3"))
+        answers = stream.rest()
+    refused = [item for item in answers if item.error_message]
+    assert [item.infer_response.id for item in refused] == ["3"]
+    assert refused[0].error_message.startswith("RESOURCE_EXHAUSTED: tenant 'one' has reached its limit of 2 requests")
+    assert len(backend.requests) == 2
+    notes = dict(stream.call.trailing_metadata())
+    assert 25 < float(notes["retry-after"]) <= 30
+    details = notes["grpc-status-details-bin"]
+    assert b"google.rpc.RetryInfo" in details
+
+
+def test_where_the_client_asks_for_it_the_refusal_is_the_status(start: Start) -> None:
+    gateway, _ = start(tenants=[{"name": "one", "limits": limit("requests", 1, 60)}], max_wait_s=0)
+    with Client(gateway.url) as client:
+        stream = client.stream(metadata=(*key("one"), ("triton_grpc_error", "true")))
+        stream.send(request("1"), request("2"))
+        stream.half_close()
+        assert code_of(lambda: list(stream.call)) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert float(dict(stream.call.trailing_metadata())["retry-after"]) > 50
+
+
+def test_above_its_concurrency_a_tenants_requests_wait_their_turn(start: Start) -> None:
+    gateway, _ = start(tenants=[{"name": "one", "max_concurrent": 1}], max_wait_s=10)
+    with Client(gateway.url) as client:
+        stream = client.stream(metadata=key("one"))
+        stream.send(request("1", chunks=2, delay=0.3), request("2"), request("3"))
+        answers = [item.infer_response.id for item in stream.rest()]
+    assert answers == ["1", "1", "2", "3"]
+
+
+def test_who_waits_too_long_is_refused(start: Start) -> None:
+    gateway, backend = start(tenants=[{"name": "one"}], max_in_flight=1, max_wait_s=0.1, queue_size=1)
+    with Client(gateway.url) as client:
+        stream = client.stream(metadata=key("one"))
+        stream.send(request("1", hang=1), request("2"), request("3"))
+        refused = {item.infer_response.id: item.error_message for item in (stream.read(), stream.read())}
+        assert set(refused) == {"2", "3"}
+        assert all("its limit of 1 in flight" in text for text in refused.values())
+        stream.cancel()
+    assert backend.wait_for(lambda: "1" in backend.ended)
+    with Client(gateway.url) as client:  # the slot is free again
+        stream = client.stream(metadata=key("one"))
+        stream.send(request("4"))
+        assert len(stream.rest()) == 1
+
+
+def test_tokens_are_charged_as_the_answer_reports_them(start: Start) -> None:
+    tenants = [{"name": "one", "limits": limit("tokens", 1000, 3600)}]
+    gateway, _ = start(tenants=tenants, max_wait_s=0, assumed_completion_tokens=900)
+    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="key of one", max_retries=0) as client:
+        for _ in range(8):  # each is estimated at 901 tokens and takes 9
+            assert client.completions.create(model="llm", prompt="Hi").usage is not None
+        with pytest.raises(openai.RateLimitError, match="1000 tokens in 3600 s") as refused:
+            for _ in range(4):
+                client.completions.create(model="llm", prompt="Hi", max_tokens=950)
+    assert int(refused.value.response.headers["retry-after"]) >= 1
+    assert float(refused.value.response.headers["retry-after-ms"]) > 0
+    assert refused.value.type == "rate_limit_error"
+
+
+def test_a_tenants_requests_have_a_size_limit(start: Start) -> None:
+    gateway, _ = start(tenants=[{"name": "one", "max_request_bytes": 100}])
+    with Client(gateway.url) as client:
+        stream = client.stream(metadata=key("one"))
+        stream.send(request("1", raw=bytes(200)))
+        assert code_of(stream.read) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "the limit is 100" in (stream.call.details() or "")
+        stream.half_close()
+
+
+def test_openais_client_without_a_key_is_told_so(start: Start) -> None:
+    gateway, _ = start(tenants=[{"name": "one"}])
+    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="wrong", max_retries=0) as client:
+        for call in (client.models.list, lambda: client.completions.create(model="llm", prompt="Hi", stream=True)):
+            with pytest.raises(openai.AuthenticationError) as refused:
+                call()
+            assert refused.value.code == "invalid_api_key"
+    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="key of one", max_retries=0) as client:
+        assert client.completions.create(model="llm", prompt="Hi").choices[0].text
+
+
+def test_a_request_timeout_ends_an_answer(start: Start) -> None:
+    gateway, backend = start()
+    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none", max_retries=0) as client:
+        began = time.monotonic()
+        with pytest.raises(openai.APIStatusError) as ended:
+            client.completions.create(model="llm", prompt="hang", extra_headers={"x-request-timeout": "0.3"})
+        assert ended.value.status_code == 504
+        assert time.monotonic() - began < 5
+        assert backend.wait_for(lambda: len(backend.aborted) > 0)
+        with pytest.raises(openai.BadRequestError, match="x-request-timeout"):
+            client.completions.create(model="llm", prompt="Hi", extra_headers={"x-request-timeout": "soon"})
