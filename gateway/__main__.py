@@ -41,9 +41,13 @@ def main() -> int:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2
     from gateway.server import serve
+    from gateway.tls import TlsError
 
     try:
         uvloop.run(serve(config))
+    except TlsError as error:
+        sys.stderr.write(f"the configuration is refused: {error}\n")
+        return 2
     except OSError as error:
         sys.stderr.write(f"cannot listen: {error}\n")
         return 1

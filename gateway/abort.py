@@ -39,7 +39,7 @@ class OwnCall:
         self._response = bytearray()
         self._ended = False
         self._link: UpstreamLink = instance.pool.acquire()
-        self._stream: Stream = self._link.open(own_headers(path, instance.authority), self)
+        self._stream: Stream = self._link.open(own_headers(path, instance.scheme, instance.authority), self)
         self._link.connection.outbox.send_data(self._stream, frame_message(body), end_stream=True)
         self._timer = self._link.loop.call_later(CALL_TIMEOUT, self._expire)
 

@@ -110,16 +110,16 @@ def parse_timeout(value: bytes | None) -> float | None:
     return int(digits) * TIMEOUT_UNITS[unit]
 
 
-def upstream_headers(call: Call, authority: bytes) -> Headers:
+def upstream_headers(call: Call, scheme: bytes, authority: bytes) -> Headers:
     """Return the headers that open the call at an instance."""
     # triton_grpc_error stays here: Triton 2.51 can crash on it
-    return (*_pseudo(call.path, authority), TRAILERS_WANTED, *call.headers)
+    return (*_pseudo(call.path, scheme, authority), TRAILERS_WANTED, *call.headers)
 
 
-def own_headers(path: bytes, authority: bytes) -> Headers:
+def own_headers(path: bytes, scheme: bytes, authority: bytes) -> Headers:
     """Return the headers of a call of the gateway's own."""
-    return (*_pseudo(path, authority), (b"content-type", b"application/grpc"), TRAILERS_WANTED)
+    return (*_pseudo(path, scheme, authority), (b"content-type", b"application/grpc"), TRAILERS_WANTED)
 
 
-def _pseudo(path: bytes, authority: bytes) -> Headers:
-    return ((b":method", b"POST"), (b":scheme", b"http"), (b":path", path), (b":authority", authority))
+def _pseudo(path: bytes, scheme: bytes, authority: bytes) -> Headers:
+    return ((b":method", b"POST"), (b":scheme", scheme), (b":path", path), (b":authority", authority))

@@ -5,63 +5,103 @@ Knows one client's transport and protocol events. Does not know routing.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.call import BadCall, parse_call
 from gateway.exchange import Exchange
 from gateway.link import Hub, Link
 from gateway.log import log
+from gateway.patience import Patience
 from gateway.safety.guard import Denied
 from gateway.status import GRPC_CONTENT, Code, Failure, trailers_of
 from gateway.wire.connection import Connection
-from gateway.wire.events import ConnectionFailed, DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
+from gateway.wire.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    HeadersReceived,
+    PingAnswered,
+    StreamReset,
+)
 from gateway.wire.faults import ErrorCode
 from gateway.wire.frames import MAX_STREAM_ID
 from gateway.wire.headers import encode_headers
+from gateway.wire.limits import Limits
 from gateway.wire.table import Role
 
 if TYPE_CHECKING:
+    import asyncio
+
     from gateway.dispatcher import Dispatcher
 
 CLIENT_STREAM_WINDOW = 256 * 1024
-MAX_CONCURRENT_STREAMS = 4096
 HTTP_OK = 200
 DRAIN_POLL_SECONDS = 0.05
+DRAIN_PING = b"draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every client is held to."""
+
+    limits: Limits
+    patience: Patience
+    max_connections: int
 
 
 class ClientLink(Link):
     """One client."""
 
-    def __init__(self, hub: Hub, dispatcher: Dispatcher, clients: set[ClientLink]) -> None:
+    def __init__(self, hub: Hub, dispatcher: Dispatcher, clients: set[ClientLink], terms: Terms) -> None:
         """Serve a connection that is being accepted; `clients` holds it while it lives."""
-        super().__init__(hub, Connection(Role.SERVER, hub.dirty, CLIENT_STREAM_WINDOW, MAX_CONCURRENT_STREAMS))
+        super().__init__(hub, Connection(Role.SERVER, hub.dirty, CLIENT_STREAM_WINDOW, terms.limits), terms.patience)
         self.dispatcher = dispatcher
+        self.terms = terms
         self.exchanges: set[Exchange] = set()
         self.num_buffered = 0  # bytes of incomplete requests
         self._buffered: dict[Exchange, int] = {}
         self._clients = clients
         self._draining = False
-        clients.add(self)
+        self._told = False  # whether a draining client has seen that it is to open no more streams
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless there are too many already."""
+        if len(self._clients) >= self.terms.max_connections:
+            message = f"more than {self.terms.max_connections} connections"
+            log("client_refused", peer=str(transport.get_extra_info("peername")), reason=message)
+            self.connection.close(ErrorCode.ENHANCE_YOUR_CALM, message)
+        else:
+            self._clients.add(self)
+        super().connection_made(transport)
 
     def handle(self, event: Event) -> None:
         """Act on one event."""
         match event:
-            case DataReceived():
-                if event.stream.owner is not None:
-                    event.stream.owner.on_data(event)
             case HeadersReceived(opens=True):
                 self._open(event)
-            case HeadersReceived():
+            case HeadersReceived() | DataReceived() | StreamReset():
                 if event.stream.owner is not None:
-                    event.stream.owner.on_end()
-            case StreamReset():
-                if event.stream.owner is not None:
-                    event.stream.owner.cancel("cancelled")
+                    self._pass_on(event, event.stream.owner)
+            case PingAnswered(payload=payload):
+                if payload == DRAIN_PING:
+                    self._drain_streams()
             case ConnectionFailed():
                 log("client_fault", peer=self._peer(), code=event.fault.code.name, reason=event.fault.message)
                 self._cancel_all("client_fault")
             case GoAwayReceived():
                 pass
+
+    @staticmethod
+    def _pass_on(event: HeadersReceived | DataReceived | StreamReset, exchange: Exchange) -> None:
+        match event:
+            case DataReceived():
+                exchange.on_data(event)
+            case HeadersReceived():
+                exchange.on_end()
+            case StreamReset():
+                exchange.cancel("cancelled")
 
     def lost(self, error: Exception | None) -> None:  # noqa: ARG002 - any end of a client's connection is the same
         """End everything the client had open."""
@@ -82,14 +122,38 @@ class ClientLink(Link):
         self._close_if_drained()
 
     def drain(self) -> None:
-        """Finish what is open, take nothing new, then close."""
+        """Have the client open no more streams, finish what is open, then close.
+
+        What the client sends until it has heard of that (a ping comes back after it) is served as ever.
+        """
         if self._draining:
             return
         self._draining = True
         self.connection.go_away(last_stream_id=MAX_STREAM_ID)
-        for exchange in list(self.exchanges):
-            exchange.drain()
-        self._close_if_drained()
+        self.connection.ping(DRAIN_PING)
+
+    def watch(self, now: float) -> None:
+        """Judge the connection's silence, and that of each request which has only come in part."""
+        super().watch(now)
+        limit = self.vigil.patience.message_s
+        for exchange in list(self.exchanges) if limit is not None else ():
+            since = exchange.incomplete_since
+            if since is not None and limit is not None and now - since > limit:
+                message = f"the request was not complete within {limit:g} s"
+                exchange.end(Failure(Code.DEADLINE_EXCEEDED, message))
+
+    def retire(self, reason: str) -> None:
+        """Ask a client without streams to leave."""
+        log("client_idle", peer=self._peer(), reason=reason)
+        self.drain()
+
+    def cut(self, reason: str) -> None:
+        """Give up a client that keeps us waiting."""
+        log("client_too_slow", peer=self._peer(), reason=reason)
+        self.connection.close(ErrorCode.ENHANCE_YOUR_CALM, reason)
+        self._cancel_all("client_too_slow")
+        self.hub.flush()
+        self.close()
 
     def _open(self, event: HeadersReceived) -> None:
         try:
@@ -107,8 +171,6 @@ class ClientLink(Link):
         self.exchanges.add(exchange)
         if event.end_stream:
             exchange.on_end()
-        if self._draining:
-            exchange.drain()
 
     def _refuse(self, event: HeadersReceived, http_status: int, failure: Failure) -> None:
         status = (b":status", str(http_status).encode())
@@ -120,8 +182,15 @@ class ClientLink(Link):
         for exchange in list(self.exchanges):
             exchange.cancel(reason)
 
+    def _drain_streams(self) -> None:
+        self._told = True
+        self.connection.go_away()
+        for exchange in list(self.exchanges):
+            exchange.drain()
+        self._close_if_drained()
+
     def _close_if_drained(self) -> None:
-        if self._draining and not self.exchanges:
+        if self._told and not self.exchanges:
             self.loop.call_soon(self._say_goodbye)
 
     def _say_goodbye(self) -> None:

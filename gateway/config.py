@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, FilePath, StringConstraints, ValidationError, model_validator
 
+from gateway.address import PATTERN, split_address, unix_path
+from gateway.patience import Patience
 from gateway.safety.config import SafetyConfig
 from gateway.strict import Strict
+from gateway.wire.limits import DEFAULT_LIMITS, Limits
 
-Address = Annotated[str, StringConstraints(pattern=r"^[^:\s]+:\d{1,5}$")]
+Address = Annotated[str, StringConstraints(pattern=PATTERN)]
+TcpAddress = Annotated[str, StringConstraints(pattern=PATTERN.replace("unix:/\\S+|", ""))]
 MAX_PORT = 65535
 
 
@@ -20,12 +24,35 @@ class ConfigError(Exception):
     """A configuration that cannot be used; the message names every field that is wrong."""
 
 
+class TlsConfig(Strict):
+    """TLS of the gateway's gRPC port; with `client_ca`, clients must show a certificate that it signed."""
+
+    certificate: FilePath
+    key: FilePath
+    client_ca: FilePath | None = None
+
+
+class InstanceTlsConfig(Strict):
+    """TLS towards an instance: who must have signed its certificate, and what we show for ourselves."""
+
+    ca: FilePath | None = None
+    certificate: FilePath | None = None
+    key: FilePath | None = None
+    server_name: str | None = None
+
+
 class InstanceConfig(Strict):
-    """One tritonserver."""
+    """One tritonserver.
+
+    No keepalive by default: gRPC servers punish pings that come more often than every 300 s, and the heartbeat in its
+    metrics tells sooner.
+    """
 
     grpc: Address
-    metrics: Address | None = None
+    metrics: TcpAddress | None = None
     name: str = ""
+    tls: InstanceTlsConfig | None = None
+    patience: Patience = Patience(message_s=None, keepalive_s=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -34,17 +61,13 @@ class InstanceConfig(Strict):
             return data | {"name": data.get("grpc", "")}
         return data
 
-    @property
-    def grpc_host_port(self) -> tuple[str, int]:
-        """The gRPC address in two parts."""
-        return split_address(self.grpc)
-
 
 class GatewayConfig(Strict):
     """Everything that can be set."""
 
     grpc_address: Address = "127.0.0.1:8001"
-    http_address: Address = "127.0.0.1:8080"
+    http_address: TcpAddress = "127.0.0.1:8080"
+    tls: TlsConfig | None = None
     instances: tuple[InstanceConfig, ...] = Field(min_length=1)
     queue_timeout_s: float = Field(5.0, ge=0)
     heartbeat_timeout_s: float = Field(3.0, gt=0)
@@ -53,6 +76,9 @@ class GatewayConfig(Strict):
     max_retries: int = Field(2, ge=0)
     max_request_bytes: int = Field(64 * 2**20, gt=0)
     safety: SafetyConfig = SafetyConfig()
+    max_connections: int = Field(10_000, gt=0)
+    limits: Limits = DEFAULT_LIMITS
+    patience: Patience = Patience()
 
     @model_validator(mode="after")
     def _check(self) -> "GatewayConfig":
@@ -62,15 +88,9 @@ class GatewayConfig(Strict):
         addresses = [self.grpc_address, self.http_address, *(i.grpc for i in self.instances)]
         addresses += [instance.metrics for instance in self.instances if instance.metrics]
         for address in addresses:
-            if split_address(address)[1] > MAX_PORT:
+            if unix_path(address) is None and split_address(address)[1] > MAX_PORT:
                 raise ValueError(f"{address} has a port above {MAX_PORT}")
         return self
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of `host:port`."""
-    host, _, port = address.rpartition(":")
-    return host, int(port)
 
 
 def parse_instance(text: str) -> dict[str, str]:

@@ -174,7 +174,7 @@ class Dispatcher:
         instance.request_joined()
         call = request.exchange.call
         link = instance.pool.acquire()
-        stream = link.open(upstream_headers(call, instance.authority), request)
+        stream = link.open(upstream_headers(call, instance.scheme, instance.authority), request)
         request.attach(instance, link, stream)
         if not call.is_routed:
             request.send_kept()

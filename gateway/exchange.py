@@ -45,6 +45,7 @@ class Exchange:
         self.requests: dict[Request, None] = {}
         self.ended = False
         self.outcome = "cancelled"
+        self.incomplete_since: float | None = None if call.is_routed else link.loop.time()
         self._half_closed = False
         self._draining = False
         self._headers_sent = False
@@ -68,6 +69,8 @@ class Exchange:
         if self.ended:
             return
         self._half_closed |= event.end_stream
+        if event.end_stream:
+            self.incomplete_since = None
         if self._whole is not None:
             self._take_part(self._whole, event)
         else:
@@ -77,6 +80,7 @@ class Exchange:
     def on_end(self) -> None:
         """Take the client's half-close by trailers, which gRPC clients do not send but HTTP/2 allows."""
         self._half_closed = True
+        self.incomplete_since = None
         if self._whole is not None:
             self._whole.add(b"", complete=True)
         self._finish_if_done()
@@ -129,6 +133,10 @@ class Exchange:
             self.end(Failure(Code.UNIMPLEMENTED, str(error)))
             return []
         self.link.note_buffered(self, len(self._reader.partial))
+        if not self._reader.partial:
+            self.incomplete_since = None
+        elif bodies or self.incomplete_since is None:
+            self.incomplete_since = self.link.loop.time()
         if self.link.num_buffered > MAX_BUFFERED_BYTES:
             self.end(Failure(Code.RESOURCE_EXHAUSTED, "too many incomplete requests on this connection"))
         elif self._half_closed and self._reader.partial:
@@ -155,7 +163,10 @@ class Exchange:
         return request
 
     def _credit(self) -> None:
-        if self.ended or len(self.requests) >= MAX_OPEN_REQUESTS:
+        if self.ended:
+            return
+        if len(self.requests) >= MAX_OPEN_REQUESTS:
+            self.incomplete_since = None  # it is we who make the client wait
             return
         size, self._uncredited = self._uncredited, 0
         self.link.connection.consume(self.stream, size)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gateway.address import authority
 from gateway.config import InstanceConfig
 from gateway.endpoint import Endpoint, Health, Signal
 from gateway.link import Hub
@@ -14,10 +15,23 @@ from gateway.loads import Load, Report
 from gateway.log import log
 from gateway.metrics import Metrics
 from gateway.status import Code, Failure
-from gateway.upstream import Pool
+from gateway.tls import client_context
+from gateway.upstream import Pool, Route
 from gateway.wire.faults import ErrorCode
 
 HEARTBEAT_MODELS = frozenset({"preprocessing", "llm_engine", "postprocessing"})
+
+
+def make_route(config: InstanceConfig) -> Route:
+    """Return how an instance is reached.
+
+    Raises:
+        TlsError: a certificate or key cannot be used.
+    """
+    if config.tls is None:
+        return Route(config.grpc, config.patience)
+    context = client_context(config.tls.ca, config.tls.certificate, config.tls.key)
+    return Route(config.grpc, config.patience, context, config.tls.server_name)
 
 
 class Instance:
@@ -35,15 +49,20 @@ class Instance:
         """Begin as STARTING; `changed` is called whenever more or fewer instances may be usable."""
         self.config = config
         self.name = config.name
-        self.authority = config.grpc.encode()
+        self.authority = authority(config.grpc).encode()
         self.endpoint = Endpoint(self.name, heartbeat_timeout, expected_beats=HEARTBEAT_MODELS)
         self.load = Load()
-        self.pool = Pool(hub, self.name, *config.grpc_host_port, self._connection_failed)
+        self.pool = Pool(hub, self.name, make_route(config), self._connection_failed)
         self.report: Report | None = None
         self._hub = hub
         self._metrics = metrics
         self._clock = clock
         self._changed = changed
+
+    @property
+    def scheme(self) -> bytes:
+        """What stands in `:scheme` of calls there."""
+        return self.pool.route.scheme
 
     def signal(self, signal: Signal, reason: str) -> None:
         """Change the health, say so, and cut every stream of an instance that is dead."""

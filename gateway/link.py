@@ -4,14 +4,22 @@ Knows asyncio transports and `wire.Connection`. Does not know what events mean; 
 """
 
 import asyncio
+import contextlib
+from collections.abc import Collection
 from typing import cast
 
+from gateway.patience import Patience, Verdict, Vigil
+from gateway.tls import speaks_http2
 from gateway.wire.connection import Connection
 from gateway.wire.events import Event
+from gateway.wire.faults import ErrorCode
 from gateway.wire.outbox import Outbox
 
 READ_BYTES = 256 * 1024
 HIGH_WATER = 256 * 1024  # bytes a transport may hold before what is queued waits
+LINGER_SECONDS = 5.0  # for a peer to take what is left of a connection that is closing
+GOODBYE_SECONDS = 0.5  # the same when the whole gateway ends
+KEEPALIVE = b"\0alive\0\0"
 
 _buffer = bytearray(READ_BYTES)  # shared: between `get_buffer` and `buffer_updated` nothing else runs
 _view = memoryview(_buffer)
@@ -36,12 +44,15 @@ class Hub:
 class Link(asyncio.BufferedProtocol):
     """One HTTP/2 connection over one transport."""
 
-    def __init__(self, hub: Hub, connection: Connection) -> None:
+    def __init__(self, hub: Hub, connection: Connection, patience: Patience) -> None:
         """Tie `connection` to the transport to come."""
         self.hub = hub
         self.connection = connection
         self.transport: asyncio.Transport | None = None
         self.loop = asyncio.get_running_loop()
+        now = self.loop.time()
+        self.vigil = Vigil(patience, now, now)
+        self._closing_since: float | None = None
         connection.outbox.sink = self._write
 
     def handle(self, event: Event) -> None:
@@ -52,11 +63,41 @@ class Link(asyncio.BufferedProtocol):
         """Act on the end of the connection."""
         raise NotImplementedError
 
+    def retire(self, reason: str) -> None:
+        """Act on a connection that has been idle for too long."""
+        raise NotImplementedError
+
+    def cut(self, reason: str) -> None:
+        """Act on a peer that has kept us waiting for too long."""
+        raise NotImplementedError
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport and write what waits for it."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.vigil.began_at = self.vigil.read_at = self.loop.time()
+        if not speaks_http2(transport.get_extra_info("ssl_object")):
+            self.connection.close(ErrorCode.INADEQUATE_SECURITY, "the TLS peer did not choose h2 by ALPN")
         self._write()
+        if self.connection.is_closed:
+            self.close()
+
+    def watch(self, now: float) -> None:
+        """Judge the peer's silence; called now and then."""
+        connection = self.connection
+        if self.transport is None:
+            return
+        if self._closing_since is not None:
+            if now - self._closing_since > LINGER_SECONDS:
+                self.transport.abort()
+            return
+        verdict = self.vigil.judge(now, connection.has_settings, connection.incomplete_since, len(connection.streams))
+        if verdict is Verdict.PING:
+            connection.ping(KEEPALIVE)
+        elif verdict is Verdict.DRAIN:
+            self.retire(self.vigil.reason)
+        elif verdict is Verdict.CUT:
+            self.cut(self.vigil.reason)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Hand out the room behind the bytes that are left from the last read."""
@@ -68,7 +109,8 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Understand what was read, act on it and write."""
         end = len(self.connection.tail) + nbytes
-        for event in self.connection.receive(_buffer, end, self.loop.time()):
+        now = self.vigil.read_at = self.loop.time()
+        for event in self.connection.receive(_buffer, end, now):
             self.handle(event)
         self.hub.flush()
         if self.connection.is_closed:
@@ -94,7 +136,13 @@ class Link(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Write what is left and close the transport."""
         if self.transport is not None and not self.transport.is_closing():
+            self._closing_since = self.loop.time()
             self.transport.close()
+
+    def abort(self) -> None:
+        """End the transport without waiting for the peer."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def _write(self) -> None:
         outbox = self.connection.outbox
@@ -105,3 +153,19 @@ class Link(asyncio.BufferedProtocol):
             owner.written(size)
         if outbox.ended:
             self.connection.sweep()
+
+
+async def close_links(links: Collection[Link], hub: Hub) -> None:
+    """Say goodbye on all connections, give the peers a moment to take it, then cut what is left."""
+    for link in links:
+        link.connection.close()
+    hub.flush()
+    for link in links:
+        link.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            while any(link.transport is not None for link in links):
+                await asyncio.sleep(0.01)
+    for link in links:
+        link.abort()
+    await asyncio.sleep(0)  # for the transports to note it

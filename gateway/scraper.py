@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from gateway.abort import ask_ready
-from gateway.config import split_address
+from gateway.address import split_address
 from gateway.endpoint import Signal
 from gateway.loads import Report
 from gateway.log import log

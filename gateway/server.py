@@ -9,25 +9,27 @@ import asyncio
 import json
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from gateway.client import ClientLink
-from gateway.config import GatewayConfig, InstanceConfig, split_address
+from gateway.address import UNIX, bound_address, listen, remove_socket, split_address
+from gateway.client import ClientLink, Terms
+from gateway.config import GatewayConfig, InstanceConfig
 from gateway.dispatcher import Dispatcher
 from gateway.endpoint import Signal
 from gateway.http_server import Answer, HttpServer, make_app
 from gateway.instance import Instance
 from gateway.kserve_client import KserveClient
-from gateway.link import Hub
+from gateway.link import Hub, close_links
 from gateway.log import log
 from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
 from gateway.safety.guard import Denied
 from gateway.scraper import watch
-
-BACKLOG = 1024
+from gateway.tls import server_context
 
 
 class Server:
@@ -42,8 +44,13 @@ class Server:
         self.clients: set[ClientLink] = set()
         self.stopping = asyncio.Event()
         self.cut = asyncio.Event()
+        self._terms = Terms(config.limits, config.patience, config.max_connections)
+        self._tls = None
+        if config.tls is not None:
+            self._tls = server_context(config.tls.certificate, config.tls.key, config.tls.client_ca)
+        self._private = tempfile.TemporaryDirectory(prefix="gateway-")
         self._tasks: list[asyncio.Task[None]] = []
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._http: HttpServer | None = None
         self._kserve: KserveClient | None = None
         for instance_config in config.instances:
@@ -53,17 +60,19 @@ class Server:
     async def start(self) -> dict[str, str]:
         """Listen and begin to watch; return the addresses."""
         loop = asyncio.get_running_loop()
-        grpc = await loop.create_server(self._accept, *split_address(self.config.grpc_address), backlog=BACKLOG)
-        self._listener = grpc
-        self._kserve = KserveClient(_reachable(_bound(grpc)))
+        grpc = await listen(self.config.grpc_address, self._accept, self._tls, self.config.patience.preface_s)
+        own_door = await listen(f"{UNIX}{Path(self._private.name) / 'grpc.sock'}", self._accept)
+        self._listeners = [grpc, own_door]
+        self._kserve = KserveClient(bound_address(own_door))
         app = make_app(self._answer, OpenAiApi(self._kserve, self.dispatcher.guard).routes())
         self._http = HttpServer(*split_address(self.config.http_address), app)
         self._http.start().add_done_callback(self._task_ended)
         for instance in self.dispatcher.instances.values():
             self._tasks.append(loop.create_task(watch(instance, self.config.scrape_interval_s)))
+        self._tasks.append(loop.create_task(self._watch_links()))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
-        return {"grpc": _bound(grpc), "http": self._http.address}
+        return {"grpc": bound_address(grpc), "http": self._http.address}
 
     def request_stop(self) -> None:
         """Drain; asked a second time, cut."""
@@ -77,14 +86,13 @@ class Server:
         await self._drain()
         for task in self._tasks:
             task.cancel()
-        for client in list(self.clients):
-            client.connection.close()
-            self.hub.flush()
-            client.close()
+        await close_links(list(self.clients), self.hub)
         await self._close_http()
-        for instance in self.dispatcher.instances.values():
-            instance.pool.close()
+        upstream = [link for instance in self.dispatcher.instances.values() for link in instance.pool.retire()]
+        await close_links(upstream, self.hub)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        remove_socket(self.config.grpc_address)
+        self._private.cleanup()
 
     async def _close_http(self) -> None:
         if self._http is not None:
@@ -94,8 +102,8 @@ class Server:
 
     async def _drain(self) -> None:
         log("draining", clients=len(self.clients))
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         for client in list(self.clients):
             client.drain()
         self.hub.flush()
@@ -110,8 +118,21 @@ class Server:
         while self.clients:
             await asyncio.sleep(0.02)
 
+    async def _watch_links(self) -> None:
+        loop = asyncio.get_running_loop()
+        patiences = [self.config.patience, *(instance.patience for instance in self.config.instances)]
+        interval = min(patience.interval for patience in patiences)
+        while True:
+            await asyncio.sleep(interval)
+            now = loop.time()
+            for client in list(self.clients):
+                client.watch(now)
+            for instance in self.dispatcher.instances.values():
+                instance.pool.watch(now)
+            self.hub.flush()
+
     def _accept(self) -> ClientLink:
-        return ClientLink(self.hub, self.dispatcher, self.clients)
+        return ClientLink(self.hub, self.dispatcher, self.clients, self._terms)
 
     def _make_instance(self, config: InstanceConfig) -> Instance:
         clock, changed = asyncio.get_running_loop().time, self.dispatcher.instances_changed
@@ -187,13 +208,3 @@ def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
     error = context.get("exception")
     trace = traceback.format_exception(error) if error is not None else []
     log("unhandled", message=context.get("message"), error=repr(error), trace="".join(trace))
-
-
-def _bound(server: asyncio.Server) -> str:
-    host, port = server.sockets[0].getsockname()[:2]
-    return f"{host}:{port}"
-
-
-def _reachable(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    return f"127.0.0.1:{port}" if host == "0.0.0.0" else address  # noqa: S104 - compares, never listens

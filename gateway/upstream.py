@@ -6,14 +6,26 @@ Knows streams and who owns each. Does not know clients, routing or health beyond
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.address import connect
 from gateway.link import Hub, Link
 from gateway.log import log
+from gateway.patience import Patience
 from gateway.status import Code, Failure
 from gateway.wire.connection import Connection
-from gateway.wire.events import ConnectionFailed, DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
+from gateway.wire.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    HeadersReceived,
+    PingAnswered,
+    StreamReset,
+)
 from gateway.wire.express import Tally
 from gateway.wire.faults import ErrorCode
 from gateway.wire.headers import Headers, encode_headers
@@ -40,12 +52,29 @@ class Caller(Protocol):
         """Take the end of the connection, or of the instance when the stream is still to be reset with `code`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How an instance is reached."""
+
+    address: str
+    patience: Patience
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None  # in its certificate, where that is not the address's host
+
+    @property
+    def scheme(self) -> bytes:
+        """What stands in `:scheme`."""
+        return b"http" if self.tls is None else b"https"
+
+
 class UpstreamLink(Link):
     """One connection to an instance."""
 
-    def __init__(self, hub: Hub, name: str, tally: Tally, gone: Callable[[UpstreamLink, str], None]) -> None:
+    def __init__(
+        self, hub: Hub, name: str, patience: Patience, tally: Tally, gone: Callable[[UpstreamLink, str], None]
+    ) -> None:
         """Prepare a connection to the instance `name`; `gone` learns of its end and why."""
-        super().__init__(hub, Connection(Role.CLIENT, hub.dirty, UPSTREAM_STREAM_WINDOW, tally=tally))
+        super().__init__(hub, Connection(Role.CLIENT, hub.dirty, UPSTREAM_STREAM_WINDOW, tally=tally), patience)
         self.name = name
         self.is_draining = False
         self._gone = gone
@@ -70,6 +99,8 @@ class UpstreamLink(Link):
                 self._handle_stream(event)
             case GoAwayReceived():
                 self._on_goaway(event)
+            case PingAnswered():
+                pass
             case ConnectionFailed():
                 self._reason = f"protocol error: {event.fault.message}"
                 log("instance_fault", instance=self.name, code=event.fault.code.name, reason=event.fault.message)
@@ -86,6 +117,21 @@ class UpstreamLink(Link):
         for stream in list(self.connection.streams.values()):
             if stream.owner is not None:
                 stream.owner.on_lost(failure)
+
+    def retire(self, reason: str) -> None:
+        """Close a connection that nothing has used for a while."""
+        self._reason = reason
+        self.is_draining = True
+        self.connection.close(ErrorCode.NO_ERROR)
+        self.hub.flush()
+        self.close()
+
+    def cut(self, reason: str) -> None:
+        """Give up an instance that keeps us waiting."""
+        log("instance_too_slow", instance=self.name, reason=reason)
+        self.fail(reason)
+        self.hub.flush()
+        self.close()
 
     def check_idle(self) -> None:
         """Close a connection that takes nothing new once its last stream has ended."""
@@ -123,12 +169,11 @@ class UpstreamLink(Link):
 class Pool:
     """The connections to one instance."""
 
-    def __init__(self, hub: Hub, name: str, host: str, port: int, failed: Callable[[str], None]) -> None:
+    def __init__(self, hub: Hub, name: str, route: Route, failed: Callable[[str], None]) -> None:
         """Begin without connections; `failed` learns of each that breaks."""
         self.hub = hub
         self.name = name
-        self.host = host
-        self.port = port
+        self.route = route
         self.links: list[UpstreamLink] = []
         self.tally = Tally()
         self._failed = failed
@@ -140,7 +185,7 @@ class Pool:
         for link in self.links:
             if link.can_open:
                 return link
-        link = UpstreamLink(self.hub, self.name, self.tally, self._on_gone)
+        link = UpstreamLink(self.hub, self.name, self.route.patience, self.tally, self._on_gone)
         link.connection.peer_max_streams = self._stream_limit(link.connection.peer_max_streams)
         self.links.append(link)
         task = asyncio.get_running_loop().create_task(self._connect(link))
@@ -160,21 +205,24 @@ class Pool:
         streams = [stream for link in self.links for stream in link.connection.streams.values()]
         return [stream.owner for stream in streams if stream.owner is not None]
 
-    def close(self) -> None:
-        """Close every connection at once."""
+    def watch(self, now: float) -> None:
+        """Judge the silence of each connection."""
+        for link in list(self.links):
+            link.watch(now)
+
+    def retire(self) -> list[UpstreamLink]:
+        """Open and use nothing any more; return the connections that are to be closed."""
         for task in self._connecting:
             task.cancel()
-        for link in list(self.links):
+        for link in self.links:
             link.is_draining = True
-            link.connection.close()
-            link.hub.flush()
-            link.close()
+        return list(self.links)
 
     async def _connect(self, link: UpstreamLink) -> None:
-        loop = asyncio.get_running_loop()
+        route = self.route
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await loop.create_connection(lambda: link, self.host, self.port)
+                await connect(route.address, lambda: link, route.tls, route.server_name)
         except (OSError, TimeoutError) as error:
             link.fail(f"cannot connect: {error or 'timed out'}")
             self.hub.flush()

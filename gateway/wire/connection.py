@@ -16,11 +16,11 @@ from gateway.wire.events import ConnectionFailed, Event, StreamReset
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
 from gateway.wire.frames import FrameType
 from gateway.wire.handlers import FrameHandlers
+from gateway.wire.limits import DEFAULT_LIMITS, Limits
 from gateway.wire.outbox import Outbox
 from gateway.wire.table import Role
 
 DEFAULT_STREAM_WINDOW = 65535
-DEFAULT_MAX_STREAMS = 2048
 SIZES: dict[int, int] = {
     FrameType.PRIORITY: 5,
     FrameType.RST_STREAM: 4,
@@ -37,7 +37,7 @@ class Connection(FrameHandlers):
         role: Role,
         dirty: list[Outbox] | None = None,
         stream_window: int = DEFAULT_STREAM_WINDOW,
-        max_streams: int = DEFAULT_MAX_STREAMS,
+        limits: Limits = DEFAULT_LIMITS,
         tally: express.Tally | None = None,
     ) -> None:
         """Queue the preface and our settings.
@@ -46,12 +46,13 @@ class Connection(FrameHandlers):
             role: which end we are.
             dirty: where the outbox registers when it has something to write.
             stream_window: bytes a peer may send on a stream before we give some back.
-            max_streams: streams a client may have open at once; only for servers.
+            limits: what the peer may ask for.
             tally: counts what the express lane carries.
         """
-        super().__init__(role, [] if dirty is None else dirty, stream_window, max_streams)
+        super().__init__(role, [] if dirty is None else dirty, stream_window, limits)
         self.tally = tally or express.Tally()
         self._tail = b""
+        self.incomplete_since: float | None = None  # when what has arrived of a frame or header block began to
         self._preface = frames.PREFACE if role is Role.SERVER else b""
         self._handlers: dict[int, Callable[[int, int, bytes], Event | None]] = {
             FrameType.DATA: self._on_data,
@@ -97,12 +98,19 @@ class Connection(FrameHandlers):
             self.close(fault.code, fault.message)
             events.append(ConnectionFailed(fault))
         self._tail = bytes(memoryview(buffer)[pos:end])
+        self._note_incomplete(pos > 0, now)
         return events
 
     def feed(self, data: bytes, now: float = 0.0) -> list[Event]:
         """Understand some more bytes; a convenience around `receive`."""
         buffer = bytearray(self._tail + data)
         return self.receive(buffer, len(buffer), now)
+
+    def _note_incomplete(self, some_complete: bool, now: float) -> None:
+        if self._block is None and not self._tail:
+            self.incomplete_since = None
+        elif self.incomplete_since is None or (some_complete and self._block is None):
+            self.incomplete_since = now
 
     def _skip_preface(self, buffer: bytearray, end: int) -> int:
         size = min(end, len(self._preface))
@@ -146,6 +154,7 @@ class Connection(FrameHandlers):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{FrameType(kind).name} of {len(payload)} bytes")
         handler = self._handlers.get(kind)
         if handler is None:
+            self._guards.idle_frames.spend(self._now)
             return None
         try:
             event = handler(flags, stream_id, payload)
@@ -162,6 +171,7 @@ class Connection(FrameHandlers):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
 
     def _fail_stream(self, fault: StreamFault) -> Event | None:
+        self._count_reset()
         stream = self.streams.get(fault.stream_id)
         if stream is not None:
             self.reset(stream, fault.code)

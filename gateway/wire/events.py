@@ -46,10 +46,17 @@ class GoAwayReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class PingAnswered:
+    """A ping of ours has come back: what the peer sends from now on it sends knowing all that we sent before."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionFailed:
     """The peer broke the protocol; GOAWAY stands in the outbox and nothing more will be read."""
 
     fault: WireFault
 
 
-Event = HeadersReceived | DataReceived | StreamReset | GoAwayReceived | ConnectionFailed
+Event = HeadersReceived | DataReceived | StreamReset | GoAwayReceived | PingAnswered | ConnectionFailed

@@ -74,6 +74,11 @@ def pack_reset(stream_id: int, code: int) -> bytes:
     return pack_frame(FrameType.RST_STREAM, 0, stream_id, WORD.pack(code))
 
 
+def pack_ping(payload: bytes, ack: bool = False) -> bytes:
+    """Return a PING frame with its eight bytes."""
+    return pack_frame(FrameType.PING, ACK if ack else 0, 0, payload)
+
+
 def pack_goaway(last_stream_id: int, code: int, debug: bytes = b"") -> bytes:
     """Return a GOAWAY frame."""
     return pack_frame(FrameType.GOAWAY, 0, 0, GOAWAY.pack(last_stream_id, code) + debug)

@@ -6,11 +6,13 @@ Knows complete frames. Does not know how bytes are cut into them.
 from dataclasses import dataclass, field
 
 from gateway.wire import frames
-from gateway.wire.events import DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
+from gateway.wire.events import DataReceived, Event, GoAwayReceived, HeadersReceived, PingAnswered, StreamReset
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
+from gateway.wire.fields import content_length, fault_of_request, fault_of_trailers
 from gateway.wire.frames import Setting
-from gateway.wire.guards import MAX_HEADER_LIST_BYTES, Guards, check_header_block
+from gateway.wire.guards import Guards
 from gateway.wire.headers import HeaderDecoder, Headers
+from gateway.wire.limits import Limits
 from gateway.wire.outbox import Outbox
 from gateway.wire.stream import Move, State, Stream
 from gateway.wire.table import CONNECTION_WINDOW, Role, StreamTable
@@ -31,12 +33,12 @@ class HeaderBlock:
 class FrameHandlers(StreamTable):
     """Applies frames to the streams, windows and settings of a connection."""
 
-    def __init__(self, role: Role, dirty: list[Outbox], stream_window: int, max_streams: int) -> None:
-        """Queue the preface and our settings; `max_streams` is what a client may have open at once."""
+    def __init__(self, role: Role, dirty: list[Outbox], stream_window: int, limits: Limits) -> None:
+        """Queue the preface and our settings."""
         super().__init__(role, dirty, stream_window)
-        self.max_streams = max_streams
-        self._guards = Guards()
-        self._decoder = HeaderDecoder()
+        self.limits = limits
+        self._guards = Guards(limits)
+        self._decoder = HeaderDecoder(limits.max_header_list_bytes)
         self._block: HeaderBlock | None = None
         self._window = CONNECTION_WINDOW
         self._pinged_at_window = self.outbox.window
@@ -47,13 +49,13 @@ class FrameHandlers(StreamTable):
     def _greet(self) -> None:
         settings = {
             Setting.INITIAL_WINDOW_SIZE: self.stream_window,
-            Setting.MAX_HEADER_LIST_SIZE: MAX_HEADER_LIST_BYTES,
+            Setting.MAX_HEADER_LIST_SIZE: self.limits.max_header_list_bytes,
         }
         if self.role is Role.CLIENT:
             self.outbox.put(frames.PREFACE)
             settings[Setting.ENABLE_PUSH] = 0
         else:
-            settings[Setting.MAX_CONCURRENT_STREAMS] = self.max_streams
+            settings[Setting.MAX_CONCURRENT_STREAMS] = self.limits.max_streams
         self.outbox.put(frames.pack_settings({int(key): value for key, value in settings.items()}))
         self.outbox.put(frames.pack_window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
 
@@ -64,8 +66,8 @@ class FrameHandlers(StreamTable):
         self._spend_window(size)
         payload = frames.strip_padding(flags, payload)
         end_stream = bool(flags & frames.END_STREAM)
-        if not size and not end_stream:
-            self._guards.empty_data.spend(self._now)
+        if not payload and not end_stream:
+            self._guards.idle_frames.spend(self._now)
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_gone(stream_id)
@@ -75,6 +77,9 @@ class FrameHandlers(StreamTable):
         stream.recv_window -= size
         if stream.recv_window < 0:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"stream {stream_id} exceeds its window")
+        if stream.announced is not None:
+            stream.announced -= len(payload)
+            _check_announced(stream, end_stream)
         if end_stream:
             stream.move(Move.RECV_END)
         return DataReceived(stream, payload, size, end_stream)
@@ -101,7 +106,7 @@ class FrameHandlers(StreamTable):
         if block is None:
             raise RuntimeError("no header block is open")
         block.data += payload
-        check_header_block(len(block.data), block.num_continuations)
+        self._guards.check_header_block(len(block.data), block.num_continuations)
         if not flags & frames.END_HEADERS:
             return None
         self._block = None
@@ -116,11 +121,23 @@ class FrameHandlers(StreamTable):
                 return None
         self.leave_lane(stream)
         stream.move(Move.RECV_HEADERS)
+        if self.role is Role.SERVER:
+            self._check_fields(stream, headers, opens, end_stream)
         if end_stream:
             stream.move(Move.RECV_END)
-        elif not opens and self.role is Role.SERVER:
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "trailers that do not end the stream")
         return HeadersReceived(stream, headers, end_stream, opens)
+
+    @staticmethod
+    def _check_fields(stream: Stream, headers: Headers, opens: bool, end_stream: bool) -> None:
+        if not opens and not end_stream:
+            raise StreamFault(stream.stream_id, ErrorCode.PROTOCOL_ERROR, "trailers that do not end the stream")
+        fault = fault_of_request(headers) if opens else fault_of_trailers(headers)
+        if fault is not None:
+            raise StreamFault(stream.stream_id, ErrorCode.PROTOCOL_ERROR, fault)
+        if opens:
+            stream.announced = content_length(headers)
+        if stream.announced is not None:
+            _check_announced(stream, end_stream)
 
     def _accept(self, stream_id: int) -> Stream | None:
         if self.role is Role.CLIENT or stream_id <= self._highest:
@@ -129,8 +146,8 @@ class FrameHandlers(StreamTable):
         if not stream_id % 2:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"a client opens stream {stream_id}")
         self._highest = stream_id
-        if len(self.streams) >= self.max_streams:
-            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, f"more than {self.max_streams} streams")
+        if len(self.streams) >= self.limits.max_streams:
+            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, f"more than {self.limits.max_streams} streams")
         return self._add(stream_id)
 
     def _check_gone(self, stream_id: int) -> None:
@@ -146,7 +163,7 @@ class FrameHandlers(StreamTable):
         raise ConnectionFault(code, f"a frame on stream {stream_id}, which is not open")
 
     def _on_reset(self, _flags: int, stream_id: int, payload: bytes) -> Event | None:
-        self._guards.resets.spend(self._now)
+        self._count_reset()
         self._check_not_idle(stream_id, "RST_STREAM")
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -154,13 +171,18 @@ class FrameHandlers(StreamTable):
         self._drop(stream)
         return StreamReset(stream, frames.WORD.unpack(payload)[0])
 
+    def _count_reset(self) -> None:
+        """Count a stream that a client made us give up, be it by a fault: both are equally cheap for it."""
+        if self.role is Role.SERVER:
+            self._guards.resets.spend(self._now)
+
     def _check_not_idle(self, stream_id: int, what: str) -> None:
         highest = self._highest if self.role is Role.SERVER else self._next_id - 2
         if not 0 < stream_id <= highest or not stream_id % 2:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
 
     def _on_priority(self, _flags: int, stream_id: int, _payload: bytes) -> Event | None:
-        self._guards.priorities.spend(self._now)
+        self._guards.idle_frames.spend(self._now)
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         return None
@@ -176,13 +198,17 @@ class FrameHandlers(StreamTable):
             self._window = CONNECTION_WINDOW
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
-        if stream_id or (flags & frames.ACK and payload):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream, or an ACK with a payload")
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
         if flags & frames.ACK:
+            if payload:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS ACK of {len(payload)} bytes")
             return None
         self._guards.settings.spend(self._now)
         settings = frames.parse_settings(payload)
         self.outbox.max_frame = settings.get(Setting.MAX_FRAME_SIZE, self.outbox.max_frame)
+        if Setting.HEADER_TABLE_SIZE in settings:
+            self.outbox.limit_table(settings[Setting.HEADER_TABLE_SIZE])
         if self.role is Role.CLIENT:
             self.peer_max_streams = settings.get(Setting.MAX_CONCURRENT_STREAMS, self._default_max_streams())
         if Setting.INITIAL_WINDOW_SIZE in settings:
@@ -209,12 +235,12 @@ class FrameHandlers(StreamTable):
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
         if flags & frames.ACK:
-            return None
+            return PingAnswered(payload)
         if self.outbox.window < self._pinged_at_window:  # data has gone out since: a bandwidth probe, not a flood
-            self._guards.pings.tokens = self._guards.pings.burst
+            self._guards.pings.refill()
         self._pinged_at_window = self.outbox.window
         self._guards.pings.spend(self._now)
-        self.outbox.put(frames.pack_frame(frames.FrameType.PING, frames.ACK, 0, payload))
+        self.outbox.put(frames.pack_ping(payload, ack=True))
         return None
 
     def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> Event | None:
@@ -228,9 +254,11 @@ class FrameHandlers(StreamTable):
         if stream_id:
             self._open_stream_window(stream_id, increment)
             return None
+        if not increment:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a connection window update of 0")
         self.outbox.window += increment
-        if not increment or self.outbox.window > frames.MAX_WINDOW:
-            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"a connection window update of {increment}")
+        if self.outbox.window > frames.MAX_WINDOW:
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"a connection window of {self.outbox.window}")
         self.outbox.flush_all()
         return None
 
@@ -239,8 +267,16 @@ class FrameHandlers(StreamTable):
         if stream is None:
             self._check_not_idle(stream_id, "WINDOW_UPDATE")
             return
+        if not increment:
+            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a stream window update of 0")
         stream.send_window += increment
-        if not increment or stream.send_window > frames.MAX_WINDOW:
-            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"a stream window update of {increment}")
+        if stream.send_window > frames.MAX_WINDOW:
+            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"a stream window of {stream.send_window}")
         if stream.state is not State.CLOSED:
             self.outbox.flush(stream)
+
+
+def _check_announced(stream: Stream, end_stream: bool) -> None:
+    if stream.announced is None or stream.announced == 0 or (stream.announced > 0 and not end_stream):
+        return
+    raise StreamFault(stream.stream_id, ErrorCode.PROTOCOL_ERROR, "the content length is not the length of the content")

@@ -8,12 +8,16 @@ from functools import lru_cache
 
 from hpack import Decoder, Encoder
 from hpack.exceptions import HPACKError, OversizedHeaderListError
+from hpack.hpack import encode_integer
 
 from gateway.wire.faults import ConnectionFault, ErrorCode
-from gateway.wire.guards import MAX_HEADER_LIST_BYTES
+from gateway.wire.limits import DEFAULT_LIMITS
 
 Headers = tuple[tuple[bytes, bytes], ...]
 CACHED_BLOCKS = 1024
+
+DEFAULT_TABLE_SIZE = 4096
+TABLE_SIZE_UPDATE, TABLE_SIZE_BITS = 0x20, 5
 
 _ENCODER = Encoder()
 
@@ -24,11 +28,20 @@ def encode_headers(headers: Headers) -> bytes:
     return _ENCODER.encode([(name, value, True) for name, value in headers], huffman=False)
 
 
+def table_size_update(size: int) -> bytes:
+    """Return what begins a block of an encoder whose table shrinks to `size` bytes."""
+    data = encode_integer(size, TABLE_SIZE_BITS)
+    data[0] |= TABLE_SIZE_UPDATE
+    return bytes(data)
+
+
 class HeaderDecoder:
     """One direction's decoding state."""
 
-    def __init__(self) -> None:
-        self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST_BYTES)
+    def __init__(self, max_list_bytes: int = DEFAULT_LIMITS.max_header_list_bytes) -> None:
+        """Refuse lists that unpack to more than `max_list_bytes`."""
+        self.max_list_bytes = max_list_bytes
+        self._decoder = Decoder(max_header_list_size=max_list_bytes)
         self._known: dict[bytes, Headers] = {}
 
     def decode(self, block: bytes) -> Headers:
@@ -44,10 +57,12 @@ class HeaderDecoder:
         try:
             headers = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
         except OversizedHeaderListError as error:
-            message = f"a header list of more than {MAX_HEADER_LIST_BYTES} bytes"
+            message = f"a header list of more than {self.max_list_bytes} bytes"
             raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, message) from error
         except HPACKError as error:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"malformed header block: {error}") from error
+            raise ConnectionFault(
+                ErrorCode.COMPRESSION_ERROR, f"malformed header block: {type(error).__name__}"
+            ) from error
         size_now, newest_now, room_now = self._table_state()
         changed = size_now != size or newest_now is not newest or room_now != room
         if changed or len(self._known) >= CACHED_BLOCKS:

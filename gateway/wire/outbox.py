@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.wire import frames
+from gateway.wire.headers import DEFAULT_TABLE_SIZE, table_size_update
 from gateway.wire.stream import Move, Stream
 
 LARGEST_FRAME = 64 * 1024
@@ -29,6 +30,8 @@ class Outbox:
         self.initial_window = frames.DEFAULT_WINDOW
         self.max_frame = frames.DEFAULT_MAX_FRAME_SIZE
         self.paused = False
+        self._table_size = DEFAULT_TABLE_SIZE
+        self._table_update = b""  # what the next header block must begin with
         self.blocked: dict[int, Stream] = {}
         self.sink: Callable[[], None] | None = None
         self.ended: list[Stream] = []  # streams whose `ending` has left
@@ -46,10 +49,16 @@ class Outbox:
         self.chunks.clear()
         return data
 
+    def limit_table(self, size: int) -> None:
+        """Take the peer's HEADER_TABLE_SIZE: our next block must say that we keep to a smaller one (RFC 7541, 4.2)."""
+        if size < self._table_size:
+            self._table_size = size
+            self._table_update = table_size_update(size)
+
     def send_headers(self, stream: Stream, block: bytes, end_stream: bool = False) -> None:
         """Send a header block ahead of any queued data."""
         stream.move(Move.SEND_HEADERS)
-        self.put(frames.pack_headers(stream.stream_id, block, end_stream, self.max_frame))
+        self._put_headers(stream, block, end_stream)
         if end_stream:
             stream.ending = b""
             stream.move(Move.SEND_END)
@@ -64,23 +73,21 @@ class Outbox:
     def finish(self, stream: Stream, trailers: bytes | None = None) -> None:
         """End our side after what is queued, with a trailing header block or an empty DATA frame."""
         if trailers is None:
-            ending = frames.pack_frame(frames.FrameType.DATA, frames.END_STREAM, stream.stream_id)
-        else:
-            ending = frames.pack_headers(stream.stream_id, trailers, True, self.max_frame)
-        stream.ending = ending
+            stream.queue.append((b"", None))
+        stream.ending = trailers or b""
         self.flush(stream)
 
     def flush(self, stream: Stream) -> None:
         """Send of one stream what its windows allow."""
         queue = stream.queue
-        while queue and not self.paused and stream.send_window > 0 and self.window > 0:
+        while queue and not self.paused and ((stream.send_window > 0 and self.window > 0) or not queue[0][0]):
             self._send_some(stream, *queue.popleft())
         if queue:
             self.blocked[stream.stream_id] = stream
             return
         self.blocked.pop(stream.stream_id, None)
         if stream.ending:
-            self.put(stream.ending)
+            self._put_headers(stream, stream.ending, True)
             stream.ending = b""
             stream.move(Move.SEND_END)
             self.ended.append(stream)
@@ -97,6 +104,11 @@ class Outbox:
         self.blocked.pop(stream.stream_id, None)
         stream.queue.clear()
         stream.ending = b""
+
+    def _put_headers(self, stream: Stream, block: bytes, end_stream: bool) -> None:
+        if self._table_update:
+            block, self._table_update = self._table_update + block, b""
+        self.put(frames.pack_headers(stream.stream_id, block, end_stream, self.max_frame))
 
     def _send_some(self, stream: Stream, piece: bytes | memoryview, owner: Any) -> None:
         size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME)

@@ -75,8 +75,11 @@ class Stream:
     recv_window: int
     state: State = State.IDLE
     queue: deque[tuple[bytes | memoryview, Any]] = field(default_factory=deque)
-    ending: bytes | None = None  # frames that end our side once the queue is empty; b"" is END_STREAM on the last DATA
+    ending: bytes | None = (
+        None  # trailers that end our side once the queue is empty; b"" is END_STREAM on the last DATA
+    )
     consumed: int = 0  # received and passed on, not yet given back to the peer
+    announced: int | None = None  # DATA still to come by the request's content length
     owner: Any = None
     target: Stream | None = None
     lane_credit: int = 0

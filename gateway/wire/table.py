@@ -105,6 +105,10 @@ class StreamTable:
             else:
                 self.reset(stream, ErrorCode.NO_ERROR)
 
+    def ping(self, payload: bytes) -> None:
+        """Ask the peer for a sign of life; it comes back with these eight bytes."""
+        self.outbox.put(frames.pack_ping(payload))
+
     def go_away(self, code: int = ErrorCode.NO_ERROR, debug: str = "", last_stream_id: int | None = None) -> None:
         """Tell the peer to open no more streams; those up to the last one named are still answered."""
         last = self._highest if last_stream_id is None else last_stream_id

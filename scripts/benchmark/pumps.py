@@ -13,6 +13,7 @@ from gateway.wire import frames
 from gateway.wire.connection import Connection
 from gateway.wire.events import DataReceived, Event, HeadersReceived
 from gateway.wire.headers import encode_headers
+from gateway.wire.limits import Limits
 from gateway.wire.messages import MessageReader, frame_message
 from gateway.wire.protobuf import encode_field
 from gateway.wire.stream import Stream
@@ -46,7 +47,7 @@ class BackendPump(asyncio.Protocol):
     """One connection of the backend."""
 
     def __init__(self) -> None:
-        self.connection = Connection(Role.SERVER, [], max_streams=10_000)
+        self.connection = Connection(Role.SERVER, [], limits=Limits(max_streams=10_000))
         self.transport: asyncio.Transport | None = None
         self.is_paused = False
         self.active: dict[Stream, bytes] = {}

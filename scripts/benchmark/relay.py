@@ -23,7 +23,7 @@ import psutil
 import uvloop
 from rich.progress import Progress
 
-from gateway.config import split_address
+from gateway.address import split_address
 from scripts.benchmark.pumps import ECHO_MODEL, PUMP_MODEL, RESPONSE, BackendPump, ClientPump
 from scripts.benchmark.report import Report
 

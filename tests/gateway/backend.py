@@ -26,7 +26,13 @@ class Backend:
     """One fake instance."""
 
     def __init__(
-        self, name: str, metrics: bool = True, port: int = 0, options: tuple[tuple[str, int], ...] = ()
+        self,
+        name: str,
+        metrics: bool = True,
+        port: int = 0,
+        options: tuple[tuple[str, int], ...] = (),
+        address: str | None = None,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self.name = name
         self.requests: list[Any] = []
@@ -43,13 +49,18 @@ class Backend:
         self.stopped = threading.Event()
         self.server = grpc.server(ThreadPoolExecutor(160), options=[*OPTIONS, *options])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_Service(self), self.server)
-        self.port = self.server.add_insecure_port(f"127.0.0.1:{port}")
+        listening = address or f"127.0.0.1:{port}"
+        if credentials is None:
+            self.port = self.server.add_insecure_port(listening)
+        else:
+            self.port = self.server.add_secure_port(listening, credentials)
+        self._address = address
         self.server.start()
         self.http = _metrics_server(self) if metrics else None
 
     @property
     def grpc_address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return self._address or f"127.0.0.1:{self.port}"
 
     @property
     def flag(self) -> str:

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class GatewayProcess:
     """`python -m gateway` on free ports."""
 
-    def __init__(self, *instances: str, flags: tuple[str, ...] = (), log: Path | None = None) -> None:
+    def __init__(
+        self, *instances: str, flags: tuple[str, ...] = (), log: Path | None = None, address: str = "127.0.0.1:0"
+    ) -> None:
         command = [
             sys.executable,
             "-W",
@@ -25,7 +27,7 @@ class GatewayProcess:
             "-m",
             "gateway",
             "--grpc-address",
-            "127.0.0.1:0",
+            address,
             "--http-address",
             "127.0.0.1:0",
         ]

@@ -92,7 +92,7 @@ def test_a_routed_call_goes_on_with_the_clients_metadata_and_asks_for_statuses()
     extra = ((b"authorization", b"x"), (b"triton_grpc_error", b"true"), (b"grpc-timeout", b"9S"), (b"te", b"trailers"))
     call = parse_call((*REQUEST, *extra))
     assert (call.is_routed, call.wants_status, call.timeout) == (True, True, 9.0)
-    headers = upstream_headers(call, b"there:1")
+    headers = upstream_headers(call, b"http", b"there:1")
     assert headers.count((b"triton_grpc_error", b"true")) == 0
     assert dict(headers)[b":authority"] == b"there:1"
     assert b"grpc-timeout" not in dict(headers)

@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.wire import frames, guards
+from gateway.wire import frames
 from gateway.wire.events import ConnectionFailed, DataReceived, HeadersReceived, StreamReset
 from gateway.wire.faults import ErrorCode
 from gateway.wire.frames import FrameType
 from gateway.wire.headers import encode_headers
+from gateway.wire.limits import DEFAULT_LIMITS, Limits
 from gateway.wire.stream import State
 from tests.gateway.wires import (
     HELLO,
@@ -106,7 +107,9 @@ FAULTS = {
     "settings on a stream": (frames.pack_frame(FrameType.SETTINGS, 0, 1), ErrorCode.PROTOCOL_ERROR),
     "an initial window above the limit": (frames.pack_settings({4: 2**31}), ErrorCode.FLOW_CONTROL_ERROR),
     "a maximal frame size below the floor": (frames.pack_settings({5: 100}), ErrorCode.PROTOCOL_ERROR),
-    "a window update of nothing": (frames.pack_window_update(0, 0), ErrorCode.FLOW_CONTROL_ERROR),
+    "a window update of nothing": (frames.pack_window_update(0, 0), ErrorCode.PROTOCOL_ERROR),
+    "an acknowledgement of settings with a payload": (
+        frames.pack_frame(FrameType.SETTINGS, frames.ACK, 0, bytes(6)), ErrorCode.FRAME_SIZE_ERROR),
     "a window beyond the limit": (frames.pack_window_update(0, 2**31 - 1), ErrorCode.FLOW_CONTROL_ERROR),
     "a push promise": (frames.pack_frame(FrameType.PUSH_PROMISE, 4, 1, b"\0\0\0\2"), ErrorCode.PROTOCOL_ERROR),
     "a continuation without headers": (frames.pack_frame(FrameType.CONTINUATION, 4, 1), ErrorCode.PROTOCOL_ERROR),
@@ -137,18 +140,22 @@ def test_a_fault_of_the_connection_is_answered_with_goaway(name: str) -> None:
 
 
 FLOODS = {
-    "resets": (b"".join(open_frame(i) + frames.pack_reset(i, 8) for i in range(1, 12_001, 2)), guards.RESET_BURST),
-    "pings": (3000 * frames.pack_frame(FrameType.PING, 0, 0, b"12345678"), guards.PING_BURST),
-    "settings": (200 * frames.pack_settings({}), guards.SETTINGS_BURST),
-    "empty data": (open_frame(1) + 3000 * data_frame(1, b""), guards.EMPTY_DATA_BURST),
-    "priorities": (3000 * frames.pack_frame(FrameType.PRIORITY, 0, 1, b"\0\0\0\0\1"), guards.PRIORITY_BURST),
-}
+    "resets": b"".join(open_frame(i) + frames.pack_reset(i, 8) for i in range(1, 12_001, 2)),
+    "streams that we have to reset": b"".join(
+        open_frame(i) + frames.pack_window_update(i, 0) for i in range(1, 12_001, 2)),
+    "pings": 3000 * frames.pack_ping(b"12345678"),
+    "settings": 200 * frames.pack_settings({}),
+    "empty data": open_frame(1) + 3000 * data_frame(1, b""),
+    "data of nothing but padding": open_frame(1) + 3000 * frames.pack_frame(FrameType.DATA, 8, 1, b"\1\0"),
+    "priorities": 3000 * frames.pack_frame(FrameType.PRIORITY, 0, 1, b"\0\0\0\0\1"),
+    "frames of an unknown type": 3000 * frames.pack_frame(77, 0, 0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_flood_is_answered_with_enhance_your_calm(name: str) -> None:
     connection = server()
-    events = connection.feed(HELLO + FLOODS[name][0])
+    events = connection.feed(HELLO + FLOODS[name])
     assert isinstance(events[-1], ConnectionFailed)
     assert error_codes(connection) == [ErrorCode.ENHANCE_YOUR_CALM]
 
@@ -166,14 +173,14 @@ def test_pings_between_data_of_ours_are_never_a_flood() -> None:
     (opened,) = connection.feed(HELLO + open_frame(1) + frames.pack_window_update(0, 10**6))
     assert isinstance(opened, HeadersReceived)
     connection.feed(frames.pack_window_update(1, 10**6))
-    for _ in range(3 * guards.PING_BURST):
+    for _ in range(3 * DEFAULT_LIMITS.pings.burst):
         connection.outbox.send_data(opened.stream, b"token")
         connection.feed(frames.pack_frame(FrameType.PING, 0, 0, b"12345678"))
     assert not connection.is_closed
 
 
 def test_a_stream_above_the_limit_is_refused_and_the_others_live() -> None:
-    connection = server(max_streams=2)
+    connection = server(limits=Limits(max_streams=2))
     events = connection.feed(HELLO + open_frame(1) + open_frame(3) + open_frame(5) + data_frame(1, b"x"))
     assert [type(event) for event in events] == [HeadersReceived, HeadersReceived, DataReceived]
     resets = [frame for frame in written(connection) if frame[0] == FrameType.RST_STREAM]

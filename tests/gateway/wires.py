@@ -4,8 +4,17 @@ from itertools import pairwise
 
 from gateway.wire import frames
 from gateway.wire.connection import Connection
-from gateway.wire.events import ConnectionFailed, DataReceived, Event, GoAwayReceived, HeadersReceived, StreamReset
+from gateway.wire.events import (
+    ConnectionFailed,
+    DataReceived,
+    Event,
+    GoAwayReceived,
+    HeadersReceived,
+    PingAnswered,
+    StreamReset,
+)
 from gateway.wire.headers import Headers, encode_headers
+from gateway.wire.limits import Limits
 from gateway.wire.table import Role
 
 REQUEST: Headers = (
@@ -15,11 +24,12 @@ REQUEST: Headers = (
     (b":authority", b"here"),
     (b"content-type", b"application/grpc"),
 )
+MANY_STREAMS = Limits(max_streams=100_000)
 HELLO = frames.PREFACE + frames.pack_settings({})
 
 
-def server(stream_window: int = frames.DEFAULT_WINDOW, max_streams: int = 100_000) -> Connection:
-    connection = Connection(Role.SERVER, [], stream_window, max_streams)
+def server(stream_window: int = frames.DEFAULT_WINDOW, limits: Limits = MANY_STREAMS) -> Connection:
+    connection = Connection(Role.SERVER, [], stream_window, limits)
     connection.outbox.take()
     return connection
 
@@ -43,6 +53,8 @@ def describe(event: Event) -> tuple[object, ...]:
             return "reset", event.stream.stream_id, event.code
         case GoAwayReceived():
             return "goaway", event.last_stream_id, event.code, event.debug
+        case PingAnswered():
+            return "pong", event.payload
         case ConnectionFailed():
             return "failed", event.fault.code, event.fault.message
 
