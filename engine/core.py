@@ -8,17 +8,21 @@ Invariants:
 2. Between steps `scheduler.check()` holds.
 """
 
+import logging
 import secrets
 import time
+from dataclasses import replace
 from itertools import takewhile
 
 from engine.config import EngineConfig
+from engine.errors import EngineError, RequestFailed, grpc_code
 from engine.kv_manager import KVManager
 from engine.messages import ModelInfo
 from engine.model_runner import ModelRunner
 from engine.models.config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.request_check import check_request
+from engine.sampler import SampledTokens
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler, StepPlan
 from engine.sequence import Sequence
@@ -27,6 +31,7 @@ from engine.text.stop_strings import StopStringChecker
 from engine.text.tokenizer import Tokenizer
 
 STOP_TOKEN_CONTEXT = 4
+logger = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -106,8 +111,8 @@ class EngineCore:
         self._account(plan)
         outputs = [
             output
-            for sequence, token_id, log_prob in zip(sampling, sampled.token_ids, sampled.log_probs, strict=True)
-            if (output := self._advance(sequence, token_id, log_prob)) is not None
+            for row, sequence in enumerate(sampling)
+            if (output := self._take_token(sequence, sampled, row)) is not None
         ]
         self.stats.num_steps += 1
         self.stats.last_step_seconds = time.monotonic() - started
@@ -146,6 +151,17 @@ class EngineCore:
             sequence.num_computed_tokens += item.num_tokens
             self.scheduler.kv.register(sequence)
 
+    def _take_token(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
+        """Give a sequence its token; whatever goes wrong ends this sequence only."""
+        try:
+            error = sampled.errors[row]
+            if error is None:
+                return self._advance(sequence, sampled.token_ids[row], sampled.log_probs[row])
+        except Exception as bug:
+            logger.exception("request %d failed", sequence.request_id)
+            error = RequestFailed(f"the request failed inside the engine: {bug!r}")
+        return self._fail(sequence, error)
+
     def _advance(self, sequence: Sequence, token_id: int, log_prob: float | None) -> RequestOutput | None:
         reason = append_token(sequence, token_id)
         self.stats.num_generated_tokens += 1
@@ -173,6 +189,11 @@ class EngineCore:
         self.stats.num_finished += 1
         del self._sequences[sequence.request_id]
         return self._emit(sequence)
+
+    def _fail(self, sequence: Sequence, error: EngineError) -> RequestOutput:
+        sequence.num_releasable = sequence.num_emitted
+        output = self._finish(sequence, FinishReason.ERROR)
+        return replace(output, error=str(error), error_code=grpc_code(error))
 
     def _emit(self, sequence: Sequence) -> RequestOutput:
         start, end = sequence.num_emitted, sequence.num_releasable

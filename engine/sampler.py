@@ -2,114 +2,121 @@
 
 Knows logits, sampling options, and the tokens a sequence has so far. Does not know the model, blocks or text.
 
-The order is: penalties, held-off tokens, (greedy ends here), temperature, top-k, top-p, min-p, draw.
-Random numbers are a pure function of (seed, position), so a request draws the same numbers alone, in any batch, after
-preemption and on another instance. Log-probabilities are those of the model before any option is applied.
+The order is: the rules of `engine.logit_rules`, (greedy ends here), temperature, top-k, top-p, min-p, draw. Random
+numbers are a function of (seed, position). Log-probabilities are those of the model before any option is applied.
 
-Invariant: what happens to one row depends on that row and its own sequence only.
+Invariants:
+1. What happens to one row depends on that row and its own sequence only, failures included.
+2. Rows are handled together; what is done row by row costs a few microseconds and only for rows that ask for it.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from engine.errors import EngineError, RequestFailed
+from engine.logit_rules import Adjustment, LogitRules
+from engine.random_numbers import uniforms
 from engine.sequence import Sequence
+from kernels.draw_token import Draws, select
 
-GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-COLDEST = 1e-30  # below it no two different fp32 logits both keep a probability above 0
-MIX_1, MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class SampledTokens:
-    """One token id for each sampling sequence, and its log-probability where the sequence asks for it."""
+    """What each of the R sampling sequences got.
+
+    Attributes:
+        token_ids: the tokens; where there is an error, any number.
+        log_probs: the token's log-probability, where the sequence asks for it.
+        errors: why a sequence has no token.
+    """
 
     token_ids: list[int]
     log_probs: list[float | None]
+    errors: list[EngineError | None]
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> SampledTokens:
     """Choose one token for each row of `logits` [R, V] fp32, which is changed in place."""
-    log_probs_of = _raw_log_probs(logits, sequences)
+    errors: list[EngineError | None] = [None] * len(sequences)
+    logged = _LoggedRows(logits, sequences)
+    _apply_rules(logits, sequences, errors)
+    token_ids, is_valid = select(logits.device)(logits, _draws(sequences))
+    for row in np.flatnonzero(~is_valid):
+        errors[row] = errors[row] or _explain(logits[row])
+    return SampledTokens(token_ids.tolist(), logged.log_probs(token_ids), errors)
+
+
+class _LoggedRows:
+    """The model's own log-probabilities of the rows that want them."""
+
+    def __init__(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
+        self._num_rows = len(sequences)
+        self._rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs]
+        self._logits = logits[self._rows] if self._rows else logits[:0]
+
+    def log_probs(self, token_ids: np.ndarray) -> list[float | None]:
+        """Return the log-probability of each row's token, None for rows that do not want it."""
+        found: list[float | None] = [None] * self._num_rows
+        if self._rows:
+            chosen = self._logits[range(len(self._rows)), token_ids[self._rows]] - self._logits.logsumexp(dim=-1)
+            for row, log_prob in zip(self._rows, chosen.tolist(), strict=True):
+                found[row] = log_prob
+        return found
+
+
+def _apply_rules(logits: torch.Tensor, sequences: list[Sequence], errors: list[EngineError | None]) -> None:
+    adjustments: list[tuple[int, Adjustment]] = []
     for row, sequence in enumerate(sequences):
-        _apply_penalties(logits[row], sequence)
-        _hold_off_stop_tokens(logits[row], sequence)
-    token_ids = logits.argmax(dim=-1).tolist()
-    for row, sequence in enumerate(sequences):
-        if sequence.params.effective_temperature > 0:
-            token_ids[row] = _draw(logits[row], sequence)
-    return SampledTokens(token_ids, [_pick(log_probs_of[row], token_ids[row]) for row in range(len(sequences))])
+        try:
+            rules = sequence.logit_rules = sequence.logit_rules or LogitRules(sequence.params, sequence.stop_token_ids)
+            if not rules.is_empty:
+                adjustments.append((row, rules.adjust(sequence.token_ids, sequence.num_prompt_tokens)))
+        except Exception as error:  # a bug that one sequence meets must not end the others
+            logger.exception("the logit rules of request %d failed", sequence.request_id)
+            errors[row] = RequestFailed(f"the request's options could not be applied: {error!r}")
+    if adjustments:
+        _penalise(logits, adjustments)
+        _add(logits, adjustments)
 
 
-def uniform(seed: int, position: int) -> float:
-    """Return the number in [0, 1) that belongs to (seed, position): SplitMix64 (Steele et al., OOPSLA 2014)."""
-    with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed) + GOLDEN_GAMMA) + GOLDEN_GAMMA * np.uint64(position + 1)
-        return float(_mix(state) >> np.uint64(11)) * 2.0**-53
+def _penalise(logits: torch.Tensor, adjustments: list[tuple[int, Adjustment]]) -> None:
+    ids = np.concatenate([a.penalised_ids for _, a in adjustments])
+    if not len(ids):
+        return
+    counts = [len(a.penalised_ids) for _, a in adjustments]
+    where = torch.from_numpy(np.repeat([row for row, _ in adjustments], counts)), torch.from_numpy(ids)
+    penalty = torch.from_numpy(np.repeat([a.penalty for _, a in adjustments], counts).astype(np.float32))
+    values = logits[where]
+    logits[where] = torch.where(values > 0, values / penalty, values * penalty)
 
 
-def _mix(state: np.uint64) -> np.uint64:
-    state = (state ^ (state >> np.uint64(30))) * MIX_1
-    state = (state ^ (state >> np.uint64(27))) * MIX_2
-    return state ^ (state >> np.uint64(31))
+def _add(logits: torch.Tensor, adjustments: list[tuple[int, Adjustment]]) -> None:
+    ids = np.concatenate([a.added_ids for _, a in adjustments])
+    if not len(ids):
+        return
+    rows = np.repeat([row for row, _ in adjustments], [len(a.added_ids) for _, a in adjustments])
+    added = torch.from_numpy(np.concatenate([a.added for _, a in adjustments]))
+    logits.index_put_((torch.from_numpy(rows), torch.from_numpy(ids)), added, accumulate=True)
 
 
-def _raw_log_probs(logits: torch.Tensor, sequences: list[Sequence]) -> list[torch.Tensor | None]:
-    return [logits[row].log_softmax(dim=-1) if s.params.logprobs else None for row, s in enumerate(sequences)]
+def _draws(sequences: list[Sequence]) -> Draws:
+    seeds = np.array([s.seed for s in sequences], dtype=np.uint64)
+    positions = np.array([s.num_tokens for s in sequences], dtype=np.uint64)
+    return Draws(
+        temperature=np.array([s.params.effective_temperature for s in sequences], dtype=np.float64),
+        top_k=np.array([s.params.top_k for s in sequences], dtype=np.int64),
+        top_p=np.array([s.params.top_p for s in sequences], dtype=np.float64),
+        min_p=np.array([s.params.min_p for s in sequences], dtype=np.float64),
+        point=uniforms(seeds, positions),
+    )
 
 
-def _pick(log_probs: torch.Tensor | None, token_id: int) -> float | None:
-    return None if log_probs is None else float(log_probs[token_id])
-
-
-def _apply_penalties(logits: torch.Tensor, sequence: Sequence) -> None:
-    params = sequence.params
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sequence.token_ids).unique()
-        values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    if params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-        output = torch.tensor(sequence.token_ids[sequence.num_prompt_tokens :], dtype=torch.int64)
-        seen, counts = output.unique(return_counts=True)
-        logits[seen] -= params.presence_penalty + params.frequency_penalty * counts
-
-
-def _hold_off_stop_tokens(logits: torch.Tensor, sequence: Sequence) -> None:
-    if sequence.num_output_tokens < sequence.params.min_tokens and sequence.stop_token_ids:
-        logits[list(sequence.stop_token_ids)] = float("-inf")
-
-
-def _draw(logits: torch.Tensor, sequence: Sequence) -> int:
-    """Draw by inverting the distribution at this sequence's random number, likeliest tokens first where cut."""
-    params = sequence.params
-    scaled = (logits - logits.max()) / max(params.effective_temperature, COLDEST)  # no overflow, however cold
-    is_cut = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
-    order = None
-    if is_cut:
-        scaled, order = _likeliest(scaled, params.top_k)
-    probs = scaled.double().softmax(dim=-1)
-    if is_cut:
-        probs = probs[: _num_kept(probs, params.top_p, params.min_p)]
-    cumulative = probs.cumsum(dim=-1)
-    point = uniform(sequence.seed, sequence.num_tokens) * cumulative[-1]
-    index = min(int(torch.searchsorted(cumulative, point, right=True)), len(cumulative) - 1)
-    return index if order is None else int(order[index])
-
-
-def _likeliest(scaled: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the kept logits in falling order and their token ids; equal logits stand in the order of their ids."""
-    values, order = scaled.sort(descending=True, stable=True)
-    if 0 < top_k < len(values):
-        return values[:top_k], order[:top_k]
-    return values, order
-
-
-def _num_kept(probs: torch.Tensor, top_p: float, min_p: float) -> int:
-    """Return how many of the falling `probs` stay: the token that reaches `top_p` is the last one in."""
-    num_kept = len(probs)
-    if top_p < 1.0:
-        num_kept = int((probs.cumsum(dim=-1) < top_p).sum()) + 1
-    if min_p > 0.0:
-        num_kept = min(num_kept, int((probs >= min_p * probs[0]).sum()))
-    return max(1, min(num_kept, len(probs)))
+def _explain(row: torch.Tensor) -> EngineError:
+    if bool((row == -torch.inf).all()):
+        return RequestFailed("the request's options forbid every token")
+    return RequestFailed(f"the model's logits are not finite: {int((~row.isfinite()).sum())} of {len(row)} values")

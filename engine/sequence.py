@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
+from engine.logit_rules import LogitRules
 from engine.outputs import FinishReason, Timings
 from engine.sampling_params import SamplingParams
 
@@ -60,6 +61,7 @@ class Sequence:
         max_total_tokens: prompt plus output may not grow past this.
         stop_token_ids: ids that end the sequence once `min_tokens` are out, end-of-sequence tokens included.
         seed: resolved seed; random numbers are keyed by it and the position.
+        logit_rules: what the options do to the logits; the sampler makes them when it first needs them.
         block_hashes: names of the blocks registered so far, see `engine.prefix_cache`.
         num_resumed: output tokens that another engine made and somebody has delivered; they come with the request.
         num_releasable: output tokens that may be sent on; behind the rest a stop string may be forming.
@@ -86,6 +88,7 @@ class Sequence:
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
+    logit_rules: LogitRules | None = None
 
     @property
     def num_tokens(self) -> int:

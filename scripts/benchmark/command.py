@@ -66,6 +66,16 @@ def engine(
 
 
 @app.command()
+def sampler(threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None) -> None:
+    """Measure what choosing the tokens of one step costs at 64 sequences."""
+    from scripts.benchmark.sampler import run
+
+    with _progress() as progress:
+        report = run(_threads(threads), repeats, progress)
+    _finish(report, json)
+
+
+@app.command()
 def endpoint(
     model: ModelOption = None, threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None
 ) -> None:

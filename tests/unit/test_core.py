@@ -208,3 +208,47 @@ def test_more_resumed_tokens_than_max_tokens_are_refused(core: EngineCore) -> No
         core.add(1, [5], SamplingParams(max_tokens=2), 0.0, (1, 2, 3))
     with pytest.raises(InvalidRequest, match="resume_token_ids holds the token id 300"):
         core.add(1, [5], SamplingParams(), 0.0, (1, 300))
+
+
+def test_a_nan_in_the_logits_ends_one_request_and_the_others_say_the_same(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    alone = generate(core, [[5, 6]], [params])[0].token_ids
+    model = core.runner.model
+
+    def poisoned(batch: Any, cache: Any) -> torch.Tensor:
+        logits = model(batch, cache)
+        for row, sequence in enumerate(batch.sampling):
+            if sequence.request_id == 2 and sequence.num_output_tokens == 3:
+                logits[row, 17] = torch.nan
+        return logits
+
+    monkeypatch.setattr(core.runner, "model", poisoned)
+    core.add(1, [5, 6], params, 0.0)
+    core.add(2, [7, 8], params, 0.0)
+    outputs: list[RequestOutput] = []
+    while core.has_work:
+        outputs += core.step()
+        core.scheduler.check()
+    assert [t for o in outputs if o.request_id == 1 for t in o.token_ids] == alone
+    failed = [o for o in outputs if o.request_id == 2]
+    assert [o.finish_reason for o in failed] == [None, None, None, FinishReason.ERROR]
+    assert (failed[-1].error, failed[-1].error_code) == (
+        "the model's logits are not finite: 1 of 300 values",
+        "INTERNAL",
+    )
+
+
+def test_an_exception_in_one_sequences_stop_check_ends_it_alone(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("engine.text.stop_strings.StopStringChecker.push", broken)
+    watched, free = (SamplingParams(max_tokens=4, ignore_eos=True, stop=stop) for stop in (("x",), ()))
+    completions = generate(core, [[5], [6]], [watched, free])
+    assert [c.finish_reason for c in completions] == [FinishReason.ERROR, FinishReason.LENGTH]
+    assert "ZeroDivisionError" in caplog.text
+    core.scheduler.check()

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -12,7 +13,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from engine.sampler import sample, uniform
+from engine.logit_rules import LogitRules
+from engine.random_numbers import uniforms
+from engine.sampler import sample
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 
@@ -119,6 +122,29 @@ def test_a_row_draws_the_same_alone_and_in_any_batch() -> None:
     assert together == alone
 
 
+def test_a_row_with_a_nan_fails_alone_and_says_why() -> None:
+    logits = make_logits(rows=4)
+    logits[1, 7], logits[2, 3], logits[3] = math.nan, math.inf, -math.inf
+    sequences = [make_sequence(SamplingParams(logprobs=True)) for _ in range(4)]
+    result = sample(logits, sequences)
+    assert result.token_ids[0] == int(logits[0].argmax())
+    assert result.errors[0] is None
+    messages = [str(error) for error in result.errors[1:]]
+    assert messages[:2] == ["the model's logits are not finite: 1 of 50 values"] * 2
+    assert messages[2] == "the request's options forbid every token"
+
+
+def test_an_exception_in_one_sequences_rules_fails_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(rules: LogitRules, token_ids: list[int], num_prompt_tokens: int) -> Any:
+        raise ZeroDivisionError("oops") if token_ids[0] == 9 else AssertionError
+
+    monkeypatch.setattr(LogitRules, "adjust", broken)
+    sequences = [make_sequence(SamplingParams()), make_sequence(SamplingParams(min_tokens=5), prompt=[9])]
+    result = sample(make_logits(rows=2), sequences)
+    assert result.errors[0] is None
+    assert "ZeroDivisionError('oops')" in str(result.errors[1])
+
+
 def test_continuing_with_the_output_as_prompt_draws_the_same() -> None:
     params = SamplingParams(temperature=1.0, seed=5)
     logits = make_logits(seed=9)
@@ -128,12 +154,13 @@ def test_continuing_with_the_output_as_prompt_draws_the_same() -> None:
 
 
 def test_uniform_numbers_are_uniform_over_seeds_and_positions() -> None:
-    for numbers in ([uniform(s, 3) for s in range(4000)], [uniform(7, p) for p in range(4000)]):
-        assert all(0.0 <= x < 1.0 for x in numbers)
-        assert abs(sum(numbers) / 4000 - 0.5) < 5 * math.sqrt(1 / 12 / 4000)
-        counts = torch.histc(torch.tensor(numbers), bins=20, min=0, max=1)
-        assert float(((counts - 200) ** 2 / 200).sum()) < 50  # chi-square with 19 degrees of freedom, p about 1e-4
-    assert uniform(2**64 - 1, 0) != uniform(0, 0)
+    series, same = np.arange(4000, dtype=np.uint64), np.full(4000, 3, dtype=np.uint64)
+    for numbers in (uniforms(series, same), uniforms(same, series)):
+        assert ((numbers >= 0) & (numbers < 1)).all()
+        assert abs(numbers.mean() - 0.5) < 5 * math.sqrt(1 / 12 / 4000)
+        counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
+        assert ((counts - 200) ** 2 / 200).sum() < 50  # chi-square with 19 degrees of freedom, p about 1e-4
+    assert len(np.unique(uniforms(np.array([0, 1, 2**63, 2**64 - 1], dtype=np.uint64), np.zeros(4, np.uint64)))) == 4
 
 
 @pytest.mark.parametrize("temperature", [1e-36, 1e-42, 1e-320])

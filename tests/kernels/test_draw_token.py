@@ -1,0 +1,103 @@
+"""Drawing without sorting gives the tokens that sorting gives, for odd sizes, ties, masks and every cut."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.draw_token import Draws, draw_tokens_cpu, draw_tokens_reference
+from kernels.draw_token.reference import kept_weights
+
+NUM_ROWS = 40
+CUTS: list[dict[str, Any]] = [
+    {},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_p": 0.3},
+    {"top_p": 0.95},
+    {"min_p": 0.2},
+    {"min_p": 1.0},
+    {"top_k": 50, "top_p": 0.8, "min_p": 0.05},
+    {"top_k": 10**6, "top_p": 1e-9},
+]
+
+
+def make_draws(num_rows: int = NUM_ROWS, temperature: float = 1.0, **cuts: Any) -> Draws:
+    def filled(value: float, dtype: Any = np.float64) -> np.ndarray:
+        return np.full(num_rows, value, dtype=dtype)
+
+    point = np.random.default_rng(3).random(num_rows)
+    kept = filled(cuts.get("top_k", 0), np.int64), filled(cuts.get("top_p", 1.0)), filled(cuts.get("min_p", 0.0))
+    return Draws(filled(temperature), *kept, point)
+
+
+def make_logits(vocab_size: int, spread: float = 3.0, num_rows: int = NUM_ROWS) -> torch.Tensor:
+    return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(vocab_size)) * spread
+
+
+def assert_drawn_as_by_reference(logits: torch.Tensor, draws: Draws) -> None:
+    token_ids, is_valid = draw_tokens_cpu(logits, draws)
+    expected, _ = draw_tokens_reference(logits, draws)
+    assert is_valid.all()
+    for row in np.flatnonzero(token_ids != expected):  # only where the point falls on a border between two tokens
+        weights = kept_weights(logits[row], draws, row)
+        shares = weights.cumsum(dim=-1) / weights.sum()
+        below = float(shares[token_ids[row] - 1]) if token_ids[row] else 0.0
+        assert weights[token_ids[row]] > 0
+        assert below - 1e-5 < draws.point[row] < float(shares[token_ids[row]]) + 1e-5
+    assert (token_ids != expected).sum() <= 1
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize("vocab_size", [1, 5, 512, 513, 5003])
+def test_tokens_are_those_of_the_sorted_reference(vocab_size: int, cuts: dict[str, Any]) -> None:
+    assert_drawn_as_by_reference(make_logits(vocab_size), make_draws(**cuts))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-3, 0.5, 20.0])
+def test_tokens_are_those_of_the_reference_at_every_temperature(temperature: float) -> None:
+    both: dict[str, Any] = {"top_p": 0.9, "top_k": 200}
+    for cuts in ({}, both):
+        assert_drawn_as_by_reference(make_logits(1001), make_draws(temperature=temperature, **cuts))
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_equal_logits_are_kept_in_the_order_of_their_ids(cuts: dict[str, Any]) -> None:
+    few_values = make_logits(600, spread=1.0).round()
+    assert_drawn_as_by_reference(few_values, make_draws(**cuts))
+    assert_drawn_as_by_reference(torch.zeros(NUM_ROWS, 600), make_draws(**cuts))
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_a_masked_token_is_never_drawn(cuts: dict[str, Any]) -> None:
+    logits = make_logits(700)
+    logits[:, torch.arange(700) % 35 != 4] = -torch.inf
+    assert_drawn_as_by_reference(logits, make_draws(**cuts))
+    assert set(draw_tokens_cpu(logits, make_draws(**cuts))[0] % 35) == {4}
+
+
+def test_a_row_is_the_same_alone_and_among_others() -> None:
+    logits, draws = make_logits(3001), make_draws(top_p=0.9, temperature=0.7)
+    together = draw_tokens_cpu(logits, draws)[0]
+    for row in range(NUM_ROWS):
+        one = Draws(*(getattr(draws, name)[row : row + 1] for name in Draws.__slots__))
+        assert draw_tokens_cpu(logits[row : row + 1], one)[0][0] == together[row]
+
+
+@pytest.mark.parametrize("draw", [draw_tokens_cpu, draw_tokens_reference])
+def test_rows_without_a_finite_maximum_are_marked_and_the_others_drawn(draw: Any) -> None:
+    logits = make_logits(100, num_rows=5)
+    logits[0, 5], logits[1, 99], logits[2] = torch.nan, torch.inf, -torch.inf
+    token_ids, is_valid = draw(logits, make_draws(5, temperature=0.0))
+    assert is_valid.tolist() == [False, False, False, True, True]
+    assert token_ids[3:].tolist() == logits[3:].argmax(dim=-1).tolist()
+
+
+def test_weights_sum_to_the_softmax() -> None:
+    """Over an even grid of points each token is drawn as often as it is likely."""
+    logits = make_logits(40, num_rows=1).expand(20000, -1).contiguous()
+    draws = make_draws(20000, temperature=0.8)
+    even = Draws(draws.temperature, draws.top_k, draws.top_p, draws.min_p, (np.arange(20000) + 0.5) / 20000)
+    shares = np.bincount(draw_tokens_cpu(logits, even)[0], minlength=40) / 20000
+    np.testing.assert_allclose(shares, (logits[0] / 0.8).double().softmax(-1).numpy(), atol=1.1e-4)
