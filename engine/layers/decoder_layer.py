@@ -10,6 +10,7 @@ from engine.batch import Batch
 from engine.layers.attention import Attention
 from engine.layers.checkpoint import Views, prefixed
 from engine.layers.feed_forward import FeedForward
+from engine.layers.moe import MixtureOfExperts
 from engine.models.config import ModelConfig
 
 
@@ -18,6 +19,8 @@ class DecoderLayer(nn.Module):
 
     attention_class: type[Attention] = Attention
     feed_forward_class: type[FeedForward] = FeedForward
+    moe_class: type[MixtureOfExperts] = MixtureOfExperts
+    feed_forward_name = "mlp"
     norm_class: type[nn.RMSNorm] = nn.RMSNorm
 
     def __init__(self, config: ModelConfig, layer: int, device: torch.device) -> None:
@@ -28,8 +31,13 @@ class DecoderLayer(nn.Module):
         self.attention_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
 
-    def make_feed_forward(self, config: ModelConfig, layer: int, device: torch.device) -> FeedForward:  # noqa: ARG002
-        """Return the feed-forward of the layer of that index."""
+    def make_feed_forward(
+        self, config: ModelConfig, layer: int, device: torch.device
+    ) -> FeedForward | MixtureOfExperts:
+        """Return the feed-forward of the layer of that index: dense, or experts where the configuration has them."""
+        moe = config.moe
+        if moe is not None and layer in moe.sparse_layers:
+            return self.moe_class(config.hidden_size, config.activation, moe, device)
         return self.feed_forward_class(
             config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias
         )
@@ -49,4 +57,31 @@ class DecoderLayer(nn.Module):
             "post_attention_layernorm.weight": self.feed_forward_norm.weight,
         }
         attention, feed_forward = self.attention.weight_views(), self.feed_forward.weight_views()
-        return norms | prefixed("self_attn", attention) | prefixed("mlp", feed_forward)
+        return norms | prefixed("self_attn", attention) | prefixed(self.feed_forward_name, feed_forward)
+
+
+class SandwichLayer(DecoderLayer):
+    """The layer of Gemma 2 (arXiv 2408.00118): the answers of both parts are normalized as well."""
+
+    def __init__(self, config: ModelConfig, layer: int, device: torch.device) -> None:
+        """Allocate the layer of that index."""
+        super().__init__(config, layer, device)
+        self.attention_answer_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
+        self.feed_forward_answer_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """Map [T, C] to [T, C], in place."""
+        answer = self.attention(self.attention_norm(hidden), batch, cos_sin, keys, values)
+        hidden += self.attention_answer_norm(answer)
+        hidden += self.feed_forward_answer_norm(self.feed_forward(self.feed_forward_norm(hidden)))
+        return hidden
+
+    def weight_views(self) -> Views:
+        """Return the checkpoint's names, relative to the layer, and our views."""
+        return super().weight_views() | {
+            "post_attention_layernorm.weight": self.attention_answer_norm.weight,
+            "pre_feedforward_layernorm.weight": self.feed_forward_norm.weight,
+            "post_feedforward_layernorm.weight": self.feed_forward_answer_norm.weight,
+        }

@@ -22,7 +22,13 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """down(activation(gate x) * up x), gate and up in one fused projection."""
+    """down(activation(gate x) * up x), gate and up in one fused projection.
+
+    The names are those of the checkpoint's tensors.
+    """
+
+    gate_up_names: tuple[str, ...] = ("gate_proj", "up_proj")
+    down_name = "down_proj"
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str, *, bias: bool = False) -> None:
         """Allocate [2 F, C] and [C, F] projections."""
@@ -38,9 +44,6 @@ class FeedForward(nn.Module):
 
     def weight_views(self) -> Views:
         """Return the checkpoint's names, relative to the feed-forward layer, and our views."""
-        down = {"down_proj": self.down.out_features}
-        return linear_views(self.gate_up, self.gate_up_parts()) | linear_views(self.down, down)
-
-    def gate_up_parts(self) -> dict[str, int]:
-        """Return the checkpoint's names for the parts of `gate_up`, with their widths."""
-        return {"gate_proj": self.down.in_features, "up_proj": self.down.in_features}
+        width = self.gate_up.out_features // len(self.gate_up_names)
+        gate_up = linear_views(self.gate_up, dict.fromkeys(self.gate_up_names, width))
+        return gate_up | linear_views(self.down, {self.down_name: self.down.out_features})

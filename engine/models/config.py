@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.errors import ModelError, UnsupportedModel
 from engine.models.dialects import DIALECTS, Dialect
+from engine.models.moe_config import MoEConfig
 from engine.models.rope_config import RopeConfig, read_ropes
 
 ARCHITECTURES = tuple(DIALECTS)
@@ -34,6 +35,7 @@ class ModelConfig:
         attention_scale: factor on the attention scores.
         attention_soft_cap: scores are bent into this range by tanh, None where they are not.
         logits_soft_cap: the same for logits.
+        moe: the experts, None for a dense model.
     """
 
     architecture: str
@@ -57,6 +59,7 @@ class ModelConfig:
     attention_scale: float
     attention_soft_cap: float | None
     logits_soft_cap: float | None
+    moe: MoEConfig | None
     eos_token_ids: tuple[int, ...]
 
     @classmethod
@@ -67,7 +70,7 @@ class ModelConfig:
             ModelError: no such file, or not a JSON object with the keys this engine needs.
             UnsupportedModel: an architecture or an option this engine does not implement.
         """
-        raw = _read_json(path / "config.json")
+        raw = _flat(_read_json(path / "config.json"))
         generation = _read_json(path / "generation_config.json", optional=True)
         architecture = _architecture(raw, path)
         try:
@@ -120,6 +123,7 @@ def _build(architecture: str, file: dict[str, Any], generation: dict[str, Any]) 
         attention_scale=raw.get("query_pre_attn_scalar", head_dim) ** -0.5,
         attention_soft_cap=raw.get("attn_logit_softcapping"),
         logits_soft_cap=raw.get("final_logit_softcapping"),
+        moe=raw["moe"],
         eos_token_ids=tuple(i for i in _eos_token_ids(generation, raw) if 0 <= i < raw["vocab_size"]),
     )
 
@@ -138,6 +142,15 @@ def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     return value
 
 
+def _flat(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with that of the text model, where it is nested, in its place."""
+    nested = raw.get("text_config")
+    if not isinstance(nested, dict):
+        return raw
+    architectures = raw.get("architectures") or nested.get("architectures")
+    return {**raw, **nested, "architectures": architectures}
+
+
 def _architecture(raw: dict[str, Any], path: Path) -> str:
     listed = raw.get("architectures")
     named = listed[0] if isinstance(listed, list) and listed else f"model of architectures {listed!r}"
@@ -153,6 +166,9 @@ def _check_sizes(config: ModelConfig, path: Path) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or value < 1:
             raise ModelError(f"{path / 'config.json'} gives {value!r} for {name}; it must be an integer of at least 1")
+    moe = config.moe
+    if moe is not None and not 1 <= moe.num_experts_per_token <= moe.num_experts:
+        raise ModelError(f"{path} sends each token to {moe.num_experts_per_token} of {moe.num_experts} experts")
     for width in config.windows:
         if width is not None and (not isinstance(width, int) or width < 1):
             raise ModelError(f"{path / 'config.json'} gives the window {width!r}; it must be an integer of at least 1")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import ModelError, UnsupportedModel
+from engine.models.moe_config import MoEConfig
 from engine.models.rope_config import LAYER_TYPES
 
 Raw = dict[str, Any]
@@ -55,6 +56,7 @@ def _plain(raw: Raw, *, qkv_bias: bool = False, output_bias: bool = False, mlp_b
         "output_bias": output_bias,
         "mlp_bias": mlp_bias,
         "activation": raw.get("hidden_act", "silu"),
+        "moe": None,
     }
 
 
@@ -83,6 +85,101 @@ def _qwen3(raw: Raw) -> Raw:
     }
 
 
+def _mixtral(raw: Raw) -> Raw:
+    moe = MoEConfig(
+        num_experts=_num_experts(raw),
+        num_experts_per_token=raw["num_experts_per_tok"],
+        intermediate_size=raw["intermediate_size"],
+        norm_topk=True,
+        sparse_layers=frozenset(range(raw["num_hidden_layers"])),
+    )
+    return _plain(raw) | {"windows": every_layer(raw), "moe": moe}
+
+
+def _qwen_moe(raw: Raw, shared_intermediate_size: int | None) -> MoEConfig:
+    step, dense = raw["decoder_sparse_step"], raw["mlp_only_layers"] or ()
+    layers = range(raw["num_hidden_layers"])
+    return MoEConfig(
+        num_experts=_num_experts(raw),
+        num_experts_per_token=raw["num_experts_per_tok"],
+        intermediate_size=raw["moe_intermediate_size"],
+        norm_topk=raw["norm_topk_prob"],
+        sparse_layers=frozenset(index for index in layers if index not in dense and (index + 1) % step == 0),
+        shared_intermediate_size=shared_intermediate_size,
+    )
+
+
+def _qwen2_moe(raw: Raw) -> Raw:
+    is_on = raw["use_sliding_window"] and raw["sliding_window"] is not None
+    windows = by_layer_types(raw, lambda index: is_on and index % 2 == 0 and index < raw["max_window_layers"])
+    moe = _qwen_moe(raw, raw["shared_expert_intermediate_size"])
+    return _plain(raw, qkv_bias=raw["qkv_bias"]) | {"windows": windows, "moe": moe}
+
+
+def _qwen3_moe(raw: Raw) -> Raw:
+    is_on, bias = raw["use_sliding_window"], raw["attention_bias"]
+    windows = every_layer(raw if is_on else {**raw, "sliding_window": None})
+    return _plain(raw, qkv_bias=bias, output_bias=bias) | {"windows": windows, "moe": _qwen_moe(raw, None)}
+
+
+def _gemma(raw: Raw, pattern: int) -> Raw:
+    """Windowed layers, and after every `pattern` - 1 of them one that attends to everything."""
+    if raw.get("use_bidirectional_attention"):
+        raise UnsupportedModel("use_bidirectional_attention is not implemented")
+    bias = raw["attention_bias"]
+    return _plain(raw, qkv_bias=bias, output_bias=bias) | {
+        "windows": by_layer_types(raw, lambda index: (index + 1) % pattern != 0),
+        "activation": raw["hidden_activation"],
+    }
+
+
+def _gemma2(raw: Raw) -> Raw:
+    return _gemma(raw, pattern=2)
+
+
+def _gemma3(raw: Raw) -> Raw:
+    return _gemma(raw, pattern=raw.get("sliding_window_pattern") or raw.get("_sliding_window_pattern") or 6)
+
+
+def _phi3(raw: Raw) -> Raw:
+    return _plain(raw) | {"windows": every_layer(raw)}
+
+
+def _num_experts(raw: Raw) -> int:
+    return raw["num_local_experts"] if "num_local_experts" in raw else raw["num_experts"]
+
+
+QWEN_MOE: Raw = {
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": (),
+    "norm_topk_prob": False,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+}
+GEMMA: Raw = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+}
+GEMMA2: Raw = {
+    "max_position_embeddings": 8192,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+GEMMA3: Raw = {
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 10000.0,
+}
 QWEN_WINDOWS: Raw = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
 DIALECTS: dict[str, Dialect] = {
@@ -91,5 +188,19 @@ DIALECTS: dict[str, Dialect] = {
     "Qwen2ForCausalLM": Dialect(_qwen2, {"num_key_value_heads": 32} | QWEN_WINDOWS),
     "Qwen3ForCausalLM": Dialect(
         _qwen3, {"num_key_value_heads": 32, "head_dim": 128, "attention_bias": False} | QWEN_WINDOWS
+    ),
+    "MixtralForCausalLM": Dialect(
+        _mixtral,
+        {"num_key_value_heads": 8, "rope_theta": 1e6, "rms_norm_eps": 1e-5, "num_experts_per_tok": 2},
+    ),
+    "Qwen2MoeForCausalLM": Dialect(_qwen2_moe, {"qkv_bias": True, "max_window_layers": 28} | QWEN_MOE),
+    "Qwen3MoeForCausalLM": Dialect(_qwen3_moe, {"num_key_value_heads": 4, "attention_bias": False} | QWEN_MOE),
+    "Gemma2ForCausalLM": Dialect(_gemma2, GEMMA | GEMMA2),
+    "Gemma3ForCausalLM": Dialect(_gemma3, GEMMA | GEMMA3),
+    "Phi3ForCausalLM": Dialect(
+        _phi3,
+        {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
+        rope_aliases={"su": "longrope", "yarn": "longrope"},
+        has_partial_rope=True,
     ),
 }

@@ -8,16 +8,28 @@ import torch
 
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
+from engine.models.gemma2 import Gemma2
+from engine.models.gemma3 import Gemma3
 from engine.models.llama import Llama
 from engine.models.mistral import Mistral
+from engine.models.mixtral import Mixtral
+from engine.models.phi3 import Phi3
 from engine.models.qwen2 import Qwen2
+from engine.models.qwen2_moe import Qwen2MoE
 from engine.models.qwen3 import Qwen3
+from engine.models.qwen3_moe import Qwen3MoE
 
 MODELS: dict[str, type[Decoder]] = {
     "LlamaForCausalLM": Llama,
     "MistralForCausalLM": Mistral,
     "Qwen2ForCausalLM": Qwen2,
     "Qwen3ForCausalLM": Qwen3,
+    "MixtralForCausalLM": Mixtral,
+    "Qwen2MoeForCausalLM": Qwen2MoE,
+    "Qwen3MoeForCausalLM": Qwen3MoE,
+    "Gemma2ForCausalLM": Gemma2,
+    "Gemma3ForCausalLM": Gemma3,
+    "Phi3ForCausalLM": Phi3,
 }
 
 

@@ -1,0 +1,31 @@
+"""Phi-3 against transformers: fused projections, partly turned heads, stretched ropes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import TinyModel
+from tests.models.checks import check_greedy, check_logits
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [4.0] * 8}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "windowed, a part of each head turned, tied": {
+        "sliding_window": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "partial_rotary_factor": 0.75,
+        "tie_word_embeddings": True,
+        "seed": 1,
+    },
+    "long rope within the original length": {"rope_parameters": LONGROPE, "seed": 2},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_phi3_says_what_transformers_says(make_model: Callable[..., TinyModel], variant: str) -> None:
+    sizes = {"original_max_position_embeddings": 256}
+    model = make_model("Phi3", **(sizes | VARIANTS[variant]))
+    check_logits(model)
+    check_greedy(model)
