@@ -3,6 +3,7 @@
 Knows the model, its cache and the device. Does not know queues, stopping or clients.
 """
 
+import logging
 import os
 
 import numba
@@ -12,6 +13,7 @@ from numba.core import config as numba_config
 from engine.batch import build_batch
 from engine.config import EngineConfig
 from engine.kv_cache import KVCache, num_blocks_for
+from engine.layers.packed_linear import can_pack, pack_linears
 from engine.models.config import ModelConfig
 from engine.models.registry import build_model
 from engine.sampler import SampledTokens, sample
@@ -19,6 +21,8 @@ from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, StepPlan
 from engine.sequence import Sequence
 from engine.weights.safetensors_loader import load_weights
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -37,6 +41,9 @@ class ModelRunner:
         self.max_model_len = min(limit, model_config.max_position_embeddings, self.num_blocks * config.block_size)
         self.model = build_model(model_config, self.max_model_len, torch.device("cpu"))
         load_weights(config.model, self.model.weight_views(), self.model.is_redundant)
+        if can_pack():
+            pack_linears(self.model)
+        logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
         self.cache = KVCache.allocate(model_config, self.num_blocks, config.block_size)
 
     def warm_up(self) -> None:
@@ -54,8 +61,11 @@ class ModelRunner:
 
 
 def _set_threads(num_threads: int) -> None:
-    """Give torch and numba the same number of threads; numba's may not exceed the cores it saw at import."""
+    """Give torch and numba the same number of threads; numba's may not exceed the cores it saw at import.
+
+    Under OpenMP they are the same threads, which do not wait for each other's to fall asleep.
+    """
     count = num_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
-    numba_config.THREADING_LAYER = "workqueue"  # pyright: ignore[reportAttributeAccessIssue]
+    numba_config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # pyright: ignore[reportAttributeAccessIssue]
     numba.set_num_threads(min(count, os.cpu_count() or 1))
