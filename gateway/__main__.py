@@ -49,7 +49,7 @@ def main() -> int:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2
     except OSError as error:
-        sys.stderr.write(f"cannot listen: {error}\n")
+        sys.stderr.write(f"cannot start: {error}\n")
         return 1
     return 0
 

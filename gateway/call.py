@@ -24,11 +24,12 @@ METHODS = frozenset(
     b"CudaSharedMemoryUnregister TraceSetting LogSettings".split()
 )
 STATUS_FLAG = b"triton_grpc_error"
+LEDGER_FLAG = b"x-ledger"
 TRAILERS_WANTED = (b"te", b"trailers")
 TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 MAX_TIMEOUT_DIGITS = 8
 CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te"}
-PER_STREAM_HEADERS = {STATUS_FLAG, b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
+PER_STREAM_HEADERS = {STATUS_FLAG, LEDGER_FLAG, b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
 
 
 class BadCall(Exception):
@@ -48,6 +49,7 @@ class Call:
     headers: Headers  # for an instance, without pseudo-headers
     timeout: float | None  # seconds
     wants_status: bool  # errors of one request are to end the stream
+    wants_ledger: bool  # what each request went through is to be told at the end
     encoding: bytes  # of compressed messages
     tenant: Tenant | None = None  # who asks, where there are tenants
 
@@ -92,6 +94,7 @@ def parse_call(headers: Headers) -> Call:
         kept,
         parse_timeout(fields.get(b"grpc-timeout")),
         fields.get(STATUS_FLAG, b"").lower() == b"true",
+        fields.get(LEDGER_FLAG, b"").lower() == b"true",
         fields.get(b"grpc-encoding", b"identity"),
     )
 

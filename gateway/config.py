@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, FilePath, StringConstraints, ValidationError, model_validator
 
 from gateway.address import PATTERN, split_address, unix_path
+from gateway.observe.config import ObserveConfig
 from gateway.patience import Patience
 from gateway.safety.config import SafetyConfig
 from gateway.strict import Strict
@@ -79,6 +80,7 @@ class GatewayConfig(Strict):
     max_connections: int = Field(10_000, gt=0)
     limits: Limits = DEFAULT_LIMITS
     patience: Patience = Patience()
+    observe: ObserveConfig = ObserveConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "GatewayConfig":

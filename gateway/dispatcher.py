@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from gateway.abort import send_abort
 from gateway.call import upstream_headers
 from gateway.log import log
+from gateway.observe.observation import Observation
 from gateway.request import Request, Stage, Step
 from gateway.routing import pick
 from gateway.safety.gate import Gate
@@ -51,6 +52,7 @@ class Dispatcher:
         self._line: dict[Request, asyncio.TimerHandle] = {}
         self._rng = random.Random()  # noqa: S311 - decides ties, nothing secret
         self._picks = itertools.count(1)
+        self.observation = Observation(config.observe, metrics.registry)
         self.guard = Guard(config.safety, self._loop.time())
         self._gate = Gate(config.safety, self._place, self._refuse, hub.flush) if self.guard.tenants else None
         self._keys = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
@@ -59,6 +61,8 @@ class Dispatcher:
 
     def submit(self, request: Request) -> None:
         """Take a new request."""
+        request.concurrent = 1 + sum(instance.load.in_flight for instance in self.instances.values())
+        self.observation.arrived(request)
         if self._gate is None:
             self._place(request)
         else:
@@ -70,7 +74,7 @@ class Dispatcher:
         instance, was_sent = request.instance, request.stage is Stage.SENT
         request.detach(ErrorCode.CANCEL)
         request.step(Step.END)
-        self._leave_gate(request)
+        self._ended(request, instance.name if instance is not None else "", "cancelled")
         if instance is None:
             return
         self._count(request, instance.name, "cancelled")
@@ -144,7 +148,7 @@ class Dispatcher:
         self._leave_line(request)
         request.detach(code)
         request.step(Step.END)
-        self._leave_gate(request)
+        self._ended(request, name, outcome)
         self._count(request, name, outcome)
 
     # -- placing ------------------------------------------------------------------------------------------------------
@@ -192,7 +196,8 @@ class Dispatcher:
         self._conclude(request, failure.code.name.lower(), None)
         request.exchange.failed(request, failure)
 
-    def _leave_gate(self, request: Request) -> None:
+    def _ended(self, request: Request, instance: str, outcome: str) -> None:
+        self.observation.ended(request, instance, outcome)
         if self._gate is not None:
             self._gate.left(request, request.tokens_used())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import struct
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -67,24 +68,28 @@ class Completion:
 
     def __init__(self, call: Any, failure: type[Exception]) -> None:
         """Take a started call and the exception that it fails with."""
+        self.ledger: dict[str, Any] | None = None  # known once all chunks have been read, where it was asked for
         self._call = call
         self._failure = failure
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Yield the responses, the one with a finish reason last.
+        """Yield the responses, the one with a finish reason last, and wait for the end of the stream.
 
         Raises:
             KserveError: the request failed or was ended by somebody else.
         """
+        has_ended = False
         try:
             async for message in self._call:
                 for chunk in _read(message):
                     yield chunk
-                    if chunk.finish_reason:
-                        return
+                    has_ended |= bool(chunk.finish_reason)
+            told = dict(await self._call.trailing_metadata() or ()).get("x-ledger")
         except self._failure as error:
             raise _explain(error) from error
-        raise KserveError("INTERNAL", "the stream ended without a last response")
+        if not has_ended:
+            raise KserveError("INTERNAL", "the stream ended without a last response")
+        self.ledger = None if told is None else json.loads(told)[-1]
 
     def cancel(self) -> None:
         """End it; without effect where it has ended."""

@@ -33,7 +33,7 @@ from gateway.safety.guard import Denied, Guard
 T = TypeVar("T")
 MAX_BODY_BYTES = 16 * 1024 * 1024
 CLOSED = Response(status_code=499)  # nobody reads it
-FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate")
+FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate", "x-ledger")
 TIMEOUT = "x-request-timeout"  # seconds
 MAX_TIMEOUT = 86400.0
 KINDS: dict[str, tuple[type[Body], Shape]] = {
@@ -103,7 +103,7 @@ class OpenAiApi:
             completion.cancel()
             return CLOSED
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(_events(reply, first, chunks, with_usage), completion)
+        return EventStream(_events(reply, completion, first, chunks, with_usage), completion)
 
     def _guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def run(request: Request) -> Response:
@@ -206,10 +206,12 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T | None:
 async def _collect(reply: Reply, completion: Completion) -> dict[str, Any]:
     async with aclosing(completion.chunks()) as chunks:
         received = [chunk async for chunk in chunks]
-    return reply.whole("".join(chunk.text for chunk in received), received[-1])
+    return reply.whole("".join(chunk.text for chunk in received), received[-1]) | _ledger(completion)
 
 
-async def _events(reply: Reply, first: Chunk, chunks: AsyncIterator[Chunk], with_usage: bool) -> AsyncIterator[str]:
+async def _events(
+    reply: Reply, completion: Completion, first: Chunk, chunks: AsyncIterator[Chunk], with_usage: bool
+) -> AsyncIterator[str]:
     last = first
     try:
         yield _event(reply.piece(first, is_first=True, with_usage=with_usage))
@@ -218,9 +220,14 @@ async def _events(reply: Reply, first: Chunk, chunks: AsyncIterator[Chunk], with
     except KserveError as error:
         yield _event(of_kserve(error).body)
         return
-    if with_usage:
-        yield _event(reply.closing(usage(last)))
+    extras = ({"usage": usage(last)} if with_usage else {}) | _ledger(completion)
+    if extras:
+        yield _event(reply.closing(extras))
     yield "data: [DONE]\n\n"
+
+
+def _ledger(completion: Completion) -> dict[str, Any]:
+    return {} if completion.ledger is None else {"ledger": completion.ledger}
 
 
 def _event(item: dict[str, Any]) -> str:

@@ -46,9 +46,9 @@ class Reply:
             choices = [_choice({"delta": role | content}, chunk.finish_reason)]
         return self._object(self.shape.piece, choices) | ({"usage": None} if with_usage else {})
 
-    def closing(self, counts: dict[str, Any]) -> dict[str, Any]:
-        """Return the object without choices that carries the usage."""
-        return self._object(self.shape.piece, []) | {"usage": counts}
+    def closing(self, extras: dict[str, Any]) -> dict[str, Any]:
+        """Return the last object, without choices, which carries the usage and whatever else was asked for."""
+        return self._object(self.shape.piece, []) | extras
 
     def _object(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.reply_id, "object": name, "created": self.created, "model": MODEL, "choices": choices}

@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import time
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING
 
@@ -65,16 +66,20 @@ class Request:
 
     __slots__ = (
         "arrived_at",
+        "arrived_ns",
         "attempts",
         "complete",
+        "concurrent",
         "cutter",
         "exchange",
+        "first_ns",
         "instance",
         "kept",
         "kept_bytes",
         "key",
         "link",
         "observer",
+        "routed_ns",
         "stage",
         "stream",
         "tried",
@@ -84,6 +89,10 @@ class Request:
         """Begin with no bytes; `arrived_at` is in seconds of the loop's clock."""
         self.exchange = exchange
         self.arrived_at = arrived_at
+        self.arrived_ns = time.time_ns()  # of the wall clock, as all marks in ns
+        self.routed_ns = 0
+        self.first_ns = 0
+        self.concurrent = 0
         self.stage = Stage.WAITING
         self.kept: list[bytes] | None = []
         self.kept_bytes = 0
@@ -129,6 +138,7 @@ class Request:
         self.step(Step.SEND)
         self.attempts += 1
         self.tried.add(instance.name)
+        self.routed_ns = time.time_ns()
         self.instance, self.link, self.stream = instance, link, stream
         self.cutter = self._new_cutter()
 
@@ -216,6 +226,7 @@ class Request:
         if self.stage is not Stage.SENT:
             return
         self.step(Step.ANSWER)
+        self.first_ns = time.time_ns()
         if self.kept_bytes > MAX_ID_BYTES:
             found = protobuf.request_id(b"".join(self.kept or ())) if self.exchange.call.is_routed else b""
             self.kept = [protobuf.encode_field(protobuf.REQUEST_ID, found)]

@@ -70,6 +70,8 @@ class Server:
         for instance in self.dispatcher.instances.values():
             self._tasks.append(loop.create_task(watch(instance, self.config.scrape_interval_s)))
         self._tasks.append(loop.create_task(self._watch_links()))
+        if self.config.observe.journal is not None:
+            self._tasks.append(loop.create_task(self._snapshots(self.config.observe.journal.snapshot_interval_s)))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
         return {"grpc": bound_address(grpc), "http": self._http.address}
@@ -93,6 +95,12 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         remove_socket(self.config.grpc_address)
         self._private.cleanup()
+        await asyncio.to_thread(self.dispatcher.observation.close)
+
+    async def _snapshots(self, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            self.dispatcher.observation.snapshot()
 
     async def _close_http(self) -> None:
         if self._http is not None:

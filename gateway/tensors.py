@@ -17,6 +17,7 @@ INT_CONTENTS, BYTES_CONTENTS = 2, 8
 LENGTH = Struct("<I")
 INT32 = Struct("<i")
 FLOAT32 = Struct("<f")
+CLOCK = Struct("<2q")
 
 
 def read_inputs(request: bytes) -> dict[str, bytes]:
@@ -52,6 +53,12 @@ def float_of(tensors: dict[str, bytes], name: str) -> float | None:
     """Return an FP32 of one element, or None where there is none."""
     raw = tensors.get(name)
     return FLOAT32.unpack(raw)[0] if raw is not None and len(raw) == FLOAT32.size else None
+
+
+def clock_of(tensors: dict[str, bytes]) -> tuple[int, int] | None:
+    """Return the two instants of `clock_ns`, or None where there is none."""
+    raw = tensors.get("clock_ns")
+    return CLOCK.unpack(raw) if raw is not None and len(raw) == CLOCK.size else None
 
 
 def texts_of(raw: bytes) -> list[bytes]:

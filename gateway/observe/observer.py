@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway.tensors import float_of, int_of, read_outputs
+from gateway.tensors import clock_of, float_of, int_of, read_outputs
 from gateway.wire.messages import MessageReader, MessageTooLarge
 from gateway.wire.protobuf import MalformedMessage
 
@@ -18,7 +18,7 @@ COUNTS = b"completion_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens and seconds as the engine reports them; None where it did not say."""
+    """Tokens and times as the engine reports them; None where it did not say."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -26,6 +26,7 @@ class Usage:
     queue_seconds: float | None = None
     ttft_seconds: float | None = None
     e2e_seconds: float | None = None
+    clock_ns: tuple[int, int] | None = None  # when Triton and when the engine had the request
 
     @property
     def tokens(self) -> int | None:
@@ -39,7 +40,6 @@ class Usage:
 class Observer:
     """Watches one request; a request with one takes no part in the express lane."""
 
-    first_ns: int = 0
     last_ns: int = 0
     num_messages: int = 0
     num_errors: int = 0
@@ -70,8 +70,15 @@ class Observer:
             outputs = read_outputs(self._telling)
         except MalformedMessage:
             return Usage()
-        counts = [int_of(outputs, f"{name}_tokens") for name in ("prompt", "completion", "cached")]
-        return Usage(*counts, *(float_of(outputs, f"{name}_seconds") for name in ("queue", "ttft", "e2e")))
+        return Usage(
+            prompt_tokens=int_of(outputs, "prompt_tokens"),
+            completion_tokens=int_of(outputs, "completion_tokens"),
+            cached_tokens=int_of(outputs, "cached_tokens"),
+            queue_seconds=float_of(outputs, "queue_seconds"),
+            ttft_seconds=float_of(outputs, "ttft_seconds"),
+            e2e_seconds=float_of(outputs, "e2e_seconds"),
+            clock_ns=clock_of(outputs),
+        )
 
     def tokens_used(self) -> int | None:
         """Return how many tokens to charge: none where nothing was answered, None where nobody said."""
@@ -80,8 +87,6 @@ class Observer:
         return self.usage().tokens
 
     def _note_time(self, now: int) -> None:
-        if not self.first_ns:
-            self.first_ns = now
-        elif self.note_gap is not None:
+        if self.last_ns and self.note_gap is not None:
             self.note_gap((now - self.last_ns) / 1e9)
         self.last_ns = now

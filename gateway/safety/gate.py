@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.observe.observer import Observer
 from gateway.safety.admission import Admission, Refusal, Ticket
 from gateway.safety.estimate import estimate_tokens
 from gateway.safety.refusals import exhausted
@@ -53,7 +52,6 @@ class Gate:
         tokens = 0
         if tenant.counts_tokens and request.exchange.call.is_routed:
             tokens = estimate_tokens(b"".join(request.kept or ()), self._assumed)
-            request.observer = Observer()
         ticket = Ticket(tenant, tokens, self._loop.time())
         refusal = self.admission.enter(ticket, ticket.arrived_at)
         if refusal is not None:

@@ -28,7 +28,13 @@ TORCH = "torch==2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PROJECT = "project"
 SUPPORTED = (3, 11), (3, 12)
-EXTRAS: dict[str, tuple[str, ...]] = {"serve": ("load",), "chat": (), "bench": (), "test": ("dev", "load")}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "serve": ("load",),
+    "chat": (),
+    "bench": (),
+    "report": (),
+    "test": ("dev", "load"),
+}
 INSTALL_CURE = "check the network and the free disk space, then start again (remove .venv to begin anew)"
 
 

@@ -1,6 +1,7 @@
 """OpenAI's client through the gateway and real tritonservers says what the offline engine says."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from openai import OpenAI
 from engine.core import EngineCore
 from engine.offline import generate
 from engine.sampling_params import SamplingParams
+from gateway.observe.ledger import STAGES
 from scripts.launcher.cluster import Cluster
 from scripts.launcher.examples import openai_example
 from scripts.launcher.paths import ROOT
@@ -51,6 +53,18 @@ def test_a_chat_is_the_same_streamed_and_whole(client: OpenAI) -> None:
     whole = client.chat.completions.create(model="llm", messages=CHAT, max_tokens=16)
     events = client.chat.completions.create(model="llm", messages=CHAT, max_tokens=16, stream=True)
     assert "".join(event.choices[0].delta.content or "" for event in events) == whole.choices[0].message.content
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_ledger_runs_through_every_stage_in_order(client: OpenAI, stream: bool) -> None:
+    began = time.time_ns()
+    done: Any = client.completions.create(
+        model="llm", prompt=PROMPT, max_tokens=16, extra_headers={"x-ledger": "true"}, stream=stream
+    )
+    ledger = (list(done)[-1] if stream else done).model_extra["ledger"]
+    marks = [ledger[stage] for stage in STAGES]
+    assert marks == sorted(marks)
+    assert began < marks[0] < marks[-1] < time.time_ns()
 
 
 def test_what_the_model_refuses_is_a_bad_request(client: OpenAI) -> None:

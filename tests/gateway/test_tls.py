@@ -146,7 +146,7 @@ def test_a_socket_file_that_nobody_serves_is_replaced_and_one_that_is_served_is_
     command = [sys.executable, "-m", "gateway", "--grpc-address", f"unix:{path}", "--instance", "127.0.0.1:1"]
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
     assert (second.returncode, second.stdout) == (1, "")
-    assert "cannot listen" in second.stderr
+    assert "cannot start" in second.stderr
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(str(path))
     gateway.stop()

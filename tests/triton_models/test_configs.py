@@ -38,7 +38,7 @@ def test_the_steps_tensors_are_the_documented_ones():
     inputs, outputs, steps = documented("`llm`: inputs"), documented("`llm`: outputs"), documented("The steps")
     text = outputs.pop("text_output")
     assert configured("preprocessing", "input") == inputs
-    prepared = {n: steps[n] for n in ("prompt_ids", "request_options", "resume_token_ids")}
+    prepared = {n: steps[n] for n in ("prompt_ids", "request_options", "resume_token_ids", "received_ns")}
     assert configured("preprocessing", "output") == prepared
     assert configured("llm_engine", "input") == {**prepared, "abort": steps["abort"]}
     assert configured("llm_engine", "output") == {**outputs, "text_window": steps["text_window"]}

@@ -1,6 +1,7 @@
 """The engine adapter with a stand-in for the engine: each request ends in exactly one final answer."""
 
 import json
+import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -91,6 +92,19 @@ def test_a_request_streams_chunks_with_their_facts_and_one_final_response(model:
     assert (last["queue_seconds"], last["ttft_seconds"], last["e2e_seconds"]) == ([0.5], [1.0], [3.0])
     assert model._client.submitted[0][0] == [90, 91]
     assert model._client.submitted[0][1].max_tokens == 5
+
+
+def test_a_response_tells_when_its_request_came_to_triton_and_to_the_engine(model: Any):
+    made = request()
+    made.inputs().append(Tensor("received_ns", np.array([123], dtype=np.int64)))
+    model.execute([made])
+    arrived, now = time.monotonic(), time.time_ns()
+    times = Timings(arrived=arrived, finished=arrived)
+    model._client.on_outputs([RequestOutput(1, [90], finish_reason=FinishReason.STOP, timings=times)])
+    assert finish_reasons(made)[-1] == "stop"
+    received, engine_in = made.sender.responses[-1].tensors["clock_ns"].tolist()
+    assert received == 123
+    assert abs(engine_in - now) < 10**9
 
 
 def test_a_resumed_request_goes_on_behind_what_was_delivered_with_the_seed_of_its_key(model: Any):

@@ -108,7 +108,9 @@ class TritonPythonModel:
         if own_key is None:
             self._watched[request_id] = sender
         is_late = self._open.register(own_key or request.request_id(), request_id, is_unique=own_key is not None)
-        self._responder.open(request_id, TritonSink(sender, self._forget), stream=stream, resume_ids=resume_ids)
+        received_ns = tensors["received_ns"].item() if "received_ns" in tensors else 0
+        sink = TritonSink(sender, self._forget, received_ns)
+        self._responder.open(request_id, sink, stream=stream, resume_ids=resume_ids)
         if is_late:
             self._client.abort(request_id)
 
@@ -157,9 +159,12 @@ class TritonMetrics:
 class TritonSink:
     """Sends one request's replies through its response sender."""
 
-    def __init__(self, sender: pb_utils.InferenceResponseSender, on_final: Callable[[int], None]) -> None:
+    def __init__(
+        self, sender: pb_utils.InferenceResponseSender, on_final: Callable[[int], None], received_ns: int
+    ) -> None:
         self._sender = sender
         self._on_final = on_final
+        self._received_ns = received_ns
 
     def send(self, reply: Reply) -> None:
         """Send a reply; the last one is flagged final."""
@@ -170,10 +175,10 @@ class TritonSink:
             _send_error(self._sender, *code)
             return
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if reply.is_final else 0
-        self._sender.send(make_response(reply), flags=flags)
+        self._sender.send(make_response(reply, self._received_ns), flags=flags)
 
 
-def make_response(reply: Reply) -> pb_utils.InferenceResponse:
+def make_response(reply: Reply, received_ns: int = 0) -> pb_utils.InferenceResponse:
     """Return a reply as the tensors that docs/protocol.md names."""
     last, times, num_tokens = reply.last, reply.last.timings, len(reply.chunk.token_ids)
     ints = {
@@ -193,7 +198,14 @@ def make_response(reply: Reply) -> pb_utils.InferenceResponse:
     reason = np.array([(last.finish_reason or "").encode()], dtype=np.object_)
     tensors = [pb_utils.Tensor(name, np.array(values, dtype=np.int32)) for name, values in ints.items()]
     tensors += [pb_utils.Tensor(name, np.array(values, dtype=np.float32)) for name, values in floats.items()]
-    return pb_utils.InferenceResponse([*tensors, pb_utils.Tensor("finish_reason", reason)])
+    clock = np.array([received_ns, _wall_ns(times.arrived)], dtype=np.int64)
+    tensors += [pb_utils.Tensor("finish_reason", reason), pb_utils.Tensor("clock_ns", clock)]
+    return pb_utils.InferenceResponse(tensors)
+
+
+def _wall_ns(monotonic: float) -> int:
+    """Return an instant of the monotonic clock, in seconds, on the wall clock that other processes know; 0 for none."""
+    return time.time_ns() - time.monotonic_ns() + round(1e9 * monotonic) if monotonic else 0
 
 
 def _send_error(sender: pb_utils.InferenceResponseSender, code: str, message: str) -> None:

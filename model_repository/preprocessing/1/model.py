@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,7 @@ class TritonPythonModel:
         self._heartbeat.stop()
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
+        received_ns = np.array([time.time_ns()], dtype=np.int64)
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             prepared = self._reader.read(tensors, request.parameters())
@@ -61,6 +63,7 @@ class TritonPythonModel:
         prompt_ids = np.array(prepared.prompt_ids, dtype=np.int32)
         resume_ids = np.array(prepared.resume_ids, dtype=np.int32)
         arrays = {"prompt_ids": prompt_ids, "request_options": options, "resume_token_ids": resume_ids}
+        arrays["received_ns"] = received_ns
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in arrays.items()])
 
 

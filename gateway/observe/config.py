@@ -1,0 +1,33 @@
+"""What can be set about records of requests.
+
+Knows fields. Does not know what is recorded.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from gateway.strict import Strict
+
+
+def _has_folder(path: Path) -> Path:
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder of {path} does not exist")
+    return path
+
+
+class JournalConfig(Strict):
+    """Where requests and metrics are written down, and how many of them are kept."""
+
+    path: Annotated[Path, AfterValidator(_has_folder)]
+    max_rows: int = Field(default=1_000_000, ge=1)
+    max_age_s: float = Field(default=7 * 86400.0, gt=0)
+    snapshot_interval_s: float = Field(default=10.0, gt=0)
+
+
+class ObserveConfig(Strict):
+    """How closely requests are watched: a watched one is read message by message, outside the express lane."""
+
+    sample: float = Field(default=0.0, ge=0, le=1)  # share of requests that are watched
+    journal: JournalConfig | None = None

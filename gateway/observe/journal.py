@@ -1,0 +1,143 @@
+"""The journal: records of requests and snapshots of metrics in an SQLite file on the local disk.
+
+Knows tables, limits and one writer thread. Does not know what the records are about. The event loop only puts into a
+queue; the file is in WAL mode, so that a crash loses at most what was not yet committed and readers never wait.
+
+Invariants:
+1. At most `max_rows` rows a table and none older than `max_age_s`, after each pruning.
+2. More than `MAX_WAITING` items are not kept waiting for a slow disk: they are counted in `dropped` instead.
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from gateway.log import log
+from gateway.observe.ledger import STAGES
+
+if TYPE_CHECKING:
+    from gateway.observe.config import JournalConfig
+    from gateway.observe.record import Record
+
+MAX_WAITING = 20_000
+MAX_BATCH = 1_000
+PRUNE_SECONDS = 5.0
+BUSY_SECONDS = 10.0
+FACTS = (
+    "key", "tenant", "method", "instance", "outcome", "attempts", "concurrent", "messages", "prompt_tokens",
+    "completion_tokens", "cached_tokens", "first_answer", "flags",
+)  # fmt: skip
+TEXTS = {"key", "tenant", "method", "instance", "outcome", "flags"}
+COLUMNS = (*FACTS, *STAGES)
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {
+    ", ".join(f"{name} {'TEXT' if name in TEXTS else 'INTEGER'}" for name in COLUMNS)
+});
+CREATE INDEX IF NOT EXISTS requests_by_time ON requests (gateway_in);
+CREATE TABLE IF NOT EXISTS metrics (id INTEGER PRIMARY KEY, at INTEGER, name TEXT, labels TEXT, value REAL);
+CREATE INDEX IF NOT EXISTS metrics_by_time ON metrics (at);
+"""
+INSERT = f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - constants
+INSERT_METRIC = "INSERT INTO metrics (at, name, labels, value) VALUES (?, ?, ?, ?)"
+PRUNE = (("requests", "gateway_in"), ("metrics", "at"))
+MetricRow = tuple[int, str, str, float]  # at in ns, name, labels, value
+
+
+class Journal:
+    """Writes on a thread of its own until `close`."""
+
+    def __init__(self, config: JournalConfig) -> None:
+        """Open or make the file.
+
+        Raises:
+            OSError: it cannot be used.
+        """
+        self.dropped = 0
+        self._config = config
+        self._queue: queue.SimpleQueue[Record | list[MetricRow] | None] = queue.SimpleQueue()
+        try:
+            open_journal(config).close()
+        except sqlite3.Error as error:
+            raise OSError(f"the journal {config.path} cannot be used: {error}") from error
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def write(self, item: Record | list[MetricRow]) -> None:
+        """Keep a record or a snapshot; returns at once."""
+        if self._queue.qsize() >= MAX_WAITING:
+            self.dropped += 1
+        else:
+            self._queue.put(item)
+
+    def close(self) -> None:
+        """Write what is waiting and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        connection = open_journal(self._config)
+        pruned_at = 0.0
+        closing = False
+        while not closing:
+            batch = self._take()
+            closing = None in batch
+            try:
+                with connection:
+                    _insert(connection, [item for item in batch if item is not None])
+                if time.monotonic() - pruned_at > PRUNE_SECONDS or closing:
+                    pruned_at = time.monotonic()
+                    prune(connection, self._config, time.time_ns())
+            except sqlite3.Error as error:
+                self.dropped += len(batch)
+                log("journal_failed", error=repr(error), dropped=self.dropped)
+        connection.close()
+
+    def _take(self) -> list[Record | list[MetricRow] | None]:
+        batch = [self._queue.get()]
+        while len(batch) < MAX_BATCH and batch[-1] is not None:
+            try:
+                batch.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+
+def open_journal(config: JournalConfig) -> sqlite3.Connection:
+    """Return a connection to the file, which has its tables.
+
+    Raises:
+        sqlite3.Error: it cannot be opened or is something else.
+    """
+    connection = sqlite3.connect(config.path, timeout=BUSY_SECONDS)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.executescript(SCHEMA)
+    return connection
+
+
+def prune(connection: sqlite3.Connection, config: JournalConfig, now_ns: int) -> None:
+    """Delete what is too old or too much."""
+    oldest = now_ns - round(1e9 * config.max_age_s)
+    with connection:
+        for table, column in PRUNE:
+            connection.execute(f"DELETE FROM {table} WHERE {column} < ?", (oldest,))  # noqa: S608 - constants
+            query = f"DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?"  # noqa: S608 - constants
+            connection.execute(query, (config.max_rows,))
+
+
+def _insert(connection: sqlite3.Connection, items: Iterable[Record | list[MetricRow]]) -> None:
+    records: list[tuple[object, ...]] = []
+    metrics: list[MetricRow] = []
+    for item in items:
+        if isinstance(item, list):
+            metrics += item
+        else:
+            facts = (getattr(item, name) for name in FACTS)
+            records.append((*facts, *(item.ledger.get(stage) for stage in STAGES)))
+    connection.executemany(INSERT, records)
+    connection.executemany(INSERT_METRIC, metrics)

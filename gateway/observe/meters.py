@@ -1,0 +1,54 @@
+"""Prometheus metrics of requests by tenant and instance.
+
+Knows names and labels. Labels are tenants and instances of the configuration, so their number is bounded.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from gateway.observe.observer import Usage
+
+LABELS = ["tenant", "instance"]
+WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+GAP_BUCKETS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
+
+
+class Meters:
+    """What is measured of every request, and of watched ones."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register all."""
+        self._ended = Counter(
+            "gateway_tenant_requests", "Requests that ended.", ["tenant", "outcome"], registry=registry
+        )
+        self._wait = Histogram(
+            "gateway_wait_seconds", "From arrival to an instance.", ["tenant"], buckets=WAIT_BUCKETS, registry=registry
+        )
+        self._first = Histogram(
+            "gateway_first_answer_seconds", "From arrival to the first response.", LABELS,
+            buckets=WAIT_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._gap = Histogram(
+            "gateway_gap_seconds", "Between responses of a watched request.", LABELS,
+            buckets=GAP_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._tokens = Counter(
+            "gateway_tokens", "Tokens of watched requests.", [*LABELS, "kind"], registry=registry
+        )  # fmt: skip
+
+    def gap(self, tenant: str, instance: str, seconds: float) -> None:
+        """Take the time between two responses."""
+        self._gap.labels(tenant, instance).observe(seconds)
+
+    def ended(self, tenant: str, instance: str, outcome: str, wait: float | None, first: float | None) -> None:
+        """Take the end of a request; times in seconds, None where it did not come so far."""
+        self._ended.labels(tenant, outcome).inc()
+        if wait is not None:
+            self._wait.labels(tenant).observe(wait)
+        if first is not None:
+            self._first.labels(tenant, instance).observe(first)
+
+    def used(self, tenant: str, instance: str, usage: Usage) -> None:
+        """Take the tokens of a watched request."""
+        for kind, count in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
+            if count:
+                self._tokens.labels(tenant, instance, kind).inc(count)

@@ -1,0 +1,144 @@
+"""Decides which requests are watched, and tells metrics and journal how each has ended.
+
+Knows requests, records and who takes them. Does not know how a request is placed or answered.
+
+Invariants:
+1. A request is watched where its caller asks for its ledger, where its tenant's tokens are limited, and otherwise by
+   the configured share; all others pass through the express lane.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING
+
+from gateway.observe.journal import Journal, MetricRow
+from gateway.observe.ledger import EngineTimes, Ledger, durations, make_ledger
+from gateway.observe.meters import Meters
+from gateway.observe.observer import Observer, Usage
+from gateway.observe.record import Record
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from gateway.observe.config import ObserveConfig
+    from gateway.request import Request
+
+LEDGER_NOTE = b"x-ledger"
+MAX_NOTED = 16  # ledgers in one stream's trailing metadata, which clients limit to 8 KiB
+REMEMBERED = 512
+
+
+class Observation:
+    """All that is noted of requests."""
+
+    def __init__(self, config: ObserveConfig, registry: CollectorRegistry) -> None:
+        """Open the journal where there is to be one.
+
+        Raises:
+            OSError: the journal cannot be used.
+        """
+        self.journal = Journal(config.journal) if config.journal is not None else None
+        self.recent: deque[dict[str, int]] = deque(maxlen=REMEMBERED)  # durations of stages, in ns
+        self._registry = registry
+        self._meters = Meters(registry)
+        self._sample = config.sample
+        self._credit = 0.0
+
+    def arrived(self, request: Request) -> None:
+        """Take a new request."""
+        call = request.exchange.call
+        if not call.is_routed:
+            return
+        self._credit += self._sample
+        limited = call.tenant is not None and call.tenant.counts_tokens
+        if self._credit >= 1 or limited or call.wants_ledger:
+            request.observer = Observer(note_gap=partial(self._gap, request))
+            self._credit -= self._credit >= 1
+
+    def ended(self, request: Request, instance: str, outcome: str) -> None:
+        """Take a request that has ended, at this instance if at any."""
+        call = request.exchange.call
+        if not call.is_metered:
+            return
+        tenant = _tenant(request)
+        self._meters.ended(
+            tenant, instance, outcome, _seconds(request, request.routed_ns), _seconds(request, request.first_ns)
+        )
+        observer = request.observer
+        if observer is None and self.journal is None:
+            return
+        usage = observer.usage() if observer is not None else Usage()
+        ledger = make_ledger(request.arrived_ns, request.routed_ns, time.time_ns(), _engine_times(usage))
+        self._meters.used(tenant, instance, usage)
+        if (spent := durations(ledger)) is not None:
+            self.recent.append(spent)
+        if call.wants_ledger:
+            _note(request, ledger)
+        if self.journal is not None:
+            self.journal.write(_record(request, instance, outcome, usage, ledger))
+
+    def snapshot(self) -> None:
+        """Write all metrics but histograms' buckets into the journal."""
+        if self.journal is None:
+            return
+        now = time.time_ns()
+        rows: list[MetricRow] = [
+            (now, sample.name, json.dumps(sample.labels) if sample.labels else "", sample.value)
+            for metric in self._registry.collect()
+            for sample in metric.samples
+            if not sample.name.endswith("_bucket")
+        ]
+        self.journal.write(rows)
+
+    def close(self) -> None:
+        """Write what is waiting."""
+        if self.journal is not None:
+            self.snapshot()
+            self.journal.close()
+
+    def _gap(self, request: Request, seconds: float) -> None:
+        if request.instance is not None:
+            self._meters.gap(_tenant(request), request.instance.name, seconds)
+
+
+def _tenant(request: Request) -> str:
+    tenant = request.exchange.call.tenant
+    return tenant.config.name if tenant is not None else ""
+
+
+def _seconds(request: Request, mark: int) -> float | None:
+    return (mark - request.arrived_ns) / 1e9 if mark else None
+
+
+def _engine_times(usage: Usage) -> EngineTimes | None:
+    if usage.clock_ns is None or usage.queue_seconds is None or usage.ttft_seconds is None or not usage.e2e_seconds:
+        return None
+    return EngineTimes(*usage.clock_ns, usage.queue_seconds, usage.ttft_seconds, usage.e2e_seconds)
+
+
+def _note(request: Request, ledger: Ledger) -> None:
+    notes = request.exchange.notes
+    known = json.loads(notes.get(LEDGER_NOTE, b"[]"))
+    notes[LEDGER_NOTE] = json.dumps([*known, {"key": request.key} | ledger][-MAX_NOTED:]).encode()
+
+
+def _record(request: Request, instance: str, outcome: str, usage: Usage, ledger: Ledger) -> Record:
+    return Record(
+        key=request.key,
+        tenant=_tenant(request),
+        method=request.exchange.call.method,
+        instance=instance,
+        outcome=outcome,
+        attempts=request.attempts,
+        concurrent=request.concurrent,
+        messages=request.observer.num_messages if request.observer is not None else None,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        first_answer=request.first_ns or None,
+        ledger=ledger,
+    )

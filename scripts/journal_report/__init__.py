@@ -1,0 +1,1 @@
+"""What a gateway's journal says, summed up."""
