@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.scheduler import StepPlan
 from engine.sequence import Sequence
+from engine.step_plan import StepPlan
 
 
 @dataclass(slots=True)

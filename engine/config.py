@@ -5,6 +5,7 @@ Knows names, defaults, limits and the environment variables that override them. 
 Invariant: an `EngineConfig` that exists is consistent; a bad value is refused with its name, its limit and itself.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ from engine.errors import ModelError
 
 ENV_PREFIX = "SCALELLM_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "demo_model"
+SCHEDULER_POLICIES = ("max_utilization", "guaranteed_no_evict")
 TRUE_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -29,7 +31,11 @@ class EngineConfig:
         kv_cache_gib: memory for the KV cache in GiB, used where `num_blocks` is 0.
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: token budget of one step.
+        scheduler_policy: `max_utilization` starts whatever fits now and preempts where blocks run out;
+            `guaranteed_no_evict` starts a request only where its longest output fits too, and never preempts.
+        ageing_seconds: a waiting request gains one priority class in this time; 0 makes classes of no effect.
         max_waiting: most requests that may wait; the next one is refused.
+        max_waiting_tokens: most tokens of waiting requests; one that would go over it is refused.
         max_model_len: most tokens of prompt and output together; 0 means the model's own limit.
         enable_prefix_caching: share the KV blocks of equal prefixes.
         num_threads: compute threads; 0 means one for each core.
@@ -42,7 +48,10 @@ class EngineConfig:
     kv_cache_gib: float = 1.0
     max_num_seqs: int = 128
     max_num_batched_tokens: int = 512
+    scheduler_policy: str = "max_utilization"
+    ageing_seconds: float = 10.0
     max_waiting: int = 1024
+    max_waiting_tokens: int = 1 << 20
     max_model_len: int = 0
     enable_prefix_caching: bool = True
     num_threads: int = 0
@@ -54,11 +63,16 @@ class EngineConfig:
         Raises:
             ModelError: a value lies outside its limits.
         """
-        lowest = {"block_size": 1, "max_num_seqs": 1, "max_num_batched_tokens": 1, "max_waiting": 1}
-        for name in ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "max_waiting"):
-            _require(name, getattr(self, name), lowest.get(name, 0))
-        for name in ("max_model_len", "num_threads", "kv_cache_gib", "watchdog_seconds"):
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_waiting", "max_waiting_tokens"):
+            _require(name, getattr(self, name), 1)
+        for name in ("num_blocks", "max_model_len", "num_threads"):
             _require(name, getattr(self, name), 0)
+        for name in ("kv_cache_gib", "watchdog_seconds", "ageing_seconds"):
+            _require(name, getattr(self, name), 0)
+        if self.scheduler_policy not in SCHEDULER_POLICIES:
+            raise ModelError(
+                f"scheduler_policy must be one of {', '.join(SCHEDULER_POLICIES)}, got {self.scheduler_policy!r}"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ModelError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -82,8 +96,8 @@ class EngineConfig:
 
 
 def _require(name: str, value: float, low: float) -> None:
-    if value < low:
-        raise ModelError(f"{name} must be at least {low}, got {value}")
+    if not math.isfinite(value) or value < low:
+        raise ModelError(f"{name} must be a finite number of at least {low}, got {value}")
 
 
 def _parse(name: str, text: str, default: object) -> Any:

@@ -24,8 +24,10 @@ from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.request_check import check_request
 from engine.sampler import SampledTokens
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler, StepPlan
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
+from engine.sliding_window import SlidingWindow
+from engine.step_plan import StepPlan
 from engine.stopping import append_token, resume
 from engine.text.stop_strings import StopStringChecker
 from engine.text.tokenizer import Tokenizer
@@ -47,8 +49,7 @@ class EngineCore:
         self.tokenizer = Tokenizer.from_dir(config.model)
         self.runner = ModelRunner(config, self.model_config)
         self.runner.warm_up()
-        kv = KVManager(self.runner.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
-        self.scheduler = Scheduler(kv, config.max_num_seqs, config.max_num_batched_tokens, config.max_waiting)
+        self.scheduler = Scheduler(self._make_kv_manager(config), config)
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
         self._sequences: dict[int, Sequence] = {}
 
@@ -83,7 +84,7 @@ class EngineCore:
 
         Raises:
             InvalidRequest: the prompt is empty, has ids outside the vocabulary, or is too long.
-            QueueFull: too many requests wait.
+            QueueFull: too many requests, or tokens, wait.
         """
         check_request(prompt_ids, params, self.info, resume_ids)
         sequence = self._new_sequence(request_id, prompt_ids, params)
@@ -104,12 +105,15 @@ class EngineCore:
     def step(self) -> list[RequestOutput]:
         """Plan and compute one step, and return what requests gained by it."""
         started = time.monotonic()
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(started)
+        outputs = [self._end_expired(sequence) for sequence in plan.expired]
+        if not plan.scheduled:
+            return outputs
         for item in plan.scheduled:
             item.sequence.timings.scheduled = item.sequence.timings.scheduled or started
         sampling, sampled = self.runner.run(plan)
         self._account(plan)
-        outputs = [
+        outputs += [
             output
             for row, sequence in enumerate(sampling)
             if (output := self._take_token(sequence, sampled, row)) is not None
@@ -121,10 +125,17 @@ class EngineCore:
     def read_stats(self) -> EngineStats:
         """Return the statistics, brought up to date."""
         self.stats.num_waiting = len(self.scheduler.waiting)
+        self.stats.num_waiting_tokens = self.scheduler.waiting.num_tokens
         self.stats.num_running = len(self.scheduler.running)
         self.stats.kv_usage = self.scheduler.kv.usage
         self.stats.num_preemptions = self.scheduler.num_preemptions
         return self.stats
+
+    def _make_kv_manager(self, config: EngineConfig) -> KVManager:
+        width = self.model_config.sliding_window
+        window = None if width is None else SlidingWindow(width, config.block_size, config.max_num_batched_tokens)
+        caching = config.enable_prefix_caching
+        return KVManager(self.runner.num_blocks, config.block_size, enable_prefix_caching=caching, window=window)
 
     def _new_sequence(self, request_id: int, prompt_ids: list[int], params: SamplingParams) -> Sequence:
         limit = self.runner.max_model_len
@@ -182,6 +193,12 @@ class EngineCore:
         text, before = self.tokenizer.decode(tail), self.tokenizer.decode(tail[:-1])
         num_same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False))))
         return len(text) - num_same
+
+    def _end_expired(self, sequence: Sequence) -> RequestOutput:
+        """Report a sequence that the scheduler has ended at its deadline, with every token it has."""
+        sequence.num_releasable = sequence.num_output_tokens
+        self.stats.num_expired += 1
+        return self._finish(sequence, FinishReason.DEADLINE)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
         self.scheduler.finish(sequence, reason)

@@ -42,11 +42,10 @@ class PromptTooLong(InvalidRequest):
 class QueueFull(EngineError):
     """The waiting queue is at its bound."""
 
-    def __init__(self, num_waiting: int, max_waiting: int) -> None:
-        """Name the depth and the bound, both in requests."""
-        super().__init__(f"the queue is full: {num_waiting} requests are waiting and the limit is {max_waiting}")
-        self.num_waiting = num_waiting
-        self.max_waiting = max_waiting
+    def __init__(self, depth: str, limit: int) -> None:
+        """Say what waits, and name the bound."""
+        super().__init__(f"the queue is full: {depth} and the limit is {limit}")
+        self.limit = limit
 
 
 class EngineUnavailable(EngineError):

@@ -18,8 +18,8 @@ from engine.models.config import ModelConfig
 from engine.models.registry import build_model
 from engine.sampler import SampledTokens, sample
 from engine.sampling_params import SamplingParams
-from engine.scheduler import ScheduledSequence, StepPlan
 from engine.sequence import Sequence
+from engine.step_plan import ScheduledSequence, StepPlan
 from engine.weights.safetensors_loader import load_weights
 
 logger = logging.getLogger(__name__)

@@ -70,6 +70,7 @@ class EngineStats:
     """
 
     num_waiting: int = 0
+    num_waiting_tokens: int = 0
     num_running: int = 0
     kv_usage: float = 0.0
     num_blocks: int = 0
@@ -82,3 +83,4 @@ class EngineStats:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     num_finished: int = 0
+    num_expired: int = 0

@@ -1,64 +1,52 @@
 """Which sequences compute how many tokens in the next step.
 
-Knows sequences, blocks and budgets. Does not know tensors, sampling, text or time.
+Knows sequences, blocks and budgets. Does not know tensors, sampling, text or clocks: the time is handed in.
 
 One rule, no phases: every running sequence has tokens still to compute, one in its decode state and more in prefill; a
-step spends a token budget on them, decodes first, then running prefills, then new admissions. Where blocks run out the
-youngest sequence that is not yet in the step gives its blocks back and is computed again later (max-utilization).
+step spends a token budget on them, decodes first, then running prefills, then new admissions, in each by rank
+(`engine.ageing`). Who is admitted next is up to `WaitingQueue`, whether there is room for it and who gives way where
+blocks run out to the `CapacityPolicy`. A head of the queue that does not fit holds up the others, so that it is not
+passed by for ever.
 
 Invariants, checked by `check`:
 1. A step holds at most `max_num_batched_tokens` tokens of at most `max_num_seqs` sequences.
-2. Waiting sequences hold no blocks; running ones hold the blocks of all their computed tokens.
+2. Waiting sequences hold no blocks; running ones hold the blocks of all their computed tokens that are still read.
 3. A sequence is waiting, running or finished, never two of these, and finishes once.
+4. A sequence is preempted only for one of lower rank, so that the first in rank always goes on and everyone ends. One
+   that lacks a block and has nobody behind it that could give way pauses, and nobody is admitted in that step.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
+from itertools import count, takewhile
 
-from engine.errors import QueueFull
+from engine.ageing import Ageing
+from engine.capacity_policy import POLICIES, CapacityPolicy
+from engine.config import EngineConfig
+from engine.deadlines import Deadlines
 from engine.kv_manager import KVManager
+from engine.ordered_sequences import OrderedSequences
 from engine.outputs import FinishReason
 from engine.sequence import Sequence, SequenceStatus
-
-
-@dataclass(slots=True)
-class ScheduledSequence:
-    """A sequence and how many of its tokens the step computes, from `num_computed_tokens` on."""
-
-    sequence: Sequence
-    num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the step reaches the sequence's last token, so that its logits give the next one."""
-        return self.num_tokens == self.sequence.num_uncomputed_tokens
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """What one step computes."""
-
-    scheduled: list[ScheduledSequence] = field(default_factory=list)
-    num_tokens: int = 0
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        """Put `num_tokens` tokens of the sequence into the step."""
-        self.scheduled.append(ScheduledSequence(sequence, num_tokens))
-        self.num_tokens += num_tokens
+from engine.step_plan import StepPlan
+from engine.tenant_shares import OUTPUT_TOKEN_COST, PROMPT_TOKEN_COST, TenantShares
+from engine.waiting_queue import WaitingQueue, by_rank
 
 
 class Scheduler:
     """Keeps the waiting queue and the running set, and plans steps over them."""
 
-    def __init__(self, kv: KVManager, max_num_seqs: int, max_num_batched_tokens: int, max_waiting: int) -> None:
+    def __init__(self, kv: KVManager, config: EngineConfig) -> None:
         """Start idle."""
         self.kv = kv
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_waiting = max_waiting
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.max_num_seqs = config.max_num_seqs
+        self.max_num_batched_tokens = config.max_num_batched_tokens
+        self.policy: CapacityPolicy = POLICIES[config.scheduler_policy]()
+        self.ageing = Ageing(config.ageing_seconds)
+        self.shares = TenantShares()
+        self.waiting = WaitingQueue(self.shares, config.max_waiting, config.max_waiting_tokens)
+        self.running = OrderedSequences(by_rank)
+        self.deadlines = Deadlines()
         self.num_preemptions = 0
+        self._tickets = count()
 
     @property
     def has_work(self) -> bool:
@@ -66,27 +54,37 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence.
+        """Queue a new sequence, whose arrival time has been noted.
 
         Raises:
-            QueueFull: `max_waiting` requests wait already.
+            QueueFull: too many requests, or tokens, wait already.
         """
-        if len(self.waiting) >= self.max_waiting:
-            raise QueueFull(len(self.waiting), self.max_waiting)
-        self.waiting.append(sequence)
+        self.waiting.check_room(sequence.num_tokens)
+        scheduling = sequence.scheduling
+        rank = self.ageing.rank(sequence.timings.arrived, scheduling.priority_class)
+        sequence.rank = (rank, next(self._tickets))
+        self.shares.join(scheduling.tenant, scheduling.tenant_weight)
+        self.waiting.add(sequence)
+        self.deadlines.add(sequence)
 
-    def schedule(self) -> StepPlan:
-        """Plan the next step; blocks for all its tokens are reserved when this returns."""
-        plan = StepPlan()
+    def schedule(self, now: float) -> StepPlan:
+        """End what is past its deadline and plan the next step; blocks for all its tokens are reserved then.
+
+        Args:
+            now: the present time, of the clock that arrivals and deadlines are of.
+        """
+        plan = StepPlan(expired=self.deadlines.expired(now))
+        for sequence in plan.expired:
+            self.finish(sequence, FinishReason.DEADLINE)
         decodes = [s for s in self.running if s.num_uncomputed_tokens == 1]
         prefills = [s for s in self.running if s.num_uncomputed_tokens > 1]
-        preempted_before = self.num_preemptions
+        has_room = True
         for sequence in decodes + prefills:
             if plan.num_tokens == self.max_num_batched_tokens:
                 break
             if sequence.status is SequenceStatus.RUNNING:
-                self._continue(sequence, plan)
-        if self.num_preemptions == preempted_before:
+                has_room &= self._continue(sequence, plan)
+        if has_room:
             self._admit(plan)
         return plan
 
@@ -99,37 +97,45 @@ class Scheduler:
             self.kv.release(sequence)
         else:
             self.waiting.remove(sequence)
+        self.deadlines.remove(sequence)
+        self.shares.leave(sequence.scheduling.tenant)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
 
     def check(self) -> None:
         """Assert the invariants of this module, of the block tables and of the pool."""
-        self.kv.pool.check()
-        assert len(self.running) <= self.max_num_seqs
-        assert all(s.status is SequenceStatus.WAITING and not s.block_table for s in self.waiting)
-        assert all(s.status is SequenceStatus.RUNNING for s in self.running)
-        holders: dict[int, int] = {}
-        for sequence in self.running:
-            assert sequence.num_computed_tokens <= len(sequence.block_table) * self.kv.block_size
-            assert len(set(sequence.block_table)) == len(sequence.block_table)
-            for block in sequence.block_table:
-                holders[block] = holders.get(block, 0) + 1
-        assert all(self.kv.pool.ref_counts[block] == count for block, count in holders.items())
-        assert self.kv.pool.num_used == len(holders)
-        assert all(count == 1 or self.kv.pool.is_full(block) for block, count in holders.items())
+        waiting, running = list(self.waiting), list(self.running)
+        assert len(running) <= self.max_num_seqs
+        assert all(s.status is SequenceStatus.WAITING and not s.block_table for s in waiting)
+        assert all(s.status is SequenceStatus.RUNNING for s in running)
+        assert running == sorted(running, key=by_rank)
+        assert self.waiting.num_tokens == sum(s.num_tokens for s in waiting)
+        assert len(self.deadlines) == sum(s.deadline is not None for s in waiting + running)
+        assert self.shares.num_active == len({s.scheduling.tenant for s in waiting + running})
+        self.kv.check(running)
 
-    def _continue(self, sequence: Sequence, plan: StepPlan) -> None:
-        num_tokens = min(sequence.num_uncomputed_tokens, self.max_num_batched_tokens - plan.num_tokens)
-        while not self.kv.reserve(sequence, sequence.num_computed_tokens + num_tokens):
-            victim = self._youngest_unscheduled(plan)
+    def _continue(self, sequence: Sequence, plan: StepPlan) -> bool:
+        """Plan more tokens of a running sequence; return whether there were blocks enough without anyone's."""
+        had_room = True
+        while not self.kv.reserve(sequence, sequence.num_tokens):
+            had_room = False
+            victim = self.policy.victim(self._unscheduled_behind(sequence, plan))
+            if victim is None:
+                return False
             self._preempt(victim)
-            if victim is sequence:
-                return
-        plan.add(sequence, num_tokens)
+        self._plan(sequence, plan)
+        return had_room
 
-    def _youngest_unscheduled(self, plan: StepPlan) -> Sequence:
-        scheduled = {id(item.sequence) for item in plan.scheduled}
-        return next(s for s in reversed(self.running) if id(s) not in scheduled)
+    def _plan(self, sequence: Sequence, plan: StepPlan) -> None:
+        budget = self.max_num_batched_tokens - plan.num_tokens
+        if plan.add(sequence, min(sequence.num_uncomputed_tokens, budget)).samples:
+            self.shares.charge(sequence.scheduling.tenant, OUTPUT_TOKEN_COST)
+
+    def _unscheduled_behind(self, sequence: Sequence, plan: StepPlan) -> list[Sequence]:
+        """Return the running sequences of higher rank that are not in the step, last first."""
+        scheduled = {item.sequence.rank for item in plan.scheduled}
+        behind = takewhile(lambda s: s.rank > sequence.rank, reversed(self.running))
+        return [s for s in behind if s.rank not in scheduled]
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -137,15 +143,29 @@ class Scheduler:
         sequence.status = SequenceStatus.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(sequence)
+        self.waiting.add(sequence)
 
     def _admit(self, plan: StepPlan) -> None:
         while self.waiting and plan.num_tokens < self.max_num_batched_tokens and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
-            if not self.kv.admit(sequence):
+            sequence = self.waiting.head()
+            if not self._take_blocks(sequence):
                 return
-            self.waiting.popleft()
+            self.waiting.remove(sequence)
             sequence.status = SequenceStatus.RUNNING
-            self.running.append(sequence)
-            budget = self.max_num_batched_tokens - plan.num_tokens
-            plan.add(sequence, min(sequence.num_uncomputed_tokens, budget))
+            self.running.add(sequence)
+            if sequence.num_preemptions == 0:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+                self.shares.charge(sequence.scheduling.tenant, PROMPT_TOKEN_COST * sequence.num_uncomputed_tokens)
+            self._plan(sequence, plan)
+
+    def _take_blocks(self, sequence: Sequence) -> bool:
+        """Give a waiting sequence what it needs to start; False, with nothing changed, where there is no room."""
+        self.kv.take_prefix(sequence)
+        needed = self.kv.num_missing_blocks(sequence, sequence.num_tokens)
+        if self.policy.admits(needed, self.kv.pool.num_available, lambda: self._num_outstanding(sequence)):
+            return self.kv.reserve(sequence, sequence.num_tokens)
+        self.kv.release(sequence)
+        return False
+
+    def _num_outstanding(self, newcomer: Sequence) -> int:
+        return sum(map(self.kv.num_outstanding_blocks, (newcomer, *self.running)))

@@ -3,7 +3,8 @@
 Knows token ids, block ids and options. Does not know tensors, memory or other sequences.
 
 Invariants:
-1. 0 <= num_computed_tokens <= num_tokens; the KV of the computed tokens lies in `block_table`, in order.
+1. 0 <= num_computed_tokens <= num_tokens; the KV of the computed tokens lies in `block_table`, in order, but for the
+   first `num_dropped_blocks` entries, which a sliding window has passed by.
 2. A sequence whose uncomputed rest is one token is in its decode state; a longer rest is prefill. That is all there is.
 3. num_emitted <= num_output_tokens: what has been sent on is never taken back.
 """
@@ -15,6 +16,7 @@ from typing import Protocol
 from engine.logit_rules import LogitRules
 from engine.outputs import FinishReason, Timings
 from engine.sampling_params import SamplingParams
+from engine.scheduling_params import SchedulingParams
 
 
 class StopResult(Protocol):
@@ -62,8 +64,12 @@ class Sequence:
         stop_token_ids: ids that end the sequence once `min_tokens` are out, end-of-sequence tokens included.
         seed: resolved seed; random numbers are keyed by it and the position.
         logit_rules: what the options do to the logits; the sampler makes them when it first needs them.
-        block_hashes: names of the blocks registered so far, see `engine.prefix_cache`.
         num_resumed: output tokens that another engine made and somebody has delivered; they come with the request.
+        scheduling: for whom, how urgently and with which cache it is served.
+        rank: where it stands among others, lower first, and a ticket that makes it unique; see `engine.ageing`.
+        deadline: time of the machine's monotonic clock, in seconds, at which it ends with what it has; None is never.
+        block_hashes: names of its full blocks as far as known, see `engine.prefix_cache`.
+        num_named_blocks: blocks of its table whose content has been made known to the pool, or came from there.
         num_releasable: output tokens that may be sent on; behind the rest a stop string may be forming.
     """
 
@@ -75,12 +81,17 @@ class Sequence:
     stop_token_ids: frozenset[int]
     seed: int = 0
     num_resumed: int = 0
+    scheduling: SchedulingParams = field(default_factory=SchedulingParams)
+    rank: tuple[float, int] = (0.0, 0)
+    deadline: float | None = None
     stop_checker: StopChecker | None = None
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
+    num_named_blocks: int = 0
+    num_dropped_blocks: int = 0
     log_probs: list[float] = field(default_factory=list)
     num_releasable: int = 0
     num_emitted: int = 0

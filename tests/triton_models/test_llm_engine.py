@@ -133,7 +133,7 @@ def test_without_streaming_there_is_one_response(model: Any):
     ("failure", "code", "message"),
     [
         (InvalidRequest("bad"), TritonError.INVALID_ARG, "bad"),
-        (QueueFull(5, 5), TritonError.UNAVAILABLE, "RESOURCE_EXHAUSTED: the queue is full"),
+        (QueueFull("5 requests are waiting", 5), TritonError.UNAVAILABLE, "RESOURCE_EXHAUSTED: the queue is full"),
         (EngineUnavailable("restarting"), TritonError.UNAVAILABLE, "UNAVAILABLE: restarting"),
         (ZeroDivisionError("oops"), TritonError.INTERNAL, "INTERNAL: llm_engine failed"),
     ],

@@ -1,94 +1,121 @@
-"""The block pool's books: free + cached + used is always everything."""
+"""What is forgotten first, and which blocks of a prefix are found again."""
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.block_pool import BlockPool
 from engine.errors import OutOfBlocks
+from engine.prefix_cache import find_prefix
 
 
-def test_released_block_with_known_content_is_found_again() -> None:
-    pool = BlockPool(2)
-    block = pool.allocate()
-    pool.remember(block, b"x")
-    pool.release(block)
-    assert (pool.num_free, pool.num_cached, pool.num_used) == (1, 1, 0)
-    assert pool.find(b"x") == block
+def hold_chain(pool: BlockPool, names: list[bytes]) -> list[int]:
+    """Take blocks named as a chain, each the child of the one before."""
+    blocks = [pool.allocate() for _ in names]
+    for block, name, parent in zip(blocks, names, [b"", *names], strict=False):
+        pool.remember(block, name, parent)
+    return blocks
 
 
-def test_eviction_takes_the_content_released_longest_ago() -> None:
-    pool = BlockPool(2)
-    first, second = pool.allocate(), pool.allocate()
-    pool.remember(first, b"1")
-    pool.remember(second, b"2")
-    pool.release(second)
-    pool.release(first)
-    assert pool.allocate() == second
-    assert pool.find(b"2") is None
-    assert pool.find(b"1") == first
+def remembered(pool: BlockPool, names: list[bytes]) -> list[bytes]:
+    pool.check()
+    return [name for name in names if pool.find(name) is not None]
 
 
-def test_acquired_cached_block_is_not_evicted() -> None:
-    pool = BlockPool(1)
-    block = pool.allocate()
-    pool.remember(block, b"x")
-    pool.release(block)
-    pool.acquire(block)
-    with pytest.raises(OutOfBlocks, match="all 1 KV-cache blocks"):
+def test_a_leaf_is_forgotten_before_its_parent_however_long_ago_the_parent_was_released() -> None:
+    pool = BlockPool(3)
+    for block in hold_chain(pool, [b"root", b"middle", b"leaf"]):
+        pool.release(block)
+    names = [b"root", b"middle", b"leaf"]
+    for left in (2, 1, 0):
+        pool.allocate()
+        assert remembered(pool, names) == names[:left]
+
+
+def test_of_two_leaves_the_one_released_longest_ago_is_forgotten_and_its_parent_only_then() -> None:
+    pool = BlockPool(4)
+    old, parent = hold_chain(pool, [b"old"])[0], hold_chain(pool, [b"parent"])[0]
+    child, new = pool.allocate(), hold_chain(pool, [b"new"])[0]
+    pool.remember(child, b"child", b"parent")
+    for block in (parent, child, old, new):
+        pool.release(block)
+    forgotten = []
+    for _ in range(4):
+        before = remembered(pool, [b"old", b"parent", b"child", b"new"])
+        pool.allocate()
+        forgotten += [name for name in before if pool.find(name) is None]
+    assert forgotten == [b"child", b"parent", b"old", b"new"]
+    with pytest.raises(OutOfBlocks, match="all 4 KV-cache blocks are in use"):
         pool.allocate()
 
 
-def test_second_block_with_the_same_content_stays_unnamed() -> None:
+def test_a_parent_whose_child_is_in_use_is_forgotten_only_for_want_of_leaves() -> None:
+    pool = BlockPool(3)
+    parent, child = hold_chain(pool, [b"parent", b"child"])
+    pool.release(parent)
+    leaf = hold_chain(pool, [b"leaf"])[0]
+    pool.release(leaf)
+    pool.allocate()
+    assert remembered(pool, [b"parent", b"child", b"leaf"]) == [b"parent", b"child"]
+    pool.allocate()
+    assert remembered(pool, [b"parent", b"child"]) == [b"child"]
+    pool.release(child)
+    pool.check()
+
+
+def test_a_cached_leaf_that_gains_a_child_is_no_leaf_any_more() -> None:
+    pool = BlockPool(3)
+    parent, leaf = hold_chain(pool, [b"parent"])[0], hold_chain(pool, [b"leaf"])[0]
+    pool.release(parent)
+    pool.release(leaf)
+    child = pool.allocate()
+    pool.remember(child, b"child", b"parent")
+    pool.allocate()
+    assert remembered(pool, [b"parent", b"child", b"leaf"]) == [b"parent", b"child"]
+
+
+def test_an_acquired_block_keeps_its_content_and_ages_anew() -> None:
     pool = BlockPool(2)
-    first, second = pool.allocate(), pool.allocate()
-    pool.remember(first, b"x")
-    pool.remember(second, b"x")
-    assert pool.find(b"x") == first
+    first, second = hold_chain(pool, [b"first"])[0], hold_chain(pool, [b"second"])[0]
+    pool.release(first)
     pool.release(second)
-    assert pool.num_free == 1
+    pool.acquire(first)
+    pool.release(first)
+    pool.allocate()
+    assert remembered(pool, [b"first", b"second"]) == [b"first"]
 
 
-class PoolMachine(RuleBasedStateMachine):
-    """Random use by an honest caller, who releases just what it holds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = BlockPool(5)
-        self.held: list[int] = []
-
-    @rule()
-    def allocate(self) -> None:
-        if self.pool.num_available == 0:
-            with pytest.raises(OutOfBlocks):
-                self.pool.allocate()
-        else:
-            block = self.pool.allocate()
-            assert block not in self.held
-            self.held.append(block)
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        self.pool.release(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
-
-    @precondition(lambda self: self.held)
-    @rule(data=st.data(), content=st.integers(0, 6))
-    def remember(self, data: st.DataObject, content: int) -> None:
-        self.pool.remember(data.draw(st.sampled_from(self.held)), bytes([content]))
-
-    @rule(content=st.integers(0, 6))
-    def share(self, content: int) -> None:
-        block = self.pool.find(bytes([content]))
-        if block is not None:
-            self.pool.acquire(block)
-            self.held.append(block)
-
-    @invariant()
-    def books_balance(self) -> None:
-        self.pool.check()
-        assert self.pool.num_used == len(set(self.held))
-        assert all(self.pool.ref_counts[block] == self.held.count(block) for block in range(5))
+def test_a_hot_prefix_does_not_pile_up_stale_entries() -> None:
+    pool = BlockPool(2)
+    block = hold_chain(pool, [b"hot"])[0]
+    pool.release(block)
+    for _ in range(1000):
+        pool.acquire(block)
+        pool.release(block)
+    assert len(pool._cached._leaves) < 100
+    pool.check()
 
 
-TestPoolMachine = PoolMachine.TestCase
+@pytest.mark.parametrize(
+    ("known", "window_blocks", "first", "hits"),
+    [
+        ("", None, 0, []),
+        ("abcd", None, 0, [0, 1, 2, 3]),
+        ("abd", None, 0, [0, 1]),
+        ("bcd", None, 0, []),
+        ("abcd", 2, 2, [2, 3]),
+        ("cd", 2, 2, [2, 3]),
+        ("bc", 2, 1, [1, 2]),
+        ("ad", 2, 0, [0]),
+        ("abd", 2, 0, [0, 1]),
+        ("d", 2, 0, []),
+    ],
+)
+def test_a_prefix_needs_every_block_that_is_still_read(
+    known: str, window_blocks: int | None, first: int, hits: list[int]
+) -> None:
+    names = [bytes([letter]) for letter in b"abcd"]
+    table = {name: index for index, name in enumerate(names) if chr(name[0]) in known}
+
+    def first_needed(num_blocks: int) -> int:
+        return 0 if window_blocks is None else max(0, num_blocks - window_blocks)
+
+    assert find_prefix(names, table.get, first_needed) == (first, hits)

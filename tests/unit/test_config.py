@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import engine.errors
-from engine.config import EngineConfig
+from engine.capacity_policy import POLICIES
+from engine.config import SCHEDULER_POLICIES, EngineConfig
 from engine.errors import GRPC_CODES, EngineError, InvalidRequest, ModelError, PromptTooLong, QueueFull, grpc_code
 from engine.wire_errors import triton_error
 
@@ -22,7 +23,9 @@ def test_the_environment_overrides_defaults() -> None:
     [
         ({"SCALELLM_MAX_NUM_SEQS": "many"}, "SCALELLM_MAX_NUM_SEQS must be a int, got 'many'"),
         ({"SCALELLM_ENABLE_PREFIX_CACHING": "maybe"}, "SCALELLM_ENABLE_PREFIX_CACHING must be a bool"),
-        ({"SCALELLM_BLOCK_SIZE": "0"}, "block_size must be at least 1, got 0"),
+        ({"SCALELLM_BLOCK_SIZE": "0"}, "block_size must be a finite number of at least 1, got 0"),
+        ({"SCALELLM_AGEING_SECONDS": "inf"}, "ageing_seconds must be a finite number of at least 0, got inf"),
+        ({"SCALELLM_SCHEDULER_POLICY": "fifo"}, "must be one of max_utilization, guaranteed_no_evict, got 'fifo'"),
         ({"SCALELLM_MAX_NUM_BATCHED_TOKENS": "5"}, r"max_num_batched_tokens \(5\) must be at least max_num_seqs"),
     ],
 )
@@ -35,7 +38,7 @@ def test_every_error_has_one_grpc_code_of_its_own() -> None:
     kinds = [k for k in vars(engine.errors).values() if isinstance(k, type) and issubclass(k, EngineError)]
     assert set(kinds) == set(GRPC_CODES)
     assert grpc_code(PromptTooLong(3, 4, 5)) == "INVALID_ARGUMENT"
-    assert grpc_code(QueueFull(3, 3)) == "RESOURCE_EXHAUSTED"
+    assert grpc_code(QueueFull("3 requests are waiting", 3)) == "RESOURCE_EXHAUSTED"
 
 
 def test_an_error_that_is_no_unicode_is_said_with_escapes() -> None:
@@ -47,3 +50,7 @@ def test_a_relative_model_folder_means_the_same_to_every_process(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert EngineConfig.from_env({"SCALELLM_MODEL": "models/mine"}).model == tmp_path / "models" / "mine"
+
+
+def test_each_policy_that_can_be_configured_exists() -> None:
+    assert set(POLICIES) == set(SCHEDULER_POLICIES)

@@ -1,44 +1,13 @@
-"""The scheduler's one rule, and a machine that adds, steps, aborts and preempts at random."""
+"""The scheduler's one rule, its two policies for blocks, priorities, tenants and deadlines."""
+
+from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.errors import QueueFull
-from engine.kv_manager import KVManager
 from engine.outputs import FinishReason
-from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler, StepPlan
-from engine.sequence import Sequence, SequenceStatus
-from engine.stopping import append_token
-
-
-def make_scheduler(num_blocks: int = 64, block_size: int = 4, **limits: int) -> Scheduler:
-    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 8, "max_waiting": 16} | limits
-    return Scheduler(KVManager(num_blocks, block_size), **sizes)
-
-
-def make_sequence(request_id: int, prompt: list[int], max_tokens: int = 8) -> Sequence:
-    params = SamplingParams(max_tokens=max_tokens)
-    return Sequence(request_id, list(prompt), len(prompt), params, len(prompt) + max_tokens, frozenset())
-
-
-def finish_step(scheduler: Scheduler, plan: StepPlan, token_id: int = 7) -> list[Sequence]:
-    """Do what the core does after computing: book tokens, append one where due, end what is done; return the ended."""
-    ended = []
-    for item in plan.scheduled:
-        samples = item.samples
-        item.sequence.num_computed_tokens += item.num_tokens
-        scheduler.kv.register(item.sequence)
-        if samples and (reason := append_token(item.sequence, token_id)) is not None:
-            scheduler.finish(item.sequence, reason)
-            ended.append(item.sequence)
-    return ended
-
-
-def counts(plan: StepPlan) -> dict[int, int]:
-    return {item.sequence.request_id: item.num_tokens for item in plan.scheduled}
+from engine.sequence import Sequence
+from tests.unit.scheduling import counts, finish_step, make_scheduler, make_sequence, run_to_end
 
 
 def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
@@ -46,7 +15,7 @@ def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
     scheduler.add(make_sequence(1, list(range(20))))
     seen = []
     for _ in range(3):
-        plan = scheduler.schedule()
+        plan = scheduler.schedule(0.0)
         seen.append(counts(plan))
         finish_step(scheduler, plan)
     assert seen == [{1: 8}, {1: 8}, {1: 4}]
@@ -55,9 +24,9 @@ def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
 def test_decodes_come_before_prefill_and_share_its_step() -> None:
     scheduler = make_scheduler()
     scheduler.add(make_sequence(1, [1, 2, 3]))
-    finish_step(scheduler, scheduler.schedule())
+    finish_step(scheduler, scheduler.schedule(0.0))
     scheduler.add(make_sequence(2, list(range(20))))
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(0.0)
     assert counts(plan) == {1: 1, 2: 7}
     assert [item.samples for item in plan.scheduled] == [True, False]
 
@@ -66,10 +35,10 @@ def test_requests_are_admitted_in_the_order_they_came() -> None:
     scheduler = make_scheduler(max_num_seqs=2)
     for request_id in (1, 2, 3):
         scheduler.add(make_sequence(request_id, [1, 2], max_tokens=1))
-    first = scheduler.schedule()
+    first = scheduler.schedule(0.0)
     assert counts(first) == {1: 2, 2: 2}
     finish_step(scheduler, first)
-    assert counts(scheduler.schedule()) == {3: 2}
+    assert counts(scheduler.schedule(0.0)) == {3: 2}
 
 
 def test_a_full_queue_refuses_with_its_depth() -> None:
@@ -77,17 +46,52 @@ def test_a_full_queue_refuses_with_its_depth() -> None:
     scheduler.add(make_sequence(1, [1]))
     with pytest.raises(QueueFull, match="1 requests are waiting and the limit is 1"):
         scheduler.add(make_sequence(2, [1]))
+    assert scheduler.shares.num_active == 1
+
+
+def test_a_queue_full_of_tokens_refuses_with_its_depth_but_an_empty_one_takes_any_prompt() -> None:
+    scheduler = make_scheduler(max_waiting_tokens=10)
+    scheduler.add(make_sequence(1, [1] * 11))
+    with pytest.raises(QueueFull, match="11 tokens are waiting, this request has 1 and the limit is 10"):
+        scheduler.add(make_sequence(2, [1]))
+    finish_step(scheduler, scheduler.schedule(0.0))
+    scheduler.add(make_sequence(2, [1] * 9))
+    scheduler.add(make_sequence(3, [1]))
 
 
 def test_an_equal_prefix_is_computed_once_and_its_last_token_always() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=16)
     prompt = list(range(8))
     scheduler.add(make_sequence(1, prompt))
-    finish_step(scheduler, scheduler.schedule())
+    finish_step(scheduler, scheduler.schedule(0.0))
     twin = make_sequence(2, prompt)
     scheduler.add(twin)
-    assert counts(scheduler.schedule()) == {1: 1, 2: 4}
+    assert counts(scheduler.schedule(0.0)) == {1: 1, 2: 4}
     assert twin.num_cached_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "hits"),
+    [
+        ({}, {}, 4),
+        ({"cache_salt": "a"}, {"cache_salt": "a"}, 4),
+        ({"cache_salt": "a"}, {"cache_salt": "b"}, 0),
+        ({"cache_salt": "a"}, {}, 0),
+        ({"enable_prefix_cache": False}, {}, 0),
+        ({}, {"enable_prefix_cache": False}, 0),
+        ({"tenant": "a"}, {"tenant": "b"}, 4),
+    ],
+)
+def test_a_prefix_is_shared_only_under_one_salt_and_where_both_take_part(
+    first: dict[str, Any], second: dict[str, Any], hits: int
+) -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence(1, list(range(8)), max_tokens=1, **first))
+    run_to_end(scheduler)
+    twin = make_sequence(2, list(range(8)), max_tokens=1, **second)
+    scheduler.add(twin)
+    run_to_end(scheduler)
+    assert twin.num_cached_tokens == hits
 
 
 def test_when_blocks_run_out_the_youngest_gives_way_and_comes_back() -> None:
@@ -95,86 +99,93 @@ def test_when_blocks_run_out_the_youngest_gives_way_and_comes_back() -> None:
     old, young = make_sequence(1, [1, 2, 3], max_tokens=5), make_sequence(2, [4, 5, 6], max_tokens=5)
     scheduler.add(old)
     scheduler.add(young)
-    ended: list[Sequence] = []
-    for _ in range(40):
-        scheduler.check()
-        ended += finish_step(scheduler, scheduler.schedule())
-        if not scheduler.has_work:
-            break
-    assert [s.request_id for s in ended] == [1, 2]
+    assert [s.request_id for s in run_to_end(scheduler)] == [1, 2]
     assert old.num_preemptions == 0
     assert young.num_preemptions > 0
     assert young.num_output_tokens == 5
+
+
+def test_when_blocks_run_out_the_lowest_priority_gives_way_before_the_youngest() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=2)
+    low = make_sequence(1, [1, 2, 3], max_tokens=5, priority_class=9)
+    high = make_sequence(2, [4, 5, 6], max_tokens=5, arrived=1.0, priority_class=0)
+    scheduler.add(low)
+    scheduler.add(high)
+    assert [s.request_id for s in run_to_end(scheduler)] == [2, 1]
+    assert (low.num_preemptions > 0, high.num_preemptions) == (True, 0)
+
+
+def test_without_eviction_a_request_starts_only_where_its_longest_output_fits() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=2, scheduler_policy="guaranteed_no_evict")
+    first, second = make_sequence(1, [1, 2, 3], max_tokens=3), make_sequence(2, [4, 5, 6], max_tokens=5)
+    scheduler.add(first)
+    scheduler.add(second)
+    assert counts(scheduler.schedule(0.0)) == {1: 3}
+    finish_step(scheduler, scheduler.schedule(0.0))
+    assert [s.request_id for s in run_to_end(scheduler)] == [1, 2]
+    assert scheduler.num_preemptions == 0
+
+
+def test_without_eviction_shared_blocks_count_once() -> None:
+    scheduler = make_scheduler(num_blocks=8, block_size=2, scheduler_policy="guaranteed_no_evict")
+    prompt = [1, 2, 3, 4, 5, 6, 7]
+    for request_id in (1, 2):
+        scheduler.add(make_sequence(request_id, prompt, max_tokens=3))
+    finish_step(scheduler, scheduler.schedule(0.0))
+    assert counts(scheduler.schedule(0.0)) == {1: 1, 2: 1}
 
 
 def test_an_aborted_sequence_gives_its_blocks_back_at_once() -> None:
     scheduler = make_scheduler()
     sequence = make_sequence(1, [1, 2, 3])
     scheduler.add(sequence)
-    finish_step(scheduler, scheduler.schedule())
+    finish_step(scheduler, scheduler.schedule(0.0))
     scheduler.finish(sequence, FinishReason.CANCELLED)
     assert scheduler.kv.pool.num_used == 0
     assert not scheduler.has_work
 
 
-class SchedulerMachine(RuleBasedStateMachine):
-    """Requests with few distinct tokens, so that prefixes are shared, in a pool that is too small for all of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scheduler = make_scheduler(
-            num_blocks=12, block_size=2, max_num_seqs=4, max_num_batched_tokens=6, max_waiting=6
-        )
-        self.open: dict[int, Sequence] = {}
-        self.num_added = 0
-
-    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12), max_tokens=st.integers(1, 10))
-    def add(self, prompt: list[int], max_tokens: int) -> None:
-        self.num_added += 1
-        sequence = make_sequence(self.num_added, prompt, max_tokens)
-        if len(self.scheduler.waiting) >= self.scheduler.max_waiting:
-            with pytest.raises(QueueFull):
-                self.scheduler.add(sequence)
-        else:
-            self.scheduler.add(sequence)
-            self.open[sequence.request_id] = sequence
-
-    @rule(token_id=st.integers(0, 1))
-    def step(self, token_id: int) -> None:
-        plan = self.scheduler.schedule()
-        assert plan.num_tokens == sum(item.num_tokens for item in plan.scheduled) <= 6
-        assert len(plan.scheduled) == len({item.sequence.request_id for item in plan.scheduled}) <= 4
-        assert plan.scheduled or not self.open, "work was left but nothing was planned"
-        for item in plan.scheduled:
-            room = len(item.sequence.block_table) * self.scheduler.kv.block_size
-            assert 0 < item.num_tokens <= item.sequence.num_uncomputed_tokens
-            assert item.sequence.num_computed_tokens + item.num_tokens <= room
-        for sequence in finish_step(self.scheduler, plan, token_id):
-            del self.open[sequence.request_id]
-            assert sequence.num_tokens == sequence.max_total_tokens
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        sequence = self.open.pop(data.draw(st.sampled_from(sorted(self.open))))
-        self.scheduler.finish(sequence, FinishReason.CANCELLED)
-        self.scheduler.finish(sequence, FinishReason.ERROR)
-        assert sequence.finish_reason is FinishReason.CANCELLED
-
-    @invariant()
-    def everything_adds_up(self) -> None:
-        self.scheduler.check()
-        assert {s.request_id for s in (*self.scheduler.waiting, *self.scheduler.running)} == set(self.open)
-        assert all(s.status is not SequenceStatus.FINISHED for s in self.open.values())
-
-    def teardown(self) -> None:
-        for _ in range(2000):
-            if not self.scheduler.has_work:
-                break
-            finish_step(self.scheduler, self.scheduler.schedule())
-        assert not self.scheduler.has_work
-        assert self.scheduler.kv.pool.num_used == 0
+def test_an_expired_request_is_dropped_before_prefill_and_ended_in_decode() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    running, waiting = make_sequence(1, [1, 2], deadline_ms=2000), make_sequence(2, [1, 2], deadline_ms=1000)
+    scheduler.add(running)
+    scheduler.add(waiting)
+    finish_step(scheduler, scheduler.schedule(0.5))
+    plan = scheduler.schedule(1.0)
+    assert (plan.expired, counts(plan)) == ([waiting], {1: 1})
+    finish_step(scheduler, plan)
+    plan = scheduler.schedule(2.5)
+    assert (plan.expired, counts(plan)) == ([running], {})
+    assert {waiting.finish_reason, running.finish_reason} == {FinishReason.DEADLINE}
+    assert (waiting.num_output_tokens, running.num_output_tokens) == (0, 2)
+    assert (scheduler.kv.pool.num_used, scheduler.has_work) == (0, False)
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
-TestSchedulerMachine = SchedulerMachine.TestCase
+def served_first(sequences: list[Sequence]) -> list[int]:
+    """Return the ids of requests in the order in which an engine with one place starts them."""
+    scheduler = make_scheduler(max_num_seqs=1, max_waiting=64)
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return [s.request_id for s in run_to_end(scheduler)]
+
+
+def test_a_better_class_comes_first_until_the_other_has_aged() -> None:
+    def make(request_id: int, arrived: float, priority_class: int) -> Sequence:
+        return make_sequence(request_id, [1], 1, arrived, priority_class=priority_class)
+
+    assert served_first([make(1, 0.0, 5), make(2, 9.0, 4)]) == [2, 1]
+    assert served_first([make(1, 0.0, 5), make(2, 11.0, 4)]) == [1, 2]
+    assert served_first([make(1, 0.0, 9), make(2, 0.0, 0), make(3, 0.0, 4)]) == [2, 3, 1]
+
+
+def test_a_tenant_with_a_deep_queue_does_not_hold_up_another() -> None:
+    flood = [make_sequence(i, [1], 1, tenant="flood", priority_class=0) for i in range(1, 9)]
+    guests = [make_sequence(i, [1], 1, arrived=5.0, tenant="guest") for i in (11, 12)]
+    assert served_first(flood + guests)[:4] == [1, 11, 2, 12]
+
+
+def test_tenants_are_served_by_weight() -> None:
+    light = [make_sequence(i, [1], 1, tenant="light") for i in range(1, 13)]
+    heavy = [make_sequence(100 + i, [1], 1, tenant="heavy", tenant_weight=3) for i in range(1, 13)]
+    first = served_first(light + heavy)[:12]
+    assert sum(request_id > 100 for request_id in first) == 9

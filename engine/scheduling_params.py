@@ -1,0 +1,67 @@
+"""What a request says about how it is to be served: for whom, how urgently, and what it may share.
+
+Knows names, types, defaults and limits. Does not know queues, blocks, sampling or where the values came from.
+
+Invariant: a `SchedulingParams` that exists is valid; a value outside its limits is refused with the limit and itself.
+"""
+
+from dataclasses import dataclass
+
+from engine.errors import InvalidRequest
+
+LOWEST_PRIORITY_CLASS = 9
+MAX_TENANT_WEIGHT = 1000
+MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
+MAX_NAME_CHARS = 256
+
+
+@dataclass(slots=True, frozen=True)
+class SchedulingParams:
+    """How one request is to be served.
+
+    Attributes:
+        tenant: who it is for; tenants share the engine by weight.
+        tenant_weight: the tenant's share against others', 1 to 1000; a tenant's latest request says it.
+        priority_class: 0 is served first, 9 last, among the requests of one tenant and where blocks are short.
+        deadline_ms: milliseconds after arrival at the engine at which the request ends with what it has; None is never.
+        cache_salt: KV blocks are shared only between requests of the same salt.
+        enable_prefix_cache: false neither reads nor feeds the prefix cache.
+    """
+
+    tenant: str = ""
+    tenant_weight: int = 1
+    priority_class: int = 4
+    deadline_ms: int | None = None
+    cache_salt: str = ""
+    enable_prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            InvalidRequest: a value has the wrong type or lies outside its limits.
+        """
+        _check_name("tenant", self.tenant)
+        _check_name("cache_salt", self.cache_salt)
+        _check_int("tenant_weight", self.tenant_weight, 1, MAX_TENANT_WEIGHT)
+        _check_int("priority_class", self.priority_class, 0, LOWEST_PRIORITY_CLASS)
+        if self.deadline_ms is not None:
+            _check_int("deadline_ms", self.deadline_ms, 1, MAX_DEADLINE_MS)
+        if not isinstance(self.enable_prefix_cache, bool):
+            raise InvalidRequest(f"enable_prefix_cache must be true or false, got {self.enable_prefix_cache!r}")
+
+
+def _check_name(name: str, value: object) -> None:
+    if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
+        raise InvalidRequest(f"{name} must be a string of at most {MAX_NAME_CHARS} characters, got {value!r:.300}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"{name} must be valid Unicode, got {value!r}: {error.reason}") from None
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidRequest(f"{name} must be an integer, got {value!r}")
+    if not low <= value <= high:
+        raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}")

@@ -1,0 +1,37 @@
+"""What one step computes: sequences and how many tokens of each.
+
+Knows sequences. Does not know why they were chosen, or how they are computed.
+"""
+
+from dataclasses import dataclass, field
+
+from engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class ScheduledSequence:
+    """A sequence and how many of its tokens the step computes, from `num_computed_tokens` on."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step reaches the sequence's last token, so that its logits give the next one."""
+        return self.num_tokens == self.sequence.num_uncomputed_tokens
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one step computes, and which sequences ended while it was made because their deadline had passed."""
+
+    scheduled: list[ScheduledSequence] = field(default_factory=list)
+    num_tokens: int = 0
+    expired: list[Sequence] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, num_tokens: int) -> ScheduledSequence:
+        """Put `num_tokens` tokens of the sequence into the step."""
+        item = ScheduledSequence(sequence, num_tokens)
+        self.scheduled.append(item)
+        self.num_tokens += num_tokens
+        return item
