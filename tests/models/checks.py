@@ -9,8 +9,8 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.offline import Completion, generate
 from engine.sampling_params import SamplingParams
-from engine.scheduler import ScheduledSequence, StepPlan
 from engine.sequence import Sequence
+from engine.step_plan import ScheduledSequence, StepPlan
 from tests.conftest import TinyModel
 
 NUM_TOKENS = 64
@@ -56,13 +56,14 @@ def check_logits(model: TinyModel, length: int = 50) -> None:
 def check_greedy(model: TinyModel, **options: object) -> None:
     """Assert 64 greedy tokens in a batch of mixed prompts, whose prompts come in chunks and which is preempted.
 
-    A second round finds the prompts' prefixes in the cache.
+    Where every layer has a window its early blocks are given back, and what is left is enough. A second round finds
+    the prompts' prefixes in the cache.
     """
     core = core_for(model.path, **({"num_blocks": 60, "max_num_batched_tokens": 16, "max_num_seqs": 8} | options))
     prompts = random_prompts([1, 5, 17, 30, 8], vocab_size=model.oracle.config.vocab_size)
     for prompt, completion in zip(prompts, greedy(core, prompts), strict=True):
         assert model.confirms(prompt, completion.token_ids)
-    assert core.read_stats().num_preemptions > 0
+    assert core.read_stats().num_preemptions > 0 or core.scheduler.kv.window is not None
     longer = [prompts[3] + [7, 8, 9], prompts[3] + [11]]
     greedy(core, longer[:1], num_tokens=1)
     for prompt, completion in zip(longer, greedy(core, longer), strict=True):
