@@ -11,7 +11,15 @@ import uvloop
 
 from gateway.config import ConfigError, GatewayConfig, make_config, parse_instance, read_fields
 
-FLAGS = ("grpc_address", "http_address", "queue_timeout_s", "heartbeat_timeout_s", "drain_timeout_s", "max_retries")
+FLAGS = (
+    "grpc_address",
+    "http_address",
+    "queue_timeout_s",
+    "heartbeat_timeout_s",
+    "drain_timeout_s",
+    "max_retries",
+    "resume",
+)
 
 
 def parse_arguments(arguments: list[str]) -> GatewayConfig:

@@ -75,6 +75,7 @@ class GatewayConfig(Strict):
     scrape_interval_s: float = Field(0.1, gt=0)
     drain_timeout_s: float = Field(30.0, ge=0)
     max_retries: int = Field(2, ge=0)
+    resume: bool = True
     max_request_bytes: int = Field(64 * 2**20, gt=0)
     safety: SafetyConfig = SafetyConfig()
     max_connections: int = Field(10_000, gt=0)

@@ -24,6 +24,7 @@ from gateway.routing import pick
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
 from gateway.status import Code, Failure
+from gateway.tape import NotResumable, Tape
 from gateway.wire.faults import ErrorCode
 from gateway.wire.protobuf import encode_parameter
 
@@ -97,7 +98,7 @@ class Dispatcher:
         """Note the first response to a request."""
         if request.instance is not None:
             request.instance.endpoint.answered()
-        if request.exchange.call.is_routed:
+        if request.exchange.call.is_routed and not request.continuation:
             self._metrics.ttft.observe(self._loop.time() - request.arrived_at)
 
     def succeeded(self, request: Request, trailers: Headers, code: int | None) -> None:
@@ -118,9 +119,10 @@ class Dispatcher:
             return  # ending the instance's streams has already moved this one on
         if failure.is_retryable and request.can_retry and request.attempts <= self._config.max_retries:
             self._retry(request, failure, code)
-            return
-        self._conclude(request, failure.code.name.lower(), code)
-        request.exchange.failed(request, failure)
+        elif failure.is_retryable and request.can_resume:
+            self._resume(request, failure, code)
+        else:
+            self._fail(request, failure, code)
 
     def instances_changed(self) -> None:
         """Place requests in line, if an instance has become usable."""
@@ -143,6 +145,27 @@ class Dispatcher:
         else:
             self._place(request)
 
+    def _resume(self, request: Request, failure: Failure, code: int | None) -> None:
+        """Have a request that has been answered in part go on elsewhere."""
+        try:
+            delivered, continuation = request.what_follows()
+        except NotResumable as error:
+            log("not_resumed", key=request.key, reason=str(error))
+            self._fail(request, failure, code)
+            return
+        if delivered.is_finished:
+            self.succeeded(request, (), code)
+            return
+        name = request.instance.name if request.instance is not None else "?"
+        log("resume", key=request.key, instance=name, tokens=len(delivered.token_ids), reason=failure.message)
+        self._metrics.resumes.labels(name).inc()
+        request.go_on_from(continuation, self._loop.time())
+        self._retry(request, failure, code)
+
+    def _fail(self, request: Request, failure: Failure, code: int | None) -> None:
+        self._conclude(request, failure.code.name.lower(), code)
+        request.exchange.failed(request, failure)
+
     def _conclude(self, request: Request, outcome: str, code: int | None) -> None:
         name = request.instance.name if request.instance is not None else ""
         self._leave_line(request)
@@ -164,7 +187,7 @@ class Dispatcher:
         if instance is not None:
             self._send(request, instance)
             return
-        waited = self._loop.time() - request.arrived_at
+        waited = self._loop.time() - request.line_since
         delay = max(0.0, self._config.queue_timeout_s - waited)
         self._line[request] = self._loop.call_later(delay, self._give_up, request)
 
@@ -179,11 +202,13 @@ class Dispatcher:
         call = request.exchange.call
         link = instance.pool.acquire()
         stream = link.open(upstream_headers(call, instance.scheme, instance.authority), request)
+        if call.is_routed and self._config.resume and not request.attempts:
+            request.tape = Tape()
         request.attach(instance, link, stream)
         if not call.is_routed:
             request.send_kept()
             return
-        request.key = next(self._keys)
+        request.key = request.key or next(self._keys)  # kept over attempts: the engine makes a seed of it
         request.send_message(encode_parameter("request_key", request.key))
 
     def _give_up(self, request: Request) -> None:

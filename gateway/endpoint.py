@@ -129,6 +129,8 @@ class Endpoint:
         self.beats = {model: (value, moved_at + seconds) for model, (value, moved_at) in self.beats.items()}
 
     def _back_off(self, now: float) -> None:
+        if self.health is Health.SUSPECT and now < self.probe_at:
+            return  # one death fails many requests: it counts once
         if self.health is Health.STARTING:
             self.probe_at = now + STARTING_PROBE_INTERVAL
             return

@@ -32,6 +32,9 @@ class Metrics:
         self.retries = Counter(
             "gateway_retries", "Requests sent again after failing at an instance.", ["instance"], registry=self.registry
         )
+        self.resumes = Counter(
+            "gateway_resumes", "Answered requests that went on elsewhere.", ["instance"], registry=self.registry
+        )
         self.ejections = Counter(
             "gateway_ejections", "Times an instance was left alone.", ["instance", "health"], registry=self.registry
         )

@@ -6,6 +6,7 @@ chosen or what the client's other requests do.
 Invariants:
 1. It leaves `DONE` never, and reaches it exactly once.
 2. Its bytes are kept until its first response: until then it can be sent again. Small ones are kept on, for their id.
+3. While it has a `tape`, its bytes and all that was delivered are known: it can go on elsewhere after a response too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from gateway.instance_errors import failure_of_message
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
+from gateway.tape import Delivered, NotResumable, Tape, continuation
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from gateway.wire.stream import Stream
 
 MAX_KEPT_BYTES = 64 * 2**20
+MAX_RESUMABLE_BYTES = 1024 * 1024  # of a request that is kept while it is answered
+MAX_TAPE_BYTES = 4 * 1024 * 1024  # of its compressed responses
 MAX_ID_BYTES = 64 * 1024  # of an answered request's bytes, kept for the id in a late error; of larger ones only the id
 
 
@@ -47,7 +51,7 @@ class Step(IntEnum):
 
     SEND = auto()
     ANSWER = auto()
-    RETRY = auto()
+    RETRY = auto()  # from the beginning or, after an answer, from where it is
     END = auto()
 
 
@@ -57,6 +61,7 @@ TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
     (Stage.SENT, Step.ANSWER): Stage.ANSWERING,
     (Stage.SENT, Step.RETRY): Stage.WAITING,
     (Stage.SENT, Step.END): Stage.DONE,
+    (Stage.ANSWERING, Step.RETRY): Stage.WAITING,
     (Stage.ANSWERING, Step.END): Stage.DONE,
 }
 
@@ -70,6 +75,7 @@ class Request:
         "attempts",
         "complete",
         "concurrent",
+        "continuation",
         "cutter",
         "exchange",
         "first_ns",
@@ -77,11 +83,13 @@ class Request:
         "kept",
         "kept_bytes",
         "key",
+        "line_since",
         "link",
         "observer",
         "routed_ns",
         "stage",
         "stream",
+        "tape",
         "tried",
     )  # fmt: skip
 
@@ -93,6 +101,8 @@ class Request:
         self.routed_ns = 0
         self.first_ns = 0
         self.concurrent = 0
+        self.line_since = arrived_at  # since when it has been looking for an instance
+        self.continuation = b""  # fields that make it go on where another instance left it
         self.stage = Stage.WAITING
         self.kept: list[bytes] | None = []
         self.kept_bytes = 0
@@ -104,6 +114,7 @@ class Request:
         self.link: UpstreamLink | None = None
         self.stream: Stream | None = None
         self.observer: Observer | None = None
+        self.tape: Tape | None = None
         self.cutter = self._new_cutter()
 
     def step(self, step: Step) -> None:
@@ -121,6 +132,11 @@ class Request:
     def can_retry(self) -> bool:
         """Whether nothing has been answered and everything sent could be sent again."""
         return self.stage is Stage.SENT and self.kept is not None
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether it has been answered in part, and another instance could go on from there."""
+        return self.stage is Stage.ANSWERING and self.tape is not None and not self.exchange.is_within(self)
 
     def add(self, payload: bytes, complete: bool) -> None:
         """Take more of the request's bytes, sending them on if it is under way."""
@@ -140,7 +156,10 @@ class Request:
         self.tried.add(instance.name)
         self.routed_ns = time.time_ns()
         self.instance, self.link, self.stream = instance, link, stream
+        self.stream.tape = None if self.tape is None else self.tape.raw
         self.cutter = self._new_cutter()
+        if self.observer is not None:
+            self.observer.begin_again()
 
     def send_kept(self) -> None:
         """Send what is there so far, as it came."""
@@ -148,7 +167,25 @@ class Request:
 
     def send_message(self, extra: bytes) -> None:
         """Send what is there as one message, with the encoded fields `extra` appended."""
-        self._send(frame_message(b"".join([*(self.kept or ()), extra])), complete=True)
+        self._send(frame_message(b"".join([*(self.kept or ()), self.continuation, extra])), complete=True)
+
+    def what_follows(self) -> tuple[Delivered, bytes]:
+        """Return what has been delivered, and the fields that make this request go on behind it.
+
+        Raises:
+            NotResumable: it cannot.
+        """
+        if self.tape is None:
+            raise NotResumable("too much was asked or answered to keep it")
+        delivered = self.tape.read()
+        return delivered, continuation(b"".join(self.kept or ()), delivered.token_ids)
+
+    def go_on_from(self, continuation: bytes, now: float) -> None:
+        """Prepare for another instance, which is to go on where this one has failed."""
+        self.continuation = continuation
+        self.line_since = now
+        self.attempts = 1
+        self.tried = {self.instance.name} if self.instance is not None else set()
 
     def detach(self, code: int | None = None) -> None:
         """Let go of the upstream stream, resetting it where `code` says why."""
@@ -183,6 +220,7 @@ class Request:
         pieces, count = self.cutter.feed(event.payload)
         if pieces:
             self._note_answer()
+            self._record(pieces)
             self.exchange.deliver(self, pieces, count)
         if self.cutter.stopped_at is not None:
             self.exchange.dispatcher.attempt_failed(self, failure_of_message(self.cutter.stopped_at))
@@ -222,12 +260,28 @@ class Request:
     def _new_cutter(self) -> MessageCutter:
         return MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
 
+    def _record(self, pieces: list[tuple[bytes, bool]]) -> None:
+        if self.tape is None:
+            return
+        for piece, _ in pieces:
+            self.tape.add(piece)
+        if self.tape.packed_bytes > MAX_TAPE_BYTES:
+            self.forget_tape()
+
+    def forget_tape(self) -> None:
+        """Give up going on elsewhere."""
+        self.tape = None
+        if self.stream is not None:
+            self.stream.tape = None
+
     def _note_answer(self) -> None:
         if self.stage is not Stage.SENT:
             return
         self.step(Step.ANSWER)
-        self.first_ns = time.time_ns()
-        if self.kept_bytes > MAX_ID_BYTES:
+        self.first_ns = self.first_ns or time.time_ns()
+        if self.kept_bytes > MAX_RESUMABLE_BYTES:
+            self.forget_tape()
+        if self.kept_bytes > MAX_ID_BYTES and self.tape is None:
             found = protobuf.request_id(b"".join(self.kept or ())) if self.exchange.call.is_routed else b""
             self.kept = [protobuf.encode_field(protobuf.REQUEST_ID, found)]
         self.exchange.dispatcher.first_answer(self)

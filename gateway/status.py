@@ -40,7 +40,13 @@ class Code(IntEnum):
 
 
 CODES = {str(int(code)).encode(): code for code in Code}
-RETRYABLE = frozenset({Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED})  # RESOURCE_EXHAUSTED: that instance's queue is full
+RETRYABLE = frozenset(
+    {
+        Code.UNAVAILABLE,
+        Code.RESOURCE_EXHAUSTED,  # that instance's queue is full
+        Code.CANCELLED,  # by an instance that is going down: what a client cancels is no longer listened to
+    }
+)
 RESET_NAMES = {int(code): code.name for code in ErrorCode}
 RESET_CODES: dict[int, Code] = {
     ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,

@@ -64,6 +64,11 @@ class Observer:
             if COUNTS in body:
                 self._telling = body
 
+    def begin_again(self) -> None:
+        """Forget a message that was under way: what follows comes from another instance."""
+        if self._reader is not None:
+            self._reader = MessageReader(MAX_MESSAGE_BYTES)
+
     def usage(self) -> Usage:
         """Return what the latest message said."""
         try:

@@ -18,6 +18,7 @@ from gateway.wire.protobuf import STREAM_ERROR_TAG
 from gateway.wire.stream import Stream
 
 LANE_CREDIT = 16384  # also the largest frame a lane takes, so that it never exceeds a peer's MAX_FRAME_SIZE
+TAPE_BYTES = 32 * 1024
 
 _HEAD = Struct(">IBIBI")  # frame length << 8 | type, flags, stream id; message: compressed, length
 _ID = Struct(">I")
@@ -71,6 +72,8 @@ def forward(  # noqa: C901 - one loop, so that a frame costs no call
                 box.put(bytes(view[start:pos]))
             box = outbox
             start = pos
+        if source.tape is not None:
+            source.tape += view[pos + 9 : after]
         source.lane_credit -= length
         target.send_window -= length
         outbox.window -= length
@@ -87,7 +90,7 @@ def forward(  # noqa: C901 - one loop, so that a frame costs no call
 def _renew(source: Stream, length: int) -> bool:
     """Give the peer back what has passed, and the lane its full credit; return whether `length` bytes may pass now."""
     passed = source.lane_start - source.lane_credit + source.consumed
-    if not passed or length > LANE_CREDIT:
+    if not passed or length > LANE_CREDIT or (source.tape is not None and len(source.tape) >= TAPE_BYTES):
         return False
     source.recv_window += source.consumed
     source.consumed = 0

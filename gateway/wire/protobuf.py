@@ -4,13 +4,15 @@ Messages concatenate: bytes appended to an encoded message are more of its field
 without parsing it. Does not know schemas beyond the field numbers below.
 """
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES = 10
 
 REQUEST_MODEL, REQUEST_ID, REQUEST_PARAMETERS, REQUEST_INPUTS, REQUEST_RAW_INPUTS = 1, 3, 4, 5, 7
-TENSOR_NAME, TENSOR_DATATYPE, TENSOR_SHAPE = 1, 2, 3
+TENSOR_NAME, TENSOR_DATATYPE, TENSOR_SHAPE, TENSOR_CONTENTS = 1, 2, 3, 5
+CONTENTS_INT = 2
 PARAMETER_STRING = 3
 STREAM_ERROR, STREAM_RESPONSE, RESPONSE_ID = 1, 2, 3
 STREAM_ERROR_TAG = STREAM_ERROR << 3 | BYTES  # serializers write fields in order: with it an error message begins
@@ -51,6 +53,23 @@ def encode_abort(model: str, tensor: str, key: str) -> bytes:
         + encode_field(REQUEST_INPUTS, description)
         + encode_field(REQUEST_RAW_INPUTS, len(raw).to_bytes(4, "little") + raw)
     )
+
+
+def encode_int32_input(name: bytes, values: Sequence[int], typed: bool) -> bytes:
+    """Return one INT32 input of a `ModelInferRequest`, with typed contents or raw ones.
+
+    Args:
+        name: the tensor's name.
+        values: not negative.
+        typed: put the values into the input itself, not into `raw_input_contents`.
+    """
+    shape = encode_field(TENSOR_SHAPE, encode_varint(len(values)))
+    description = encode_field(TENSOR_NAME, name) + encode_field(TENSOR_DATATYPE, b"INT32") + shape
+    if typed:
+        packed = encode_field(CONTENTS_INT, b"".join(map(encode_varint, values)))
+        return encode_field(REQUEST_INPUTS, description + encode_field(TENSOR_CONTENTS, packed))
+    raw = struct.pack(f"<{len(values)}i", *values)
+    return encode_field(REQUEST_INPUTS, description) + encode_field(REQUEST_RAW_INPUTS, raw)
 
 
 def encode_stream_error(message: str, request_id: bytes) -> bytes:

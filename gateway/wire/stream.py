@@ -66,7 +66,7 @@ class Stream:
     """A stream and its two windows, in bytes.
 
     `owner` and `target` belong to whoever relays: the object behind the stream, and the stream that its DATA goes on to
-    while it is in the express lane (see `express`), where `lane_credit` bytes may still pass.
+    while it is in the express lane (see `express`), where `lane_credit` bytes may still pass; a full tape closes it.
     """
 
     stream_id: int
@@ -83,6 +83,7 @@ class Stream:
     owner: Any = None
     target: Stream | None = None
     lane_credit: int = 0
+    tape: bytearray | None = None  # a copy of all DATA that went through the lane, where one is wanted
     lane_start: int = 0
 
     def move(self, move: Move) -> None:

@@ -106,6 +106,14 @@ def test_the_back_off_doubles_up_to_a_ceiling_and_is_forgiven() -> None:
     assert endpoint.probe_at == now + 1000 + FIRST_BACKOFF
 
 
+def test_a_death_that_fails_many_requests_counts_once() -> None:
+    endpoint = ready("a")
+    for _ in range(50):
+        endpoint.unavailable(0.0)
+        endpoint.signal(Signal.FAILED, 0.01)
+    assert endpoint.probe_at == pytest.approx(0.01 + FIRST_BACKOFF)
+
+
 def test_some_unavailable_answers_in_a_row_eject_and_an_answer_between_starts_over() -> None:
     endpoint = ready("a")
     for _ in range(UNAVAILABLE_LIMIT - 1):

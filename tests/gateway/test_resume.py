@@ -1,0 +1,184 @@
+"""A stream whose instance dies goes on at another one: no token is lost, doubled or changed."""
+
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.tape import NotResumable, Tape, continuation
+from gateway.wire.express import TAPE_BYTES
+from gateway.wire.messages import frame_message
+from tests.gateway import backend as backend_module
+from tests.gateway import fake_llm
+from tests.gateway.backend import Backend
+from tests.gateway.clients import Client
+from tests.gateway.conftest import Start
+from tests.gateway.fake_llm import Completion, make_request, make_response, read_inputs, tokens_of
+from tests.gateway.process import GatewayProcess
+from tests.gateway.protos import pb
+
+NUM_CLIENTS = 8
+NUM_EACH = 8
+NUM_TOKENS = 250
+MAX_KILLED = 5  # so that never all three are left alone
+
+
+@pytest.fixture(autouse=True)
+def llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module._Service, "_answer", fake_llm.answer)
+
+
+def ask(url: str, requests: list[object]) -> dict[str, Completion]:
+    """Send all on one stream and return what became of each."""
+    done: dict[str, Completion] = defaultdict(Completion)
+    with Client(url) as client:
+        stream = client.stream()
+        stream.send(*requests)
+        for message in stream.rest():
+            done[message.infer_response.id].take(message)
+    return done
+
+
+class Killer:
+    """Ends one backend after another and starts a new one at the same port."""
+
+    def __init__(self, backends: list[Backend], rng: random.Random) -> None:
+        self.backends = backends
+        self.rng = rng
+        self.over = threading.Event()
+        self.num_killed = 0
+
+    def run(self) -> None:
+        index = 0
+        while not self.over.is_set() and self.num_killed < MAX_KILLED:
+            index = (index + self.rng.randint(1, 2)) % 3  # one that has not just been started, so that it has streams
+            victim = self.backends[index]
+            target = victim.sent + self.rng.randint(20, 600)
+            if not victim.wait_for(lambda: victim.sent >= target or self.over.is_set(), 2.0):  # noqa: B023
+                continue
+            if self.over.is_set():
+                return
+            victim.stop()
+            self.num_killed += 1
+            self.backends[index] = Backend(victim.name, metrics=False, port=victim.port)
+
+
+@pytest.fixture
+def killed() -> Iterator[tuple[GatewayProcess, Killer]]:
+    backends = [Backend(name, metrics=False) for name in "abc"]
+    gateway = GatewayProcess(*(backend.flag for backend in backends), flags=("--max-retries", "10"))
+    gateway.wait_usable(3)
+    killer = Killer(backends, random.Random(5))
+    thread = threading.Thread(target=killer.run)
+    thread.start()
+    yield gateway, killer
+    killer.over.set()
+    for backend in killer.backends:
+        backend.note()
+    thread.join()
+    gateway.stop()
+    for backend in killer.backends:
+        backend.stop()
+
+
+def test_64_streams_under_instances_that_die_say_what_an_undisturbed_run_says(
+    killed: tuple[GatewayProcess, Killer],
+) -> None:
+    gateway, killer = killed
+    done: dict[str, Completion] = {}
+
+    def work(client: int) -> None:
+        ids = [f"{client}-{number}" for number in range(NUM_EACH)]
+        done.update(ask(gateway.url, [make_request(name, NUM_TOKENS, typed=bool(client % 2)) for name in ids]))
+
+    threads = [threading.Thread(target=work, args=(client,)) for client in range(NUM_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    killer.over.set()
+    assert len(done) == NUM_CLIENTS * NUM_EACH
+    for name, completion in done.items():
+        assert completion.errors == []
+        assert completion.token_ids == tokens_of(name, NUM_TOKENS)
+        assert completion.text == "".join(f"<{token}>" for token in completion.token_ids)
+        assert completion.finish_reasons == ["length"]
+    assert killer.num_killed >= 3
+    assert gateway.metric("gateway_resumes_total") >= 20
+
+
+def test_a_core_that_restarts_ends_no_stream_and_keeps_the_key(start: Start) -> None:
+    gateway, backends = start()
+    done = ask(gateway.url, [make_request(f"r{n}", 60, die_after=7 + n) for n in range(10)])
+    for name, completion in done.items():
+        assert (completion.errors, completion.token_ids) == ([], tokens_of(name, 60))
+    sent = [item for backend in backends for item in backend.requests if item.id == "r3"]
+    assert sorted("resume_token_ids" in read_inputs(item) for item in sent) == [False, True]
+    assert len({item.parameters["request_key"].string_param for item in sent}) == 1
+    assert gateway.metric("gateway_ttft_seconds_count") == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "flags"), [("other", ()), ("llm", ("--resume", "false"))], ids=["another model", "switched off"]
+)
+def test_what_cannot_go_on_elsewhere_ends_in_one_error(start: Start, model: str, flags: tuple[str, ...]) -> None:
+    gateway, _ = start(2, *flags)
+    done = ask(gateway.url, [make_request("r", 60, model=model, die_after=9)])
+    assert done["r"].errors == ["in ensemble 'llm', UNAVAILABLE: the engine core ended unexpectedly"]
+    assert done["r"].token_ids == tokens_of("r", 60)[: len(done["r"].token_ids)]
+
+
+def frames_of(name: str, num_tokens: int) -> list[bytes]:
+    ids = tokens_of(name, num_tokens)
+    last = num_tokens - 1
+    made = [make_response(name, i, [token], "stop" if i == last else "") for i, token in enumerate(ids)]
+    return [frame_message(message.SerializeToString()) for message in made]
+
+
+def test_a_tape_holds_every_token_in_little_memory_however_its_pieces_are_cut() -> None:
+    recorded = b"".join(frames_of("x", 3000))
+    for step in (1000, 7919):
+        tape = Tape()
+        for begin in range(0, len(recorded), step):
+            tape.add(recorded[begin : begin + step])
+        delivered = tape.read()
+        assert list(delivered.token_ids) == tokens_of("x", 3000)
+        assert delivered.is_finished
+        assert len(tape.raw) < TAPE_BYTES
+        assert tape.packed_bytes < len(recorded) / 4
+
+
+def test_a_tape_whose_last_response_has_no_reason_is_not_finished() -> None:
+    tape = Tape()
+    for frame in frames_of("x", 5)[:-1]:
+        tape.add(frame)
+    assert not tape.read().is_finished
+
+
+def test_responses_without_token_ids_cannot_be_resumed() -> None:
+    response = pb.ModelInferResponse()
+    response.outputs.add(name="text_output")
+    response.raw_output_contents.append(b"abc")
+    tape = Tape()
+    tape.add(frame_message(pb.ModelStreamInferResponse(infer_response=response).SerializeToString()))
+    with pytest.raises(NotResumable, match="which tokens"):
+        tape.read()
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_continuation_is_read_as_one_more_input(typed: bool) -> None:
+    request = make_request("x", 9, typed=typed).SerializeToString()
+    extended = pb.ModelInferRequest.FromString(request + continuation(request, (0, 5, 2**31 - 1)))
+    assert read_inputs(extended) == {"max_tokens": [9], "resume_token_ids": [0, 5, 2**31 - 1]}
+
+
+@pytest.mark.parametrize("reason", ["another model", "resume_token_ids", "cannot be read"])
+def test_a_request_that_cannot_be_continued_says_why(reason: str) -> None:
+    made = make_request("x", 9, model="other" if reason == "another model" else "llm")
+    if reason == "resume_token_ids":
+        made.inputs.add(name="resume_token_ids")
+    encoded = made.SerializeToString()
+    with pytest.raises(NotResumable, match=reason):
+        continuation(encoded[:-1] if reason == "cannot be read" else encoded, (1,))
