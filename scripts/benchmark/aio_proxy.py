@@ -5,7 +5,6 @@ Each stream goes to the next backend in turn; messages are passed as bytes, neve
 
 import asyncio
 import itertools
-import json
 import sys
 from collections.abc import AsyncIterator, Callable
 
@@ -30,16 +29,15 @@ class _Handler(grpc.GenericRpcHandler):
         return relay
 
 
-async def serve(backends: list[str]) -> None:
-    """Run the proxy until it is killed; print its address as one JSON line."""
+async def serve(port: int, backends: list[str]) -> None:
+    """Run the proxy until it is killed."""
     server = grpc.aio.server(options=OPTIONS)
     channels = [grpc.aio.insecure_channel(backend, options=OPTIONS) for backend in backends]
     server.add_generic_rpc_handlers((_Handler(channels),))
-    port = server.add_insecure_port("127.0.0.1:0")
+    server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    print(json.dumps({"grpc": f"127.0.0.1:{port}"}), flush=True)
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1:]))
+    asyncio.run(serve(int(sys.argv[1]), sys.argv[2:]))

@@ -91,11 +91,12 @@ def endpoint(
 def gateway(
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of each run.")] = 3.0,
     repeats: RepeatsOption = 3,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this proxy; can be given again.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Compare the relay with a grpc.aio bytes proxy on the same load."""
-    from scripts.benchmark.relay import run
+    """Compare the gateway with nginx, HAProxy, Envoy and a grpc.aio proxy on the same load."""
+    from scripts.benchmark.gateway import run
 
     with _progress() as progress:
-        report = run(seconds, repeats, progress)
+        report = run(seconds, repeats, progress, tuple(only or ()))
     _finish(report, json)
