@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gateway.call import SERVER_READY, STREAM_INFER, own_headers
+from gateway.call import SERVER_READY, STREAM_INFER, own_block
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
@@ -39,7 +39,7 @@ class OwnCall:
         self._response = bytearray()
         self._ended = False
         self._link: UpstreamLink = instance.pool.acquire()
-        self._stream: Stream = self._link.open(own_headers(path, instance.scheme, instance.authority), self)
+        self._stream: Stream = self._link.open(own_block(path, instance.scheme, instance.authority), self)
         self._link.connection.outbox.send_data(self._stream, frame_message(body), end_stream=True)
         self._timer = self._link.loop.call_later(CALL_TIMEOUT, self._expire)
 

@@ -5,10 +5,12 @@ Knows header names. Does not know streams or messages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from gateway.wire.headers import Headers
+from gateway.status import GRPC_CONTENT
+from gateway.wire.headers import Headers, encode_headers
 
 if TYPE_CHECKING:
     from gateway.safety.tenant import Tenant
@@ -25,9 +27,11 @@ METHODS = frozenset(
 )
 STATUS_FLAG = b"triton_grpc_error"
 LEDGER_FLAG = b"x-ledger"
+METHOD_NAMES = {SERVICE + b"/" + name: name.decode() for name in METHODS}
 TRAILERS_WANTED = (b"te", b"trailers")
 TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 MAX_TIMEOUT_DIGITS = 8
+CACHED_CALLS = 256
 CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te"}
 PER_STREAM_HEADERS = {STATUS_FLAG, LEDGER_FLAG, b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
 
@@ -52,6 +56,7 @@ class Call:
     wants_ledger: bool  # what each request went through is to be told at the end
     encoding: bytes  # of compressed messages
     tenant: Tenant | None = None  # who asks, where there are tenants
+    blocks: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict, compare=False)  # see `upstream_block`
 
     @property
     def is_metered(self) -> bool:
@@ -71,10 +76,10 @@ class Call:
     @property
     def method(self) -> str:
         """The method's short name, as a metric's label; `other` for what KServe does not define."""
-        service, _, name = self.path.rpartition(b"/")
-        return name.decode() if service == SERVICE and name in METHODS else "other"
+        return METHOD_NAMES.get(self.path, "other")
 
 
+@lru_cache(maxsize=CACHED_CALLS)
 def parse_call(headers: Headers) -> Call:
     """Return what the headers ask for.
 
@@ -119,9 +124,17 @@ def upstream_headers(call: Call, scheme: bytes, authority: bytes) -> Headers:
     return (*_pseudo(call.path, scheme, authority), TRAILERS_WANTED, *call.headers)
 
 
-def own_headers(path: bytes, scheme: bytes, authority: bytes) -> Headers:
-    """Return the headers of a call of the gateway's own."""
-    return (*_pseudo(path, scheme, authority), (b"content-type", b"application/grpc"), TRAILERS_WANTED)
+def upstream_block(call: Call, scheme: bytes, authority: bytes) -> bytes:
+    """Return them encoded; equal calls to the same instance are encoded once."""
+    block = call.blocks.get((scheme, authority))
+    if block is None:
+        block = call.blocks[scheme, authority] = encode_headers(upstream_headers(call, scheme, authority))
+    return block
+
+
+def own_block(path: bytes, scheme: bytes, authority: bytes) -> bytes:
+    """Return the encoded headers of a call of the gateway's own."""
+    return encode_headers((*_pseudo(path, scheme, authority), GRPC_CONTENT, TRAILERS_WANTED))
 
 
 def _pseudo(path: bytes, scheme: bytes, authority: bytes) -> Headers:

@@ -16,7 +16,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
-from gateway.call import upstream_headers
+from gateway.call import upstream_block
 from gateway.log import log
 from gateway.observe.observation import Observation
 from gateway.request import Request, Stage, Step
@@ -85,7 +85,7 @@ class Dispatcher:
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
-        self._metrics.calls.labels(exchange.call.method, exchange.outcome).inc()
+        self._metrics.call(exchange.call.method, exchange.outcome).inc()
 
     def delivered(self, num_messages: int, num_bytes: int) -> None:
         """Count what went to a client outside the express lane."""
@@ -201,7 +201,7 @@ class Dispatcher:
         instance.request_joined()
         call = request.exchange.call
         link = instance.pool.acquire()
-        stream = link.open(upstream_headers(call, instance.scheme, instance.authority), request)
+        stream = link.open(upstream_block(call, instance.scheme, instance.authority), request)
         if call.is_routed and self._config.resume and not request.attempts:
             request.tape = Tape()
         request.attach(instance, link, stream)
@@ -232,4 +232,4 @@ class Dispatcher:
             timer.cancel()
 
     def _count(self, request: Request, instance: str, outcome: str) -> None:
-        self._metrics.requests.labels(request.exchange.call.method, instance, outcome).inc()
+        self._metrics.request(request.exchange.call.method, instance, outcome).inc()

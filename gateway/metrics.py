@@ -4,6 +4,7 @@ Knows names and labels. Does not know who counts. The hot path counts in plain i
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -45,6 +46,8 @@ class Metrics:
             "gateway_ttft_seconds", "From a request's last byte to its first response.",
             buckets=TTFT_BUCKETS, registry=self.registry,
         )  # fmt: skip
+        self.request = cache(self.requests.labels)  # by labels, which Prometheus' client takes long to look up
+        self.call = cache(self.calls.labels)
         self.registry.register(_LiveCollector(self))
 
     def render(self) -> bytes:

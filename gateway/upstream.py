@@ -28,7 +28,6 @@ from gateway.wire.events import (
 )
 from gateway.wire.express import Tally
 from gateway.wire.faults import ErrorCode
-from gateway.wire.headers import Headers, encode_headers
 from gateway.wire.stream import Stream
 from gateway.wire.table import Role
 
@@ -85,11 +84,11 @@ class UpstreamLink(Link):
         """Whether one more stream may be opened."""
         return not self.is_draining and self.connection.can_open
 
-    def open(self, headers: Headers, owner: Caller) -> Stream:
-        """Open a stream with these headers."""
+    def open(self, block: bytes, owner: Caller) -> Stream:
+        """Open a stream with these encoded headers."""
         stream = self.connection.open_stream()
         stream.owner = owner
-        self.connection.outbox.send_headers(stream, encode_headers(headers))
+        self.connection.outbox.send_headers(stream, block)
         return stream
 
     def handle(self, event: Event) -> None:

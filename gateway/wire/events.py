@@ -1,4 +1,7 @@
-"""What a connection has understood from the bytes of its peer."""
+"""What a connection has understood from the bytes of its peer.
+
+Nobody changes an event; the classes are not frozen because that would triple the time to make one.
+"""
 
 from dataclasses import dataclass
 
@@ -7,7 +10,7 @@ from gateway.wire.headers import Headers
 from gateway.wire.stream import Stream
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeadersReceived:
     """A header block is complete: the beginning of a stream, or its trailers."""
 
@@ -17,7 +20,7 @@ class HeadersReceived:
     opens: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataReceived:
     """One DATA frame without its padding; `size` bytes of window are to be given back."""
 
@@ -27,7 +30,7 @@ class DataReceived:
     end_stream: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamReset:
     """A stream is gone, by the peer's RST_STREAM or, with a fault, by ours."""
 
@@ -36,7 +39,7 @@ class StreamReset:
     fault: WireFault | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class GoAwayReceived:
     """The peer takes no streams above the last one named."""
 
@@ -45,14 +48,14 @@ class GoAwayReceived:
     debug: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PingAnswered:
     """A ping of ours has come back: what the peer sends from now on it sends knowing all that we sent before."""
 
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ConnectionFailed:
     """The peer broke the protocol; GOAWAY stands in the outbox and nothing more will be read."""
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from gateway.wire.headers import Headers
 
-CACHED_LISTS = 1024
+CACHED_LISTS = 256
 REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority", b":protocol"})
 REQUIRED_PSEUDO = (b":method", b":scheme", b":path")
 CONNECTION_FIELDS = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})

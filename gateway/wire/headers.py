@@ -14,7 +14,11 @@ from gateway.wire.faults import ConnectionFault, ErrorCode
 from gateway.wire.limits import DEFAULT_LIMITS
 
 Headers = tuple[tuple[bytes, bytes], ...]
-CACHED_BLOCKS = 1024
+CACHED_BLOCKS = 256
+REMEMBERED_BLOCKS, REMEMBERED_BYTES = (
+    64,
+    512,
+)  # of one connection: most calls of a client begin with the same small block
 
 DEFAULT_TABLE_SIZE = 4096
 TABLE_SIZE_UPDATE, TABLE_SIZE_BITS = 0x20, 5
@@ -65,9 +69,9 @@ class HeaderDecoder:
             ) from error
         size_now, newest_now, room_now = self._table_state()
         changed = size_now != size or newest_now is not newest or room_now != room
-        if changed or len(self._known) >= CACHED_BLOCKS:
+        if changed or len(self._known) >= REMEMBERED_BLOCKS:
             self._known.clear()
-        else:
+        elif len(block) <= REMEMBERED_BYTES:
             self._known[block] = headers
         return headers
 

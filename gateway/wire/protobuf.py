@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES = 10
+ONE_BYTE, SMALL_NUMBER = 0x80, 16  # below these a length or tag is one byte
 
 REQUEST_MODEL, REQUEST_ID, REQUEST_PARAMETERS, REQUEST_INPUTS, REQUEST_RAW_INPUTS = 1, 3, 4, 5, 7
 TENSOR_NAME, TENSOR_DATATYPE, TENSOR_SHAPE, TENSOR_CONTENTS = 1, 2, 3, 5
@@ -34,7 +35,10 @@ def encode_varint(value: int) -> bytes:
 
 def encode_field(number: int, value: bytes) -> bytes:
     """Return a length-delimited field: string, bytes or message."""
-    return encode_varint(number << 3 | BYTES) + encode_varint(len(value)) + value
+    size = len(value)
+    if size < ONE_BYTE and number < SMALL_NUMBER:
+        return bytes((number << 3 | BYTES, size)) + value
+    return encode_varint(number << 3 | BYTES) + encode_varint(size) + value
 
 
 def encode_parameter(name: str, value: str) -> bytes:
