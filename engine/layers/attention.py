@@ -2,7 +2,8 @@
 
 Knows projections, rotation and one layer's window. Does not know norms around it or other layers.
 
-Sources: grouped-query attention (arXiv 2305.13245); norms on queries and keys (arXiv 2302.05442).
+Sources: grouped-query attention (arXiv 2305.13245); norms on queries and keys (arXiv 2302.05442); sinks,
+StreamingLLM (arXiv 2309.17453) in the form of gpt-oss (arXiv 2508.10925).
 """
 
 import torch
@@ -96,3 +97,20 @@ class NormedAttention(Attention):
         """Return the checkpoint's names, relative to the layer's attention, and our views."""
         norms = {"q_norm.weight": self.query_norm.weight, "k_norm.weight": self.key_norm.weight}
         return super().weight_views() | norms
+
+
+class SinkAttention(Attention):
+    """Attention whose softmax has one more score for each head, learned, that no value answers to."""
+
+    def __init__(self, config: ModelConfig, layer: int, device: torch.device) -> None:
+        """Allocate the projections and [H] sinks."""
+        super().__init__(config, layer, device)
+        self.sinks = nn.Parameter(torch.empty(self.num_heads))
+
+    def attention_sinks(self) -> torch.Tensor:
+        """Return the sinks."""
+        return self.sinks
+
+    def weight_views(self) -> Views:
+        """Return the checkpoint's names, relative to the layer's attention, and our views."""
+        return super().weight_views() | {"sinks": self.sinks}

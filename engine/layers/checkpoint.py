@@ -6,7 +6,8 @@ Knows how to cut a fused projection into the tensors a checkpoint holds. Does no
 import torch
 from torch import nn
 
-Views = dict[str, torch.Tensor]
+View = torch.Tensor | list[torch.Tensor]  # a list where the checkpoint stacks what is apart here, on a new first axis
+Views = dict[str, View]
 
 
 def linear_views(linear: nn.Linear, parts: dict[str, int]) -> Views:

@@ -29,14 +29,18 @@ class Decoder(nn.Module):
         """Lay out all parameters for computing on `device`; meant to run under the meta device."""
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding.from_pretrained(table)  # random weights on the meta device import sympy: 70 MB
         self.layers = nn.ModuleList(self.layer_class(config, index, device) for index in range(config.num_layers))
         self.norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def materialize(self, device: torch.device, num_positions: int) -> Self:
         """Give every parameter memory with undefined values; `num_positions` bounds the positions of tokens."""
-        self.to_empty(device=device)
+        for module in self.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):  # `to_empty` would import sympy: 40 MB
+                memory = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                module.register_parameter(name, nn.Parameter(memory, requires_grad=False))
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embedding.weight
         self.cos_sin = self._rope_tables(device, num_positions)
@@ -66,7 +70,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             views |= prefixed(f"model.layers.{index}", layer.weight_views())
-        return {name: view.detach() for name, view in views.items()}
+        return views
 
     def is_redundant(self, name: str) -> bool:
         """Whether a tensor that has no view may stand in a checkpoint all the same, since nothing would read it."""

@@ -145,6 +145,16 @@ def _phi3(raw: Raw) -> Raw:
     return _plain(raw) | {"windows": every_layer(raw)}
 
 
+def _gpt_oss(raw: Raw) -> Raw:
+    for name, expected in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if raw.get(name, expected) != expected:
+            raise UnsupportedModel(f"{name} {raw[name]} is not implemented; this engine has: {expected}")
+    bias = raw["attention_bias"]
+    windows = by_layer_types(raw, lambda index: index % 2 == 0)
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or GPT_OSS_ROPE
+    return _mixtral(raw) | {"windows": windows, "qkv_bias": bias, "output_bias": bias, "rope_parameters": rope}
+
+
 def _num_experts(raw: Raw) -> int:
     return raw["num_local_experts"] if "num_local_experts" in raw else raw["num_experts"]
 
@@ -180,6 +190,24 @@ GEMMA3: Raw = {
     "rope_theta": 1e6,
     "rope_local_base_freq": 10000.0,
 }
+GPT_OSS: Raw = {
+    "head_dim": 64,
+    "num_key_value_heads": 8,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "attention_bias": True,
+    "rope_theta": 150000.0,
+}
+GPT_OSS_ROPE: Raw = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 QWEN_WINDOWS: Raw = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 
 DIALECTS: dict[str, Dialect] = {
@@ -197,6 +225,7 @@ DIALECTS: dict[str, Dialect] = {
     "Qwen3MoeForCausalLM": Dialect(_qwen3_moe, {"num_key_value_heads": 4, "attention_bias": False} | QWEN_MOE),
     "Gemma2ForCausalLM": Dialect(_gemma2, GEMMA | GEMMA2),
     "Gemma3ForCausalLM": Dialect(_gemma3, GEMMA | GEMMA3),
+    "GptOssForCausalLM": Dialect(_gpt_oss, GPT_OSS),
     "Phi3ForCausalLM": Dialect(
         _phi3,
         {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},

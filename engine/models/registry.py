@@ -10,6 +10,7 @@ from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
 from engine.models.gemma2 import Gemma2
 from engine.models.gemma3 import Gemma3
+from engine.models.gpt_oss import GptOss
 from engine.models.llama import Llama
 from engine.models.mistral import Mistral
 from engine.models.mixtral import Mixtral
@@ -30,6 +31,7 @@ MODELS: dict[str, type[Decoder]] = {
     "Gemma2ForCausalLM": Gemma2,
     "Gemma3ForCausalLM": Gemma3,
     "Phi3ForCausalLM": Phi3,
+    "GptOssForCausalLM": GptOss,
 }
 
 
@@ -37,4 +39,4 @@ def build_model(config: ModelConfig, num_positions: int, device: torch.device) -
     """Return a model of the configuration's architecture with undefined weights and `num_positions` positions."""
     with torch.device("meta"):
         model = MODELS[config.architecture](config, device)
-    return model.materialize(device, num_positions).requires_grad_(requires_grad=False).eval()
+    return model.materialize(device, num_positions).eval()

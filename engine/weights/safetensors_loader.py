@@ -1,24 +1,23 @@
-"""Copying a checkpoint's tensors into a model's parameters, one tensor at a time.
+"""Copying a checkpoint's tensors into a model's parameters, piece by piece.
 
-Knows safetensors files, their index and a mapping from tensor names to parameter views. Does not know architectures.
+Knows a checkpoint's files, their index and a mapping from tensor names to parameter views. Does not know architectures.
 
 Invariant: when `load_weights` returns, every view has been filled exactly once and every tensor of the checkpoint used.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-
 from engine.errors import ModelError, WeightMismatch
+from engine.layers.checkpoint import View
+from engine.weights.safetensors_file import TensorEntry, read_entries, read_rows
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
-def load_weights(path: Path, views: Mapping[str, torch.Tensor], is_redundant: Callable[[str], bool]) -> None:
+def load_weights(path: Path, views: Mapping[str, View], is_redundant: Callable[[str], bool]) -> None:
     """Fill `views` from the safetensors files in `path`, converting to each view's dtype.
 
     Args:
@@ -28,22 +27,40 @@ def load_weights(path: Path, views: Mapping[str, torch.Tensor], is_redundant: Ca
 
     Raises:
         ModelError: there are no safetensors files, or one cannot be read.
-        WeightMismatch: a tensor is missing, unexpected or of the wrong shape.
+        WeightMismatch: a tensor is missing, unexpected, there twice or of the wrong shape.
     """
     loaded: set[str] = set()
-    for name, tensor in _tensors(path):
-        view = views.get(name)
-        if view is None and is_redundant(name):
-            continue
-        if view is None:
-            raise WeightMismatch(f"{path}: unexpected tensor {name!r} of shape {list(tensor.shape)}")
-        if view.shape != tensor.shape:
-            raise WeightMismatch(f"{path}: {name!r} has shape {list(tensor.shape)}, expected {list(view.shape)}")
-        view.copy_(tensor)
-        loaded.add(name)
+    for file in checkpoint_files(path):
+        entries = [entry for entry in read_entries(file) if entry.name in views or not is_redundant(entry.name)]
+        for entry in entries:
+            _check(path, entry, views.get(entry.name), is_known=entry.name in loaded)
+            loaded.add(entry.name)
+        _fill(file, entries, views)
     missing = sorted(views.keys() - loaded)
     if missing:
         raise WeightMismatch(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
+
+
+def _check(path: Path, entry: TensorEntry, view: View | None, *, is_known: bool) -> None:
+    if view is None:
+        raise WeightMismatch(f"{path}: unexpected tensor {entry.name!r} of shape {list(entry.shape)}")
+    if is_known:
+        raise WeightMismatch(f"{path}: {entry.name!r} stands in two files")
+    expected = [len(view), *view[0].shape] if isinstance(view, list) else list(view.shape)
+    if expected != list(entry.shape):
+        raise WeightMismatch(f"{path}: {entry.name!r} has shape {list(entry.shape)}, expected {expected}")
+
+
+def _fill(file: Path, entries: list[TensorEntry], views: Mapping[str, View]) -> None:
+    with file.open("rb") as reader:
+        for entry in entries:
+            view = views[entry.name]
+            for row, piece in read_rows(reader, entry):
+                if isinstance(view, list):
+                    for offset, part in enumerate(piece):
+                        view[row + offset].copy_(part)
+                else:
+                    view[row : row + len(piece)].copy_(piece)
 
 
 def checkpoint_files(path: Path) -> list[Path]:
@@ -73,13 +90,3 @@ def _indexed_files(index: Path) -> list[Path]:
         return [index.parent / name for name in sorted(names)]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{index} is no index of weights") from None
-
-
-def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in checkpoint_files(path):
-        try:
-            with safe_open(file, framework="pt") as reader:
-                for name in reader.keys():  # noqa: SIM118 - not a mapping
-                    yield name, reader.get_tensor(name)
-        except SafetensorError as error:
-            raise ModelError(f"{file} cannot be read as safetensors: {error}") from None

@@ -1,0 +1,94 @@
+"""Reading the tensors of one safetensors file piece by piece.
+
+Knows the file's format. Does not know models. Reads with plain calls into one small buffer instead of mapping the
+file, so that a process that loads a model holds the model and no second copy in file pages.
+
+Source of the format: https://huggingface.co/docs/safetensors ("Format"): the header's length in 8 bytes, little-endian;
+the header, JSON from tensor names to dtype, shape and offsets; the data.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from engine.errors import ModelError
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+LENGTH_BYTES = 8
+PIECE_BYTES = 8 * 2**20
+
+
+@dataclass(slots=True, frozen=True)
+class TensorEntry:
+    """Where one tensor lies; `start` counts bytes from the file's beginning."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    num_bytes: int
+
+
+def read_entries(path: Path) -> list[TensorEntry]:
+    """Return the file's tensors in the order of their data.
+
+    Raises:
+        ModelError: the file is no safetensors file, or is cut off.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if size < LENGTH_BYTES or length > size - LENGTH_BYTES:
+            raise ModelError(f"{path} cannot be read as safetensors: {size} bytes do not hold the header")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries = [_entry(name, values, LENGTH_BYTES + length) for name, values in header.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read as safetensors: its header is malformed ({error})") from None
+    for entry in entries:
+        if entry.start + entry.num_bytes > size:
+            raise ModelError(f"{path} is cut off: {entry.name!r} ends past its {size} bytes")
+    return sorted(entries, key=lambda entry: entry.start)
+
+
+def read_rows(file: BinaryIO, entry: TensorEntry) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield pieces of a tensor along its first dimension, each with the index of its first row.
+
+    A piece is valid until the next one is asked for.
+
+    Raises:
+        ModelError: a dtype this engine does not load, or fewer bytes than the header promises.
+    """
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        has = ", ".join(DTYPES)
+        raise ModelError(f"{entry.name!r} in {file.name} has the type {entry.dtype}; this engine loads {has}")
+    num_rows, rest = (entry.shape[0], entry.shape[1:]) if entry.shape else (1, ())
+    row_bytes = math.prod(rest) * dtype.itemsize
+    step = max(1, PIECE_BYTES // max(1, row_bytes))
+    buffer = memoryview(bytearray(min(step, num_rows) * row_bytes))
+    file.seek(entry.start)
+    for row in range(0, num_rows if row_bytes else 0, step):
+        count = min(step, num_rows - row)
+        piece = buffer[: count * row_bytes]
+        if file.readinto(piece) != len(piece):  # pyright: ignore[reportAttributeAccessIssue]
+            raise ModelError(f"{file.name} is cut off within {entry.name!r}")
+        yield row, torch.frombuffer(piece, dtype=dtype).view(count, *rest)
+
+
+def _entry(name: str, values: dict[str, Any], data_start: int) -> TensorEntry:
+    begin, end = values["data_offsets"]
+    shape = tuple(int(size) for size in values["shape"])
+    dtype = values["dtype"]
+    if not isinstance(dtype, str) or begin < 0 or end < begin or any(size < 0 for size in shape):
+        raise ValueError(f"{name!r} has impossible values")
+    if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{name!r} of shape {list(shape)} takes {end - begin} bytes")
+    return TensorEntry(name, dtype, shape, data_start + begin, end - begin)

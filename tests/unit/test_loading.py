@@ -1,0 +1,125 @@
+"""Safetensors files: read like the library reads them, refused by name where they are broken, never held twice."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.errors import ModelError, WeightMismatch
+from engine.weights.safetensors_file import PIECE_BYTES, read_entries, read_rows
+from engine.weights.safetensors_loader import load_weights
+from scripts.make_random_model import Shape, tensor_shapes, write_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def nothing_is_redundant(_: str) -> bool:
+    return False
+
+
+def test_pieces_joined_are_what_the_library_reads(tmp_path: Path) -> None:
+    tensors = {
+        "wide": torch.randn(3, PIECE_BYTES // 8 + 5),  # a row takes more than half a piece
+        "long": torch.randn(PIECE_BYTES // 4 + 3),
+        "deep": torch.randn(4, 3, 5).to(torch.bfloat16),
+        "half": torch.randn(7, 2).half(),
+        "empty": torch.zeros(0, 4),
+        "scalar": torch.tensor(3.0),
+    }
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    expected = load_file(path)
+    entries = read_entries(path)
+    assert {entry.name for entry in entries} == set(tensors)
+    with path.open("rb") as file:
+        for entry in entries:
+            pieces = [piece.clone() for _, piece in read_rows(file, entry)]
+            joined = torch.cat(pieces) if pieces else torch.empty(entry.shape)
+            assert torch.equal(joined.view(entry.shape), expected[entry.name])
+
+
+def test_stacked_tensors_go_to_their_places(tmp_path: Path) -> None:
+    stacked = torch.randn(3, 2, 4)
+    save_file({"stacked": stacked}, tmp_path / "model.safetensors")
+    parts = [torch.zeros(4, 2) for _ in range(3)]
+    load_weights(tmp_path, {"stacked": [part.t() for part in parts]}, nothing_is_redundant)
+    assert torch.equal(torch.stack(parts).transpose(1, 2), stacked)
+
+
+def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
+    for shard in ("a", "b"):
+        save_file({"x": torch.zeros(2)}, tmp_path / f"{shard}.safetensors")
+    with pytest.raises(WeightMismatch, match="'x' stands in two files"):
+        load_weights(tmp_path, {"x": torch.zeros(2)}, nothing_is_redundant)
+
+
+def test_a_type_that_is_not_loaded_is_named(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(2, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"'x' in .* has the type I8; this engine loads F32, F16, BF16"):
+        load_weights(tmp_path, {"x": torch.zeros(2)}, nothing_is_redundant)
+
+
+HEADER = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+BROKEN = {
+    "empty": b"",
+    "short": b"\x01\x00",
+    "header past the end": (1 << 40).to_bytes(8, "little") + b"{}",
+    "no JSON": (2).to_bytes(8, "little") + b"{{",
+    "a list": (2).to_bytes(8, "little") + b"[]",
+    "offsets and shape disagree": (len(HEADER)).to_bytes(8, "little") + HEADER.replace(b"[2]", b"[3]") + bytes(8),
+    "cut off": len(HEADER).to_bytes(8, "little") + HEADER + bytes(4),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_file_is_refused_with_its_name(tmp_path: Path, case: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(BROKEN[case])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load_weights(tmp_path, {"x": torch.zeros(2)}, nothing_is_redundant)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from engine.models.config import ModelConfig
+from engine.models.registry import build_model
+from engine.weights.safetensors_loader import load_weights
+
+def peak_kib():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+config = ModelConfig.from_dir(Path(sys.argv[1]))
+before = peak_kib()
+model = build_model(config, 16, torch.device("cpu"))
+load_weights(Path(sys.argv[1]), model.weight_views(), model.is_redundant)
+size = sum(parameter.nbytes for parameter in model.parameters())
+print((peak_kib() - before) * 1024 / size)
+"""
+
+
+def write_zeros(path: Path, shape: Shape) -> None:
+    """Write a checkpoint whose weights are a hole in the file."""
+    write_config(path, shape, "float32")
+    header: dict[str, dict[str, object]] = {}
+    end = 0
+    for name, dims in tensor_shapes(shape):
+        start, end = end, end + 4 * math.prod(dims)
+        header[name] = {"dtype": "F32", "shape": dims, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def test_loading_peaks_below_1_2_times_the_model(tmp_path: Path) -> None:
+    write_zeros(tmp_path, Shape(512, 4, 8, 4, 1536, 49152, 64, tied=False))  # most of it is two matrices
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True)
+    assert 0.9 < float(result.stdout) < 1.2
