@@ -58,6 +58,11 @@ class Dispatcher:
         self._gate = Gate(config.safety, self._place, self._refuse, hub.flush) if self.guard.tenants else None
         self._keys = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that no instance has yet: held back by limits, or in line for a usable one."""
+        return len(self._line) + (len(self._gate.admission.waiting) if self._gate is not None else 0)
+
     # -- from clients -------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:

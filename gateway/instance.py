@@ -118,6 +118,9 @@ class Instance:
             "engine_up": self.endpoint.engine_up,
             "in_flight": self.load.in_flight,
             "load": round(self.load.total(self._clock()), 2),
+            "waiting": self.report.waiting if self.report is not None else None,
+            "running": self.report.running if self.report is not None else None,
+            "kv_usage": self.report.kv_usage if self.report is not None else None,
         }
 
     def _connection_failed(self, reason: str) -> None:

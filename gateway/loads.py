@@ -20,6 +20,7 @@ class Report:
     running: float = 0.0
     kv_usage: float | None = None
     engine_up: bool | None = None
+    generated_tokens: float = 0.0  # since the engine started
     beats: dict[str, float] = field(default_factory=dict)
 
 

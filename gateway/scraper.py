@@ -26,6 +26,7 @@ WANTED = {
     "llm_running_requests": "running",
     "llm_kv_cache_usage": "kv_usage",
     "llm_engine_up": "engine_up",
+    "llm_generated_tokens_total": "generated_tokens",
 }
 HEARTBEAT = "llm_heartbeat"
 MODEL_LABEL = re.compile(r'\bmodel="([^"]*)"')
@@ -61,6 +62,7 @@ def parse_report(text: str) -> Report:
         running=values.get("running", 0.0),
         kv_usage=values.get("kv_usage"),
         engine_up=None if up is None else up > 0,
+        generated_tokens=values.get("generated_tokens", 0.0),
         beats=beats,
     )
 

@@ -19,6 +19,8 @@ from typing import Any
 from gateway.address import UNIX, bound_address, listen, remove_socket, split_address
 from gateway.client import ClientLink, Terms
 from gateway.config import GatewayConfig, InstanceConfig
+from gateway.dashboard.feed import Feed
+from gateway.dashboard.routes import dashboard_routes
 from gateway.dispatcher import Dispatcher
 from gateway.endpoint import Signal
 from gateway.http_server import Answer, HttpServer, make_app
@@ -67,7 +69,10 @@ class Server:
         own_door = await listen(f"{UNIX}{Path(self._private.name) / 'grpc.sock'}", self._accept)
         self._listeners = [grpc, own_door]
         self._kserve = KserveClient(bound_address(own_door))
-        app = make_app(self._answer, OpenAiApi(self._kserve, self.dispatcher.guard).routes())
+        feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set)
+        self._tasks.append(loop.create_task(feed.run()))
+        routes = [*OpenAiApi(self._kserve, self.dispatcher.guard).routes(), *dashboard_routes(feed)]
+        app = make_app(self._answer, routes)
         self._http = HttpServer(*split_address(self.config.http_address), app)
         self._http.start().add_done_callback(self._task_ended)
         for instance in self.dispatcher.instances.values():
@@ -175,7 +180,7 @@ class Server:
             return Answer(200, self.metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
         if path == "/healthz":
             return self._healthz()
-        return Answer(404, b"there are /metrics, /healthz and /v1\n")
+        return Answer(404, b"there are /metrics, /healthz, /dashboard and /v1\n")
 
     def _healthz(self) -> Answer:
         instances = list(self.dispatcher.instances.values())

@@ -43,6 +43,7 @@ class Observation:
         """
         self.journal = Journal(config.journal) if config.journal is not None else None
         self.recent: deque[dict[str, int]] = deque(maxlen=REMEMBERED)  # durations of stages, in ns
+        self.recent_first: deque[float] = deque(maxlen=REMEMBERED)  # seconds to the first answer
         self._registry = registry
         self._meters = Meters(registry)
         self._sample = config.sample
@@ -65,9 +66,10 @@ class Observation:
         if not call.is_metered:
             return
         tenant = _tenant(request)
-        self._meters.ended(
-            tenant, instance, outcome, _seconds(request, request.routed_ns), _seconds(request, request.first_ns)
-        )
+        first = _seconds(request, request.first_ns)
+        if first is not None:
+            self.recent_first.append(first)
+        self._meters.ended(tenant, instance, outcome, _seconds(request, request.routed_ns), first)
         observer = request.observer
         if observer is None and self.journal is None:
             return

@@ -1,0 +1,1 @@
+"""The operations view: one page, and the figures it shows."""

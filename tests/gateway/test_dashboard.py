@@ -1,0 +1,89 @@
+"""The operations view in a real browser: it shows what the gateway knows, from this page alone."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.gateway import backend as backend_module
+from tests.gateway.backend import Backend
+from tests.gateway.clients import Client, request
+from tests.gateway.process import GatewayProcess
+from tests.gateway.test_observe import told
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PICTURE = os.environ.get("SCALELLM_DASHBOARD_PICTURE")  # where to put a screenshot for the docs
+
+
+@pytest.fixture
+def busy(tmp_path: Path):
+    """A gateway with two instances and one that is gone, a tenant, and twenty finished requests."""
+    config = tmp_path / "gateway.yaml"
+    tenants = [{"name": "guests", "limits": [{"what": "requests", "amount": 1000, "per_s": 60}]}]
+    safety = {"tenants": tenants, "anonymous_tenant": "guests"}
+    config.write_text(yaml.safe_dump({"observe": {"sample": 1.0}, "safety": safety}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_module._Service, "_answer", told)
+        backends = [Backend("a"), Backend("b")]
+        flags = ("--config", str(config))
+        gateway = GatewayProcess(*(backend.flag for backend in backends), "127.0.0.1:1", flags=flags)
+        gateway.wait_usable(2)
+        with Client(gateway.url) as client:
+            stream = client.stream()
+            stream.send(*(request(str(index)) for index in range(20)))
+            stream.rest()
+        gateway.wait_until(lambda: len(json.loads(gateway.get("/dashboard/data")[1])["history"]) > 2)
+        yield gateway
+        gateway.stop()
+        for backend in backends:
+            backend.stop()
+
+
+def browse(gateway: GatewayProcess, folder: Path, *flags: str) -> str:
+    """Return the page's document after some updates, and fail on anything that its console says."""
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}", "--window-size=1280,860", "--virtual-time-budget=4000", *flags,
+        f"http://{gateway.http}/dashboard",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
+def test_a_browser_shows_instances_rates_breakdown_and_tenants(busy: GatewayProcess, tmp_path: Path) -> None:
+    page = browse(busy, tmp_path, "--dump-dom")
+    facts = json.loads(busy.get("/dashboard/data")[1])
+    assert int(page.split('data-updates="')[1].split('"')[0]) >= 2
+    assert "2 of 3 instances in use" in page
+    assert all(item["name"] in page for item in facts["instances"])
+    assert "starting, not used" in page
+    assert "the latest 20 watched requests" in page
+    assert facts["stages"][5]["stage"] == "decode"
+    assert facts["stages"][5]["mean"] == pytest.approx(5.0, rel=0.01)
+    assert '<td class="n">5.0</td>' in page
+    assert "guests" in page
+    assert "of 1000 requests left" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
+def test_nothing_on_the_page_overflows_at_1280_pixels(busy: GatewayProcess, tmp_path: Path) -> None:
+    picture = Path(PICTURE) if PICTURE else tmp_path / "dashboard.png"
+    browse(busy, tmp_path, f"--screenshot={picture}")
+    raw = picture.read_bytes()
+    assert raw.startswith(b"\x89PNG")
+    assert int.from_bytes(raw[16:20], "big") == 1280
+    assert len(raw) > 20_000  # an empty page is smaller
+
+
+def test_the_page_loads_nothing_from_elsewhere(busy: GatewayProcess) -> None:
+    status, page = busy.get("/dashboard")
+    assert status == 200
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "src=" not in page
