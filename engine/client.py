@@ -27,6 +27,7 @@ from engine.messages import AbortCommand, AddCommand, Message, ModelInfo, StartF
 from engine.outputs import EngineStats, RequestOutput
 from engine.request_check import check_request
 from engine.sampling_params import SamplingParams
+from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.5
@@ -86,7 +87,13 @@ class EngineClient:
         self._reader.start()
 
     def submit(
-        self, prompt_ids: list[int], params: SamplingParams, arrived: float, resume_ids: tuple[int, ...] = ()
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        arrived: float,
+        resume_ids: tuple[int, ...] = (),
+        *,
+        scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> int:
         """Hand a request to the core and return its id; outputs may arrive before this returns.
 
@@ -102,7 +109,7 @@ class EngineClient:
                 raise EngineUnavailable("the engine core is restarting; try again or use another instance")
             request_id = next(self._ids)
             try:
-                self._connection.send(AddCommand(request_id, prompt_ids, params, arrived, resume_ids))
+                self._connection.send(AddCommand(request_id, prompt_ids, params, arrived, resume_ids, scheduling))
             except OSError:
                 raise EngineUnavailable("the engine core has just died; it is being restarted") from None
             self._open.add(request_id)

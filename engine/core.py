@@ -25,6 +25,7 @@ from engine.request_check import check_request
 from engine.sampler import SampledTokens
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler
+from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from engine.sequence import Sequence
 from engine.sliding_window import SlidingWindow
 from engine.step_plan import StepPlan
@@ -76,6 +77,8 @@ class EngineCore:
         params: SamplingParams,
         arrived: float,
         resume_ids: tuple[int, ...] = (),
+        *,
+        scheduling: SchedulingParams = DEFAULT_SCHEDULING,
     ) -> RequestOutput | None:
         """Queue a request, to go on behind `resume_ids` where the completion has begun elsewhere.
 
@@ -89,6 +92,8 @@ class EngineCore:
         check_request(prompt_ids, params, self.info, resume_ids)
         sequence = self._new_sequence(request_id, prompt_ids, params)
         sequence.timings.arrived = arrived
+        sequence.scheduling = scheduling
+        sequence.deadline = scheduling.deadline(arrived)
         reason = resume(sequence, resume_ids)
         self.scheduler.add(sequence)
         self._sequences[request_id] = sequence

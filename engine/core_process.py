@@ -68,7 +68,12 @@ class CoreLoop:
             return self.core.abort(command.request_id)
         try:
             return self.core.add(
-                command.request_id, command.prompt_ids, command.params, command.arrived, command.resume_ids
+                command.request_id,
+                command.prompt_ids,
+                command.params,
+                command.arrived,
+                command.resume_ids,
+                scheduling=command.scheduling,
             )
         except EngineError as error:
             return error_output(command.request_id, error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from engine.errors import EngineError, grpc_code
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,6 +36,7 @@ class AddCommand:
     params: SamplingParams
     arrived: float
     resume_ids: tuple[int, ...] = ()
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING
 
 
 @dataclass(slots=True, frozen=True)

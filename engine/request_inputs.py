@@ -8,7 +8,6 @@ Invariants:
 2. Nothing is ignored: a name this module does not know is refused, and so is a value given twice and differently.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,14 +17,16 @@ import numpy as np
 from engine.errors import InvalidRequest
 from engine.messages import ModelInfo
 from engine.request_check import check_request
+from engine.request_options import RequestOptions, json_object
 from engine.sampling_params import SamplingParams
+from engine.scheduling_inputs import SCHEDULING_OPTIONS, SCHEDULING_PARAMETERS, read_scheduling
 from engine.text.chat_template import parse_messages
 from engine.text.tokenizer import Tokenizer
 
 PROMPTS = ("text_input", "messages", "input_ids")
 RESUME = "resume_token_ids"
 KEY_PARAMETER = "request_key"
-KNOWN_PARAMETERS = frozenset({KEY_PARAMETER, "id", "priority", "timeout", "headers"})
+KNOWN_PARAMETERS = frozenset({KEY_PARAMETER, "id", "priority", "timeout", "headers", *SCHEDULING_PARAMETERS})
 FORWARDED_HEADERS = frozenset({"user-agent", "accept", "authorization", "traceparent", "tracestate", "content-type"})
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 TRITON_PREFIXES = ("triton_", "sequence_", "binary_data", "x-")
@@ -149,13 +150,14 @@ class RequestReader:
         unknown = sorted(set(tensors) - KNOWN_TENSORS)
         if unknown:
             raise InvalidRequest(f"unknown input tensor {unknown[0]!r}; known are: {', '.join(sorted(KNOWN_TENSORS))}")
-        params = _read_sampling(tensors)
+        asked = _read_json_options(tensors)
+        params = _read_sampling(tensors, {k: v for k, v in asked.items() if k not in SCHEDULING_OPTIONS})
+        scheduling = read_scheduling(given, asked)
         stream = _read_bool("stream", tensors["stream"]) if "stream" in tensors else streams_by_default(given)
         prompt_ids = self._read_prompt(tensors)
         resume_ids = read_resume(tensors)
         check_request(prompt_ids, params, self.info, resume_ids)
-        options = {"sampling": json.loads(params.to_json()), "stream": stream}
-        return PreparedRequest(prompt_ids, json.dumps(options, separators=(",", ":")), resume_ids)
+        return PreparedRequest(prompt_ids, RequestOptions(params, scheduling, stream).to_json(), resume_ids)
 
     def _read_prompt(self, tensors: Mapping[str, np.ndarray]) -> list[int]:
         given = [name for name in PROMPTS if name in tensors]
@@ -173,19 +175,6 @@ class RequestReader:
         return self.tokenizer.encode(text)
 
 
-def read_options(text: str) -> tuple[SamplingParams, bool]:
-    """Read what `RequestReader` wrote: the sampling parameters, and whether to stream.
-
-    Raises:
-        InvalidRequest: the text is something else.
-    """
-    options = _json_object("request_options", text)
-    sampling, stream = options.get("sampling"), options.get("stream")
-    if not isinstance(sampling, dict) or not isinstance(stream, bool) or len(options) != 2:
-        raise InvalidRequest('request_options must be {"sampling": {...}, "stream": true or false}')
-    return SamplingParams.from_mapping(sampling), stream
-
-
 def read_resume(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     """Return the tokens behind which a request goes on; none where it begins.
 
@@ -201,7 +190,7 @@ def read_parameters(text: str) -> dict[str, Any]:
     Raises:
         InvalidRequest: a parameter that neither we nor Triton know.
     """
-    given = _json_object("request parameters", text) if text else {}
+    given = json_object("request parameters", text) if text else {}
     for name in sorted(given):
         lower = name.lower()
         if name not in KNOWN_PARAMETERS and lower not in FORWARDED_HEADERS and not lower.startswith(TRITON_PREFIXES):
@@ -221,13 +210,16 @@ def streams_by_default(parameters: Mapping[str, Any]) -> bool:
     return KEY_PARAMETER in parameters or headers.get("user-agent", "").startswith("grpc")
 
 
-def _read_sampling(tensors: Mapping[str, np.ndarray]) -> SamplingParams:
-    values: dict[str, Any] = {}
-    if "sampling_parameters" in tensors:
-        text = read_string("sampling_parameters", tensors["sampling_parameters"])
-        values = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in _json_object("sampling_parameters", text).items()
-        }
+def _read_json_options(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if "sampling_parameters" not in tensors:
+        return {}
+    text = read_string("sampling_parameters", tensors["sampling_parameters"])
+    asked = json_object("sampling_parameters", text)
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+
+
+def _read_sampling(tensors: Mapping[str, np.ndarray], asked: Mapping[str, Any]) -> SamplingParams:
+    values = dict(asked)
     known = {f.name for f in fields(SamplingParams)}
     for name, field in OPTIONS.items():
         if name not in tensors:
@@ -246,13 +238,3 @@ def _same(first: object, second: object) -> bool:
     if isinstance(first, int | float) and isinstance(second, float) and not isinstance(first, bool):
         return abs(first) <= LARGEST_FLOAT and bool(np.float32(first) == np.float32(second))
     return type(first) is type(second) and first == second
-
-
-def _json_object(name: str, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{name} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"{name} must be a JSON object")
-    return value

@@ -5,11 +5,13 @@ Knows names, types, defaults and limits. Does not know queues, blocks, sampling 
 Invariant: a `SchedulingParams` that exists is valid; a value outside its limits is refused with the limit and itself.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from engine.errors import InvalidRequest
 
-LOWEST_PRIORITY_CLASS = 9
+LOWEST_PRIORITY_CLASS = 100
 MAX_TENANT_WEIGHT = 1000
 MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
 MAX_NAME_CHARS = 256
@@ -22,7 +24,7 @@ class SchedulingParams:
     Attributes:
         tenant: who it is for; tenants share the engine by weight.
         tenant_weight: the tenant's share against others', 1 to 1000; a tenant's latest request says it.
-        priority_class: 0 is served first, 9 last, among the requests of one tenant and where blocks are short.
+        priority_class: 0 is served first, 100 last, among the requests of one tenant and where blocks are short.
         deadline_ms: milliseconds after arrival at the engine at which the request ends with what it has; None is never.
         cache_salt: KV blocks are shared only between requests of the same salt.
         enable_prefix_cache: false neither reads nor feeds the prefix cache.
@@ -50,6 +52,27 @@ class SchedulingParams:
         if not isinstance(self.enable_prefix_cache, bool):
             raise InvalidRequest(f"enable_prefix_cache must be true or false, got {self.enable_prefix_cache!r}")
 
+    @classmethod
+    def from_mapping(cls, facts: Mapping[str, Any]) -> "SchedulingParams":
+        """Build from a decoded JSON object.
+
+        Raises:
+            InvalidRequest: an unknown name, a wrong type, or a value outside its limits.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(facts) - known)
+        if unknown:
+            raise InvalidRequest(f"unknown scheduling parameter {unknown[0]!r}; known are: {', '.join(sorted(known))}")
+        return cls(**facts)
+
+    def deadline(self, arrived: float) -> float | None:
+        """Return when the request must end, in seconds of the clock that `arrived` was read from."""
+        return None if self.deadline_ms is None else arrived + self.deadline_ms / 1000
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return what `from_mapping` takes back, defaults left out."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(DEFAULT_SCHEDULING, name)}
+
 
 def _check_name(name: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
@@ -65,3 +88,6 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
         raise InvalidRequest(f"{name} must be an integer, got {value!r}")
     if not low <= value <= high:
         raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}")
+
+
+DEFAULT_SCHEDULING = SchedulingParams()

@@ -16,7 +16,7 @@ from typing import Protocol
 from engine.logit_rules import LogitRules
 from engine.outputs import FinishReason, Timings
 from engine.sampling_params import SamplingParams
-from engine.scheduling_params import SchedulingParams
+from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 
 
 class StopResult(Protocol):
@@ -81,7 +81,7 @@ class Sequence:
     stop_token_ids: frozenset[int]
     seed: int = 0
     num_resumed: int = 0
-    scheduling: SchedulingParams = field(default_factory=SchedulingParams)
+    scheduling: SchedulingParams = DEFAULT_SCHEDULING
     rank: tuple[float, int] = (0.0, 0)
     deadline: float | None = None
     stop_checker: StopChecker | None = None

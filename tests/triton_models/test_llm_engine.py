@@ -29,10 +29,12 @@ class FakeClient:
     def start(self) -> None:
         pass
 
-    def submit(self, prompt_ids: list[int], params: Any, arrived: float, resume_ids: tuple[int, ...] = ()) -> int:
+    def submit(
+        self, prompt_ids: list[int], params: Any, arrived: float, resume_ids: tuple[int, ...], *, scheduling: Any
+    ) -> int:
         if self.failure is not None:
             raise self.failure
-        self.submitted.append((prompt_ids, params, resume_ids))
+        self.submitted.append((prompt_ids, params, resume_ids, scheduling))
         return len(self.submitted)
 
     def abort(self, request_id: int) -> None:
@@ -63,6 +65,17 @@ def request(parameters: dict[str, Any] | None = None, *, stream: bool = True, **
     options = np.array([json.dumps({"sampling": sampling, "stream": stream}).encode()], dtype=np.object_)
     ids = np.array([90, 91], dtype=np.int32)
     return InferenceRequest(parameters, request_id="r", prompt_ids=ids, request_options=options)
+
+
+def test_scheduling_facts_reach_the_engine_and_are_optional(model: Any):
+    facts = {"tenant": "t", "tenant_weight": 3, "priority_class": 2, "deadline_ms": 500, "cache_salt": "s"}
+    with_facts = request()
+    with_facts.inputs()[1] = Tensor(
+        "request_options",
+        np.array([json.dumps({"sampling": {}, "scheduling": facts, "stream": True}).encode()], dtype=np.object_),
+    )
+    model.execute([request(), with_facts])
+    assert [scheduling.to_mapping() for *_, scheduling in model._client.submitted] == [{}, facts]
 
 
 def abort(key: str, **more: Any) -> InferenceRequest:
@@ -113,7 +126,7 @@ def test_a_resumed_request_goes_on_behind_what_was_delivered_with_the_seed_of_it
     model.execute([made])
     model._client.on_outputs([RequestOutput(1, [90], finish_reason=FinishReason.STOP, num_completion_tokens=4)])
     assert finish_reasons(made)[-1] == "stop"
-    (_, params, resume_ids) = model._client.submitted[0]
+    _, params, resume_ids, _ = model._client.submitted[0]
     assert (params, resume_ids) == (SamplingParams(temperature=1.0).with_seed_of("k"), (70, 71, 72))
     last = made.sender.responses[-1].tensors
     assert (last["token_index"].tolist(), last["completion_tokens"].tolist()) == ([3], [4])

@@ -63,6 +63,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too long an output": ({"input_ids": ints(90), "max_tokens": ints(64)}, "max_tokens is 64; .* limit of 64 tokens"),
     "broken messages": ({"messages": text("[{}]")}, r"messages\[0\] needs a role"),
     "half a surrogate": ({"messages": text('[{"role": "user", "content": "\\ud800"}]')}, "not valid Unicode"),
+    "too low a priority": ({**PROMPT, "parameters": {"priority_class": 101}}, "must be between 0 and 100, got 101"),
+    "a deadline in words": ({**PROMPT, "parameters": {"deadline_ms": "1"}}, "deadline_ms must be an integer, got '1'"),
+    "a salt of numbers": ({**PROMPT, "sampling_parameters": text('{"cache_salt": 5}')}, "cache_salt must be a string"),
+    "a tenant as an option": (
+        {**PROMPT, "sampling_parameters": text('{"tenant": "t"}')},
+        "parameter 'tenant'",
+    ),
     "an unknown parameter": ({**PROMPT, "parameters": {"temperatur": 1}}, "unknown request parameter 'temperatur'"),
 }
 
@@ -114,6 +121,27 @@ def test_delivered_tokens_are_checked_and_passed_on(model: Any):
     responses = model.execute([*requests, InferenceRequest(**PROMPT)])
     assert [r.tensors["resume_token_ids"].tolist() for r in responses if not r.has_error()] == [[90, 91], [], []]
     assert "resume_token_ids holds the token id 1000000" in responses[2].error().message()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "options", "expected"),
+    [
+        ({}, {}, {}),
+        ({"tenant": "t", "tenant_weight": 5}, {}, {"tenant": "t", "tenant_weight": 5}),
+        ({}, {"cache_salt": "s", "enable_prefix_cache": False}, {"cache_salt": "s", "enable_prefix_cache": False}),
+        ({"priority_class": 2}, {}, {"priority_class": 2}),
+        ({}, {"priority_class": 2}, {"priority_class": 2}),
+        ({"priority_class": 3}, {"priority_class": 2}, {"priority_class": 3}),
+        ({"priority_class": 3}, {"priority_class": 9}, {"priority_class": 9}),
+        ({"deadline_ms": 300}, {"deadline_ms": 200}, {"deadline_ms": 200}),
+        ({"deadline_ms": 100}, {"deadline_ms": 200}, {"deadline_ms": 100}),
+    ],
+)
+def test_of_a_gateways_and_a_clients_wish_the_stricter_holds(
+    model: Any, parameters: dict[str, Any], options: dict[str, Any], expected: dict[str, Any]
+):
+    request = InferenceRequest(parameters, **PROMPT, sampling_parameters=text(json.dumps(options)))
+    assert prepared(model.execute([request])[0])[1].get("scheduling", {}) == expected
 
 
 def test_a_value_given_twice_and_alike_is_fine(model: Any):

@@ -32,7 +32,7 @@ def make_sequence(
         len(prompt) + max_tokens,
         frozenset(),
         scheduling=facts,
-        deadline=None if facts.deadline_ms is None else arrived + facts.deadline_ms / 1000,
+        deadline=facts.deadline(arrived),
         timings=Timings(arrived=arrived),
     )
 

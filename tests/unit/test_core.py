@@ -1,5 +1,6 @@
 """The core's promises: one final answer each, aborts at once, seeds that travel, stop strings that never leak."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.errors import InvalidRequest, PromptTooLong, QueueFull
 from engine.offline import generate
 from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.scheduling_params import SchedulingParams
 from engine.sequence import Sequence
 from engine.text.tokenizer import Tokenizer
 from tests.conftest import TinyModel
@@ -252,3 +254,20 @@ def test_an_exception_in_one_sequences_stop_check_ends_it_alone(
     assert [c.finish_reason for c in completions] == [FinishReason.ERROR, FinishReason.LENGTH]
     assert "ZeroDivisionError" in caplog.text
     core.scheduler.check()
+
+
+def test_a_deadline_ends_a_request_with_all_its_tokens_or_before_it_began(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon, past = SchedulingParams(deadline_ms=3_600_000), SchedulingParams(deadline_ms=1)
+    params = SamplingParams(max_tokens=50, ignore_eos=True, stop=("never",))
+    core.add(1, [5, 6, 7], params, time.monotonic(), scheduling=soon)
+    core.add(2, [5, 6, 7], params, 0.0, scheduling=past)
+    first = core.step()
+    schedule = core.scheduler.schedule
+    monkeypatch.setattr(core.scheduler, "schedule", lambda now: schedule(now + 7200.0))
+    ended = {o.request_id: o for o in first + core.step() if o.finish_reason is not None}
+    assert {o.finish_reason for o in ended.values()} == {FinishReason.DEADLINE}
+    assert (ended[1].num_completion_tokens, ended[2].num_completion_tokens) == (1, 0)
+    assert sum(len(o.token_ids) for o in (*first, ended[1]) if o.request_id == 1) == 1
+    assert (core.has_work, core.read_stats().kv_usage, core.read_stats().num_expired) == (False, 0.0, 2)

@@ -19,7 +19,7 @@ PURE = [
         "config", "errors", "sampling_params", "outputs", "sequence", "block_pool", "prefix_cache", "kv_manager",
         "scheduler", "stopping", "messages", "request_check", "client", "responder", "eviction_order", "sliding_window",
         "scheduling_params", "step_plan", "ordered_sequences", "ageing", "tenant_shares", "capacity_policy",
-        "waiting_queue", "deadlines",
+        "waiting_queue", "deadlines", "request_options", "scheduling_inputs",
     )),
     *(f"engine/models/{name}.py" for name in ("config", "dialects", "moe_config", "rope_config")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "engine" / "text").glob("*.py")),

@@ -31,7 +31,8 @@ from engine.metrics import EngineMetrics
 from engine.open_requests import OpenRequests
 from engine.output_timing import OutputTimer
 from engine.outputs import FinishReason, RequestOutput
-from engine.request_inputs import KEY_PARAMETER, read_options, read_resume, read_string
+from engine.request_inputs import KEY_PARAMETER, read_resume, read_string
+from engine.request_options import RequestOptions
 from engine.responder import Reply, Responder
 from engine.text.detokenizer import Chunk
 from engine.text.text_window import pack_window
@@ -98,19 +99,20 @@ class TritonPythonModel:
         missing = sorted({"prompt_ids", "request_options"} - set(tensors))
         if missing:
             raise InvalidRequest(f"{missing[0]} is missing; call the model llm, or give prompt_ids and request_options")
-        params, stream = read_options(read_string("request_options", tensors["request_options"]))
+        options = RequestOptions.from_json(read_string("request_options", tensors["request_options"]))
         own_key = json.loads(request.parameters() or "{}").get(KEY_PARAMETER)
-        if own_key is not None:
-            params = params.with_seed_of(own_key)
+        params = options.sampling if own_key is None else options.sampling.with_seed_of(own_key)
         resume_ids = read_resume(tensors)
         prompt_ids = tensors["prompt_ids"].reshape(-1).tolist()
-        request_id = self._client.submit(prompt_ids, params, time.monotonic(), resume_ids)
+        request_id = self._client.submit(
+            prompt_ids, params, time.monotonic(), resume_ids, scheduling=options.scheduling
+        )
         if own_key is None:
             self._watched[request_id] = sender
         is_late = self._open.register(own_key or request.request_id(), request_id, is_unique=own_key is not None)
         received_ns = tensors["received_ns"].item() if "received_ns" in tensors else 0
         sink = TritonSink(sender, self._forget, received_ns)
-        self._responder.open(request_id, sink, stream=stream, resume_ids=resume_ids)
+        self._responder.open(request_id, sink, stream=options.stream, resume_ids=resume_ids)
         if is_late:
             self._client.abort(request_id)
 
