@@ -12,6 +12,7 @@ from pydantic import Field, FilePath, StringConstraints, ValidationError, model_
 from gateway.address import PATTERN, split_address, unix_path
 from gateway.observe.config import ObserveConfig
 from gateway.patience import Patience
+from gateway.routing.config import RoutingConfig
 from gateway.safety.config import SafetyConfig
 from gateway.strict import Strict
 from gateway.wire.limits import DEFAULT_LIMITS, Limits
@@ -52,6 +53,8 @@ class InstanceConfig(Strict):
     grpc: Address
     metrics: TcpAddress | None = None
     name: str = ""
+    pool: str = ""
+    group: str = ""
     tls: InstanceTlsConfig | None = None
     patience: Patience = Patience(message_s=None, keepalive_s=None)
 
@@ -77,6 +80,7 @@ class GatewayConfig(Strict):
     max_retries: int = Field(2, ge=0)
     resume: bool = True
     max_request_bytes: int = Field(64 * 2**20, gt=0)
+    routing: RoutingConfig = RoutingConfig()
     safety: SafetyConfig = SafetyConfig()
     max_connections: int = Field(10_000, gt=0)
     limits: Limits = DEFAULT_LIMITS
@@ -88,6 +92,13 @@ class GatewayConfig(Strict):
         names = [instance.name for instance in self.instances]
         if len(set(names)) < len(names):
             raise ValueError("two instances have the same name")
+        pools = {instance.pool for instance in self.instances}
+        levels = self.routing.levels
+        if levels is not None and not {levels.low_pool, levels.high_pool} <= pools:
+            raise ValueError(f"levels name {levels.low_pool!r} and {levels.high_pool!r}; the pools are {sorted(pools)}")
+        groups = {instance.group for instance in self.instances}
+        if unknown := sorted(self.routing.split.keys() - groups):
+            raise ValueError(f"split names the group {unknown[0]!r}; there are {sorted(groups)}")
         addresses = [self.grpc_address, self.http_address, *(i.grpc for i in self.instances)]
         addresses += [instance.metrics for instance in self.instances if instance.metrics]
         for address in addresses:

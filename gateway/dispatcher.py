@@ -20,7 +20,8 @@ from gateway.call import upstream_block
 from gateway.log import log
 from gateway.observe.observation import Observation
 from gateway.request import Request, Stage, Step
-from gateway.routing import pick
+from gateway.request_facts import describe
+from gateway.routing.router import Router
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
 from gateway.status import Code, Failure
@@ -51,8 +52,7 @@ class Dispatcher:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._line: dict[Request, asyncio.TimerHandle] = {}
-        self._rng = random.Random()  # noqa: S311 - decides ties, nothing secret
-        self._picks = itertools.count(1)
+        self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self.observation = Observation(config.observe, metrics.registry)
         self.guard = Guard(config.safety, self._loop.time())
         self._gate = Gate(config.safety, self._place, self._refuse, hub.flush) if self.guard.tenants else None
@@ -129,6 +129,14 @@ class Dispatcher:
         else:
             self._fail(request, failure, code)
 
+    def tick(self) -> None:
+        """Follow the workload level; called a few times a second."""
+        in_flight = len(self._line) + sum(instance.load.in_flight for instance in self.instances.values())
+        switch = self.router.observe(in_flight, self._loop.time())
+        if switch is not None:
+            log("level", level=switch.level.value, pool=switch.pool, reason=switch.reason)
+            self._metrics.level_switches.labels(switch.level.value).inc()
+
     def instances_changed(self) -> None:
         """Place requests in line, if an instance has become usable."""
         for request in list(self._line):
@@ -182,9 +190,10 @@ class Dispatcher:
     # -- placing ------------------------------------------------------------------------------------------------------
 
     def _choose(self, request: Request) -> Instance | None:
-        endpoints = [instance.endpoint for instance in self.instances.values()]
+        endpoints = {name: instance.endpoint for name, instance in self.instances.items()}
         loads = {name: instance.load for name, instance in self.instances.items()}
-        endpoint = pick(request, endpoints, loads, self._loop.time(), self._rng)
+        asked = describe(request, self.router.policy)
+        endpoint = self.router.choose(asked, endpoints, loads, self._loop.time())
         return None if endpoint is None else self.instances[endpoint.name]
 
     def _place(self, request: Request) -> None:
@@ -202,8 +211,7 @@ class Dispatcher:
         self._hub.flush()
 
     def _send(self, request: Request, instance: Instance) -> None:
-        instance.load.last_picked = next(self._picks)
-        instance.request_joined()
+        self.router.placed(describe(request, self.router.policy), instance.name, instance.load, self._loop.time())
         call = request.exchange.call
         link = instance.pool.acquire()
         stream = link.open(upstream_block(call, instance.scheme, instance.authority), request)

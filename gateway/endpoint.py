@@ -14,6 +14,7 @@ from enum import Enum, auto
 
 FIRST_BACKOFF = 0.25
 MAX_BACKOFF = 10.0
+FIRST_SHARE = 0.1
 STARTING_PROBE_INTERVAL = 0.2
 UNAVAILABLE_LIMIT = 3  # answers in a row that say so, before the instance is left alone for a while
 FORGIVEN_AFTER = 30.0  # seconds of being ready, after which the back-off starts from the beginning
@@ -62,11 +63,15 @@ class Endpoint:
 
     name: str
     heartbeat_timeout: float = 3.0
+    pool: str = ""  # instances with the same parallelism
+    group: str = ""  # instances that get a share of the requests together
+    slow_start: float = 0.0  # seconds after a recovery in which it gets less than its share
     health: Health = Health.STARTING
     engine_up: bool | None = None  # None: it does not say
     backoff: float = FIRST_BACKOFF
     probe_at: float = 0.0
     ready_at: float = 0.0
+    recovered_at: float | None = None
     num_unavailable: int = 0
     expected_beats: frozenset[str] = frozenset()  # models that must beat once any of the instance's does
     beats: dict[str, tuple[float, float]] = field(default_factory=dict)  # model -> value, when it last moved
@@ -76,6 +81,12 @@ class Endpoint:
         """Whether new requests may go there."""
         return self.health is Health.READY and self.engine_up is not False
 
+    def share(self, now: float) -> float:
+        """Return the part of its usual share that it is to get, in (0, 1]: less while it has just recovered."""
+        if self.recovered_at is None or not self.slow_start:
+            return 1.0
+        return min(1.0, max(FIRST_SHARE, (now - self.recovered_at) / self.slow_start))
+
     def signal(self, signal: Signal, now: float) -> bool:
         """Take a signal; return whether the state changed."""
         if signal is Signal.FAILED:
@@ -83,8 +94,10 @@ class Endpoint:
         health = TRANSITIONS.get((self.health, signal))
         if health is None:
             return False
+        was_starting = self.health is Health.STARTING
         self.health = health
         if health is Health.READY:
+            self.recovered_at = None if was_starting else now
             self.ready_at = now
             self.num_unavailable = 0
         elif health is Health.SUSPECT and signal is Signal.HEARTBEAT_MOVED:

@@ -37,10 +37,11 @@ def make_route(config: InstanceConfig) -> Route:
 class Instance:
     """A tritonserver behind the gateway."""
 
-    def __init__(  # noqa: PLR0917 - six parts that only the server puts together
+    def __init__(  # noqa: PLR0917 - seven parts that only the server puts together
         self,
         config: InstanceConfig,
         heartbeat_timeout: float,
+        slow_start: float,
         hub: Hub,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -50,7 +51,9 @@ class Instance:
         self.config = config
         self.name = config.name
         self.authority = authority(config.grpc).encode()
-        self.endpoint = Endpoint(self.name, heartbeat_timeout, expected_beats=HEARTBEAT_MODELS)
+        self.endpoint = Endpoint(
+            self.name, heartbeat_timeout, config.pool, config.group, slow_start, expected_beats=HEARTBEAT_MODELS
+        )
         self.load = Load()
         self.pool = Pool(hub, self.name, make_route(config), self._connection_failed)
         self.report: Report | None = None
@@ -69,13 +72,19 @@ class Instance:
         if self.endpoint.signal(signal, self._clock()):
             self._note_change(reason)
 
-    def request_joined(self) -> None:
-        """Count a request that goes there."""
+    def request_joined(self, prefill: float) -> None:
+        """Count a request that goes there, and what its prompt weighs until it is answered."""
         self.load.in_flight += 1
+        self.load.prefill += prefill
 
-    def request_left(self) -> None:
+    def request_answered(self, prefill: float) -> None:
+        """Take a prompt as computed."""
+        self.load.prefill -= prefill
+
+    def request_left(self, prefill: float) -> None:
         """Count a request that is no longer there."""
         self.load.in_flight -= 1
+        self.load.prefill = self.load.prefill - prefill if self.load.in_flight else 0.0
 
     def unavailable(self) -> None:
         """Take an answer of UNAVAILABLE."""

@@ -2,7 +2,8 @@
 
 Knows counts and a given time. Does not know how reports are fetched.
 
-load = in flight here + (waiting + running as reported - in flight here at that time, at least 0) * discount(age)
+load = in flight here + prompts to compute
+     + (waiting + running as reported - in flight here at that time, at least 0) * discount(age)
 """
 
 from collections import deque
@@ -29,6 +30,7 @@ class Load:
     """The load of one instance."""
 
     in_flight: int = 0
+    prefill: float = 0.0  # what prompts weigh that were sent and have not been answered, in requests
     others: float = 0.0
     reported_at: float | None = None
     last_picked: int = 0
@@ -45,6 +47,6 @@ class Load:
     def total(self, now: float) -> float:
         """Return the load in requests."""
         if self.reported_at is None or not self.others:
-            return float(self.in_flight)
+            return self.in_flight + self.prefill
         age = now - self.reported_at
-        return self.in_flight + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))
+        return self.in_flight + self.prefill + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.routing.levels import LevelTracker
 from gateway.wire.express import Tally
 
 TTFT_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -24,6 +25,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.slow = Tally()
         self.instances: Callable[[], Iterable[InstanceFacts]] = tuple
+        self.level: Callable[[], LevelTracker | None] = lambda: None
         self.requests = Counter(
             "gateway_requests", "Requests that ended.", ["method", "instance", "outcome"], registry=self.registry
         )
@@ -35,6 +37,9 @@ class Metrics:
         )
         self.resumes = Counter(
             "gateway_resumes", "Answered requests that went on elsewhere.", ["instance"], registry=self.registry
+        )
+        self.level_switches = Counter(
+            "gateway_level_switches", "Changes to a workload level.", ["level"], registry=self.registry
         )
         self.ejections = Counter(
             "gateway_ejections", "Times an instance was left alone.", ["instance", "health"], registry=self.registry
@@ -73,5 +78,15 @@ class _LiveCollector(Collector):
             messages += tally.messages
             num_bytes += tally.num_bytes
         yield from (in_flight, up, load)
+        if (levels := self.metrics.level()) is not None:
+            yield from _level_metrics(levels)
         yield CounterMetricFamily("gateway_relayed_messages", "Responses that went to clients.", value=messages)
         yield CounterMetricFamily("gateway_relayed_bytes", "Bytes of those, with gRPC prefixes.", value=num_bytes)
+
+
+def _level_metrics(levels: LevelTracker) -> Iterator[Metric]:
+    level = GaugeMetricFamily("gateway_level", "1 for the workload level in force.", labels=["level", "pool"])
+    for each, pool in levels.rule.pools.items():
+        level.add_metric([each.value, pool], float(each is levels.level))
+    yield level
+    yield GaugeMetricFamily("gateway_level_in_flight", "Mean of requests in flight that levels follow.", levels.mean)

@@ -16,6 +16,7 @@ from enum import IntEnum, auto
 from typing import TYPE_CHECKING
 
 from gateway.instance_errors import failure_of_message
+from gateway.routing.asked import prefill_weight
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.tape import Delivered, NotResumable, Tape, continuation
 from gateway.wire import protobuf
@@ -86,6 +87,7 @@ class Request:
         "line_since",
         "link",
         "observer",
+        "prefill",
         "routed_ns",
         "stage",
         "stream",
@@ -102,6 +104,7 @@ class Request:
         self.first_ns = 0
         self.concurrent = 0
         self.line_since = arrived_at  # since when it has been looking for an instance
+        self.prefill = 0.0  # what its prompt weighs at its instance, in requests, until there is an answer
         self.continuation = b""  # fields that make it go on where another instance left it
         self.stage = Stage.WAITING
         self.kept: list[bytes] | None = []
@@ -156,6 +159,8 @@ class Request:
         self.tried.add(instance.name)
         self.routed_ns = time.time_ns()
         self.instance, self.link, self.stream = instance, link, stream
+        self.prefill = prefill_weight(self.kept_bytes) if self.exchange.call.is_routed else 0.0
+        instance.request_joined(self.prefill)
         self.stream.tape = None if self.tape is None else self.tape.raw
         self.cutter = self._new_cutter()
         if self.observer is not None:
@@ -192,7 +197,8 @@ class Request:
         link, stream, instance = self.link, self.stream, self.instance
         self.link = self.stream = self.instance = None
         if instance is not None:
-            instance.request_left()
+            instance.request_left(self.prefill)
+        self.prefill = 0.0
         if link is None or stream is None:
             return
         stream.owner = None
@@ -284,6 +290,9 @@ class Request:
         if self.kept_bytes > MAX_ID_BYTES and self.tape is None:
             found = protobuf.request_id(b"".join(self.kept or ())) if self.exchange.call.is_routed else b""
             self.kept = [protobuf.encode_field(protobuf.REQUEST_ID, found)]
+        if self.instance is not None:
+            self.instance.request_answered(self.prefill)
+        self.prefill = 0.0
         self.exchange.dispatcher.first_answer(self)
 
     def _on_end(self, event: HeadersReceived) -> None:

@@ -35,6 +35,7 @@ from gateway.scraper import watch
 from gateway.tls import server_context
 
 GC_THRESHOLDS = (20_000, 20, 20)  # each pass walks every open request: fewer passes, 6 % more new streams a second
+TICK_SECONDS = 0.1
 
 
 class Server:
@@ -61,6 +62,7 @@ class Server:
         for instance_config in config.instances:
             self.dispatcher.instances[instance_config.name] = self._make_instance(instance_config)
         self.metrics.instances = self._facts
+        self.metrics.level = lambda: self.dispatcher.router.levels
 
     async def start(self) -> dict[str, str]:
         """Listen and begin to watch; return the addresses."""
@@ -78,6 +80,7 @@ class Server:
         for instance in self.dispatcher.instances.values():
             self._tasks.append(loop.create_task(watch(instance, self.config.scrape_interval_s)))
         self._tasks.append(loop.create_task(self._watch_links()))
+        self._tasks.append(loop.create_task(self._tick()))
         if self.config.observe.journal is not None:
             self._tasks.append(loop.create_task(self._snapshots(self.config.observe.journal.snapshot_interval_s)))
         for task in self._tasks:
@@ -152,7 +155,13 @@ class Server:
 
     def _make_instance(self, config: InstanceConfig) -> Instance:
         clock, changed = asyncio.get_running_loop().time, self.dispatcher.instances_changed
-        return Instance(config, self.config.heartbeat_timeout_s, self.hub, self.metrics, clock, changed)
+        timeout, slow_start = self.config.heartbeat_timeout_s, self.config.routing.slow_start_s
+        return Instance(config, timeout, slow_start, self.hub, self.metrics, clock, changed)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.dispatcher.tick()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -186,6 +195,7 @@ class Server:
         instances = list(self.dispatcher.instances.values())
         usable = any(instance.endpoint.is_usable for instance in instances) and not self.stopping.is_set()
         facts = {"usable": usable, "draining": self.stopping.is_set(), "instances": [i.facts() for i in instances]}
+        facts["routing"] = self.dispatcher.router.status()
         return Answer(200 if usable else 503, json.dumps(facts).encode() + b"\n", "application/json")
 
     def _refuse_control(self, headers: Sequence[tuple[bytes, bytes]]) -> Answer | None:

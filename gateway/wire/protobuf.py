@@ -116,6 +116,24 @@ def varints(data: bytes) -> list[int]:
     return found
 
 
+def string_parameter(request: bytes, name: bytes) -> bytes | None:
+    """Return a string parameter of an encoded `ModelInferRequest`, or None where it has none of this name.
+
+    Raises:
+        MalformedMessage: it is no message.
+    """
+    found = None
+    for number, entry in fields(request):
+        if number != REQUEST_PARAMETERS or not isinstance(entry, bytes):
+            continue
+        parts = dict(fields(entry))
+        value = parts.get(2)
+        if parts.get(1) == name and isinstance(value, bytes):
+            text = dict(fields(value)).get(PARAMETER_STRING)
+            found = text if isinstance(text, bytes) else found
+    return found
+
+
 def request_id(data: bytes) -> bytes:
     """Return the `id` of an encoded `ModelInferRequest`; empty where it has none or cannot be read."""
     found = b""

@@ -33,7 +33,7 @@ OPTIONS = {
     "input_ids": "INT32",
     "resume_token_ids": "INT32",
 }
-OUTPUT_DTYPES = {"INT32": np.int32, "FP32": np.float32}
+OUTPUT_DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 
 
 def add_tensor(request: Any, name: str, datatype: str, values: Any, shape: list[int] | None = None) -> None:

@@ -19,7 +19,7 @@ def test_every_code_of_the_engine_is_known_by_what_its_models_write(code: str, p
 @pytest.mark.parametrize(
     ("error", "is_retryable"),
     [
-        (QueueFull(3, 3), True),
+        (QueueFull("3 requests wait", 3), True),
         (EngineUnavailable("the engine core is restarting"), True),
         (InvalidRequest("top_p must be at most 1"), False),
         (RequestFailed("a request broke"), False),

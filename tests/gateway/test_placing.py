@@ -1,19 +1,14 @@
 """Health, load and routing, each on its own with a clock of the test's."""
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
 
 from gateway.endpoint import FIRST_BACKOFF, MAX_BACKOFF, TRANSITIONS, UNAVAILABLE_LIMIT, Endpoint, Health, Signal
 from gateway.loads import Load, Report
-from gateway.routing import pick
+from gateway.routing.asked import Asked
+from gateway.routing.pick import pick
 from gateway.scraper import parse_report
-
-
-@dataclass
-class Asked:
-    tried: set[str] = field(default_factory=set)
 
 
 def ready(name: str) -> Endpoint:

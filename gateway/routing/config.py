@@ -1,0 +1,42 @@
+"""What can be set about routing.
+
+Knows fields and limits. Does not know how they are used.
+"""
+
+from pydantic import Field, model_validator
+
+from gateway.routing.levels import Level, LevelRule
+from gateway.routing.policy import PolicyName
+from gateway.strict import Strict
+
+
+class LevelsConfig(Strict):
+    """Two pools of instances, one for few requests in flight and one for many."""
+
+    low_pool: str
+    high_pool: str
+    threshold: float = Field(64.0, gt=0)
+    hysteresis: float = Field(0.1, ge=0, lt=1)
+    window_s: float = Field(5.0, ge=0)
+
+    def rule(self) -> LevelRule:
+        """Return the rule."""
+        pools = {Level.LOW: self.low_pool, Level.HIGH: self.high_pool}
+        return LevelRule(pools, self.threshold, self.hysteresis, self.window_s)
+
+
+class RoutingConfig(Strict):
+    """How instances are chosen."""
+
+    policy: PolicyName = PolicyName.QUEUE_DEPTH
+    split: dict[str, float] = Field(default_factory=dict)  # weight of each group of instances, as for a canary
+    levels: LevelsConfig | None = None
+    slow_start_s: float = Field(default=10.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> "RoutingConfig":
+        if any(weight < 0 for weight in self.split.values()):
+            raise ValueError("a weight in split is negative")
+        if self.split and not any(self.split.values()):
+            raise ValueError("every weight in split is 0")
+        return self

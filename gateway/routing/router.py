@@ -1,0 +1,69 @@
+"""The policy in force with what it remembers: levels, marks and turns.
+
+Knows endpoints, loads and requests as routing sees them. Does not know connections or bytes.
+"""
+
+import itertools
+import random
+from collections.abc import Mapping
+
+from gateway.endpoint import Endpoint
+from gateway.loads import Load
+from gateway.routing.asked import Asked
+from gateway.routing.config import RoutingConfig
+from gateway.routing.filters import Filter, in_pool, split
+from gateway.routing.levels import LevelTracker, Switch
+from gateway.routing.pick import pick
+from gateway.routing.policy import make_policy
+
+
+class Router:
+    """Chooses an endpoint for each request."""
+
+    def __init__(self, config: RoutingConfig, rng: random.Random) -> None:
+        """Begin with nothing remembered."""
+        self.config = config
+        self.policy = make_policy(config.policy)
+        self.levels = LevelTracker(config.levels.rule()) if config.levels is not None else None
+        self._rng = rng
+        self._picks = itertools.count(1)
+
+    def choose(
+        self, asked: Asked, endpoints: Mapping[str, Endpoint], loads: Mapping[str, Load], now: float
+    ) -> Endpoint | None:
+        """Return the endpoint for a request, or None where none is usable."""
+        return pick(asked, endpoints.values(), loads, now, self._rng, policy=self.policy, filters=self._filters())
+
+    def placed(self, asked: Asked, name: str, load: Load, now: float) -> None:
+        """Note that a request has gone to an instance."""
+        load.last_picked = next(self._picks)
+        if self.policy.marks is not None:
+            self.policy.marks.remember(name, asked.prefix, now)
+
+    def observe(self, in_flight: int, now: float) -> Switch | None:
+        """Follow the workload level; return a switch, if there is one."""
+        return self.levels.observe(in_flight, now) if self.levels is not None else None
+
+    def status(self) -> dict[str, object]:
+        """Return what a person wants to see: the policy, the level and its latest switches (by the loop's clock)."""
+        facts: dict[str, object] = {"policy": self.config.policy.value, "split": self.config.split}
+        if self.levels is not None:
+            facts |= {
+                "level": self.levels.level.value,
+                "pool": self.levels.pool,
+                "in_flight_mean": round(self.levels.mean, 2),
+                "threshold": self.levels.rule.threshold,
+                "switches": [
+                    {"at": round(s.at, 3), "level": s.level.value, "pool": s.pool, "reason": s.reason}
+                    for s in self.levels.switches
+                ],
+            }
+        return facts
+
+    def _filters(self) -> list[Filter]:
+        filters: list[Filter] = []
+        if self.config.split:
+            filters.append(split(self.config.split))
+        if self.levels is not None:
+            filters.append(in_pool(self.levels.pool))
+        return filters
