@@ -20,31 +20,45 @@ import jinja2.sandbox
 from engine.errors import InvalidRequest, ModelError
 
 Message = dict[str, Any]
-DEFAULT_NAME = "default"
+DEFAULT_NAME, TOOLS_NAME = "default", "tool_use"
+TEMPLATE_FILE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+RENDER_ERRORS = (
+    *(jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),  # the sandbox's bound on ranges is an OverflowError
+)
 
 
 @dataclass(slots=True)
 class ChatTemplate:
-    """One compiled template and the special tokens it may name."""
+    """The compiled templates of a model and the special tokens they may name.
+
+    Attributes:
+        template: for conversations, with tools too unless there is `tools_template`.
+        special_tokens: texts of bos_token, eos_token and the like, by name.
+        tools_template: for conversations with tools, None where the model has no template of its own for them.
+    """
 
     template: jinja2.Template
     special_tokens: dict[str, str]
+    tools_template: jinja2.Template | None = None
 
     @classmethod
-    def compile(cls, source: str, special_tokens: dict[str, str]) -> "ChatTemplate":
-        """Compile a template.
+    def compile(cls, source: str, special_tokens: dict[str, str], tools_source: str | None = None) -> "ChatTemplate":
+        """Compile the templates.
 
         Raises:
-            ModelError: the source is no valid Jinja.
+            ModelError: a source is no valid Jinja.
         """
+        environment = _environment()
         try:
-            return cls(_environment().from_string(source), special_tokens)
+            tools_template = None if tools_source is None else environment.from_string(tools_source)
+            return cls(environment.from_string(source), special_tokens, tools_template)
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template cannot be read: {error}") from error
 
     @classmethod
     def load(cls, folder: Path, configured: object, special_tokens: dict[str, str]) -> "ChatTemplate | None":
-        """Find the template of a model folder: chat_template.jinja, else the entry of tokenizer_config.json.
+        """Find the templates of a model folder: its .jinja files, else the entry of tokenizer_config.json.
 
         Args:
             folder: the model folder.
@@ -54,21 +68,30 @@ class ChatTemplate:
         Returns:
             None where the model has none.
         """
-        path = folder / "chat_template.jinja"
-        source = path.read_text(encoding="utf-8") if path.is_file() else _default_source(configured)
-        return None if source is None else cls.compile(source, special_tokens)
+        sources = _configured_sources(configured) | _file_sources(folder)
+        source = sources.get(DEFAULT_NAME)
+        return None if source is None else cls.compile(source, special_tokens, sources.get(TOOLS_NAME))
 
-    def render(self, messages: list[Message]) -> str:
+    def render(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
         """Return the prompt text, up to where the assistant's answer begins.
+
+        Args:
+            messages: the conversation.
+            tools: JSON schemas of functions the assistant may call, handed to the template as they are.
 
         Raises:
             InvalidRequest: the template refuses the messages or fails on them.
         """
+        template = self.template if not tools or self.tools_template is None else self.tools_template
         try:
-            return self.template.render(
-                **self.special_tokens, messages=messages, add_generation_prompt=True, tools=None, documents=None
+            return template.render(
+                **self.special_tokens,
+                messages=messages,
+                add_generation_prompt=True,
+                tools=tools or None,
+                documents=None,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except RENDER_ERRORS as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
 
 
@@ -95,9 +118,31 @@ def _check_message(index: int, message: object) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise InvalidRequest(f"messages[{index}] needs a role that is a non-empty string")
+    if message.get("tool_calls"):
+        calls = _check_tool_calls(index, message["tool_calls"])
+        content = message.get("content")
+        return {**message, "content": "" if content is None else _check_content(index, content), "tool_calls": calls}
     if "content" not in message:
         raise InvalidRequest(f"messages[{index}] has no content")
     return {**message, "content": _check_content(index, message["content"])}
+
+
+def _check_tool_calls(index: int, calls: object) -> list[dict[str, Any]]:
+    """Return the calls with their arguments as objects, as templates expect them; clients send them as JSON text."""
+    if not isinstance(calls, list):
+        raise InvalidRequest(f"messages[{index}].tool_calls must be a list, got {_json_type(calls)}")
+    checked: list[dict[str, Any]] = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(f"messages[{index}].tool_calls may only hold objects with a function and its name")
+        arguments = function.get("arguments", {})
+        try:
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"messages[{index}].tool_calls has arguments that are no JSON: {error}") from error
+        checked.append({**call, "function": {**function, "arguments": arguments}})
+    return checked
 
 
 def _check_content(index: int, content: object) -> str:
@@ -119,11 +164,17 @@ def _json_type(value: object) -> str:
     return names.get(type(value), "a number")
 
 
-def _default_source(configured: object) -> str | None:
+def _configured_sources(configured: object) -> dict[str, str]:
     if isinstance(configured, list):
-        named = {e["name"]: e["template"] for e in configured if isinstance(e, dict) and {"name", "template"} <= set(e)}
-        return named.get(DEFAULT_NAME)
-    return configured if isinstance(configured, str) else None
+        return {e["name"]: e["template"] for e in configured if isinstance(e, dict) and {"name", "template"} <= set(e)}
+    return {DEFAULT_NAME: configured} if isinstance(configured, str) else {}
+
+
+def _file_sources(folder: Path) -> dict[str, str]:
+    files = {path.stem: path for path in (folder / MORE_TEMPLATES).glob("*.jinja")}
+    if (folder / TEMPLATE_FILE).is_file():
+        files[DEFAULT_NAME] = folder / TEMPLATE_FILE
+    return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
 
 
 class _Generation(jinja2.ext.Extension):
@@ -155,5 +206,11 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().astimezone().strftime(pattern)
 
 
-def _to_json(value: object, *, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, sort_keys=sort_keys)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,  # templates may give them by place
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

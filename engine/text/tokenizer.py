@@ -85,15 +85,19 @@ class Tokenizer:
         _check_unicode(text)
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
+    def encode_chat(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Render a conversation with the model's template, ready for the assistant's answer, and encode it.
+
+        Args:
+            messages: the conversation.
+            tools: JSON schemas of functions the assistant may call.
 
         Raises:
             InvalidRequest: the model has no chat template, or the template refuses the messages.
         """
         if self.chat_template is None:
             raise InvalidRequest("this model has no chat template: send text_input instead of messages")
-        return self.encode(self.chat_template.render(messages), add_special_tokens=False)
+        return self.encode(self.chat_template.render(messages, tools), add_special_tokens=False)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ids; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""

@@ -1,7 +1,9 @@
 """Encoding equals transformers'; what cannot be encoded is refused by name."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -125,12 +127,61 @@ def test_a_template_file_wins_over_the_configured_template(tmp_path: Path):
     assert tokenizer.decode(tokenizer.encode_chat([{"role": "user", "content": "x"}])) == "F"
 
 
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "now", "arguments": '{"a": "é"}'}}]}
+TOOL_TEMPLATE = (
+    "{{ bos_token }}{% for tool in tools or [] %}{{ tool | tojson(indent=1) }}{% endfor %}{% for m in messages %}"
+    "{{ m.role }}:{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}"
+    "{{ loop.index | tojson(separators=(',', ':')) }}{% endfor %}"
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tools", [None, [], TOOLS])
+def test_tools_reach_the_template_as_in_transformers(tmp_path: Path, tools: list[dict[str, Any]] | None):
+    transformers = pytest.importorskip("transformers")
+    folder = make_byte_level(tmp_path, config={"chat_template": TOOL_TEMPLATE})
+    messages = parse_messages(json.dumps([{"role": "user", "content": "x"}, CALL, {"role": "tool", "content": "12"}]))
+    reference = transformers.AutoTokenizer.from_pretrained(str(folder))
+    expected = reference.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert Tokenizer.from_dir(folder).encode_chat(messages, tools) == expected
+
+
+def test_a_template_of_its_own_serves_conversations_with_tools(tmp_path: Path):
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    make_byte_level(tmp_path, config={"chat_template": named})
+    tokenizer, messages = Tokenizer.from_dir(tmp_path), [{"role": "user", "content": "x"}]
+    assert tokenizer.decode(tokenizer.encode_chat(messages, TOOLS)) == "T"
+    assert tokenizer.decode(tokenizer.encode_chat(messages)) == "D"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("F", encoding="utf-8")
+    tokenizer = Tokenizer.from_dir(tmp_path)
+    assert tokenizer.decode(tokenizer.encode_chat(messages, TOOLS)) == "F"
+
+
+@pytest.mark.parametrize("calls", [{}, "x", [1], [{"function": {}}], [{"function": {"name": "f", "arguments": "{"}}]])
+def test_tool_calls_that_are_none_are_refused(calls: object):
+    with pytest.raises(InvalidRequest, match=r"messages\[0\]"):
+        parse_messages(json.dumps([{"role": "assistant", "tool_calls": calls}]))
+
+
 def test_a_template_may_refuse_messages(byte_level: Tokenizer):
     with pytest.raises(InvalidRequest, match="unknown role robot"):
         byte_level.encode_chat([{"role": "robot", "content": "x"}])
 
 
-@pytest.mark.parametrize("source", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ undefined.x }}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ undefined.x }}",
+        "{{ range(9**9) }}",
+        "{{ 1 // 0 }}",
+    ],
+)
 def test_a_template_cannot_leave_its_sandbox(tmp_path: Path, source: str):
     make_byte_level(tmp_path, config={"chat_template": source})
     with pytest.raises(InvalidRequest, match="refuses these messages"):
