@@ -33,6 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "chat": (),
     "bench": (),
     "report": (),
+    "simulate_routing": (),
     "test": ("dev", "load"),
 }
 INSTALL_CURE = "check the network and the free disk space, then start again (remove .venv to begin anew)"

@@ -1,0 +1,1 @@
+"""Replays arrivals through the gateway's routing policies against modelled instances."""
