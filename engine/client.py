@@ -33,7 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 BACKOFF_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-CORE_ENVIRONMENT = {"GOMP_SPINCOUNT": "20000"}  # some 50 us: longer spinning starves tritonserver on shared cores
+CORE_ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "20000",  # some 50 us: longer spinning starves tritonserver on shared cores
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),  # so that the tensors of one step reuse the memory of the last,
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),  # whose pages are mapped already
+}
 logger = logging.getLogger(__name__)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from engine.batch import Batch
 from engine.layers.checkpoint import Views, linear_views
+from engine.layers.norms import RMSNorm
 from engine.models.config import ModelConfig
 from kernels import paged_attention, rope_kv_store
 
@@ -76,7 +77,7 @@ class Attention(nn.Module):
 class NormedAttention(Attention):
     """Attention that normalizes each head's query and key before they are rotated."""
 
-    norm_class: type[nn.RMSNorm] = nn.RMSNorm
+    norm_class: type[RMSNorm] = RMSNorm
 
     def __init__(self, config: ModelConfig, layer: int, device: torch.device) -> None:
         """Allocate the projections and two norms over D channels."""

@@ -11,6 +11,7 @@ from engine.layers.attention import Attention
 from engine.layers.checkpoint import Views, prefixed
 from engine.layers.feed_forward import FeedForward
 from engine.layers.moe import MixtureOfExperts
+from engine.layers.norms import RMSNorm
 from engine.models.config import ModelConfig
 
 
@@ -21,7 +22,7 @@ class DecoderLayer(nn.Module):
     feed_forward_class: type[FeedForward] = FeedForward
     moe_class: type[MixtureOfExperts] = MixtureOfExperts
     feed_forward_name = "mlp"
-    norm_class: type[nn.RMSNorm] = nn.RMSNorm
+    norm_class: type[RMSNorm] = RMSNorm
 
     def __init__(self, config: ModelConfig, layer: int, device: torch.device) -> None:
         """Allocate the layer of that index."""

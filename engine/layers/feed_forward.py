@@ -5,20 +5,11 @@ Knows activations and two projections. Does not know norms around it.
 Source: GLU variants (arXiv 2002.05202).
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from engine.layers.checkpoint import Views, linear_views
-
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-}
+from kernels import gated_activation
 
 
 class FeedForward(nn.Module):
@@ -35,12 +26,11 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gate_up = nn.Linear(hidden_size, 2 * intermediate_size, bias=bias)
         self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map [T, C] to [T, C]."""
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down(self.activation(gate).mul_(up))
+        return self.down(gated_activation.select(hidden.device, self.activation)(self.gate_up(hidden)))
 
     def weight_views(self) -> Views:
         """Return the checkpoint's names, relative to the feed-forward layer, and our views."""

@@ -1,18 +1,31 @@
-"""Normalizations that torch does not have.
+"""Normalizations, on the kernel that suits the device.
 
 Knows one formula each. Does not know where in a model they stand.
-
-Source: RMSNorm (arXiv 1910.07467).
 """
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+
+from kernels import rms_norm
 
 
-class ZeroCentredRMSNorm(nn.RMSNorm):
-    """RMSNorm whose checkpoint holds the weight minus one: x / rms(x) * (1 + w)."""
+class RMSNorm(nn.Module):
+    """x / rms(x) * (offset + w) over the last dimension."""
+
+    offset = 0.0
+
+    def __init__(self, width: int, eps: float) -> None:
+        """Allocate a weight of [width]."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalize the last dimension."""
-        return F.rms_norm(x, self.normalized_shape, 1.0 + self.weight, self.eps)
+        """Map [..., width] to a new tensor of its shape."""
+        return rms_norm.select(x.device)(x, self.weight, self.eps, self.offset)
+
+
+class ZeroCentredRMSNorm(RMSNorm):
+    """RMSNorm whose checkpoint holds the weight minus one."""
+
+    offset = 1.0

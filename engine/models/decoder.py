@@ -12,6 +12,7 @@ from engine.batch import Batch
 from engine.kv_cache import KVCache
 from engine.layers.checkpoint import Views, prefixed
 from engine.layers.decoder_layer import DecoderLayer
+from engine.layers.norms import RMSNorm
 from engine.layers.rope import cos_sin_table
 from engine.models.config import ModelConfig
 
@@ -22,7 +23,7 @@ class Decoder(nn.Module):
     """Embedding, layers, norm and head; a family names its kind of layer and overrides where it differs."""
 
     layer_class: type[DecoderLayer] = DecoderLayer
-    norm_class: type[nn.RMSNorm] = nn.RMSNorm
+    norm_class: type[RMSNorm] = RMSNorm
     cos_sin: list[torch.Tensor]
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:

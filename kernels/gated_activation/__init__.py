@@ -1,0 +1,34 @@
+"""An activation of one half of each row, times the other half.
+
+    y[t, f] = activation(x[t, f]) * x[t, F + f]
+
+with silu(v) = v / (1 + e^-v), gelu(v) = v * Phi(v), or its approximation
+gelu_pytorch_tanh(v) = v / 2 * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 v^3))).
+
+Source: GLU variants (arXiv 2002.05202).
+"""
+
+from functools import partial
+from typing import Protocol
+
+import torch
+
+from kernels.gated_activation.cpu_kernel import CPU_ACTIVATIONS, gated_activation_cpu
+from kernels.gated_activation.reference import ACTIVATIONS, gated_activation_reference
+
+__all__ = ["ACTIVATIONS", "GatedActivation", "gated_activation_cpu", "gated_activation_reference", "select"]
+
+
+class GatedActivation(Protocol):
+    """Signature of the operation, once its activation is chosen."""
+
+    def __call__(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Map [T, 2 F], contiguous, to a new [T, F]."""
+        ...
+
+
+def select(device: torch.device, activation: str) -> GatedActivation:
+    """Return the implementation for tensors on `device` and an activation that `ACTIVATIONS` names."""
+    if device.type == "cpu" and activation in CPU_ACTIVATIONS:
+        return partial(gated_activation_cpu, activation)
+    return partial(gated_activation_reference, activation)
