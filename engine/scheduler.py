@@ -76,8 +76,10 @@ class Scheduler:
         plan = StepPlan(expired=self.deadlines.expired(now))
         for sequence in plan.expired:
             self.finish(sequence, FinishReason.DEADLINE)
-        decodes = [s for s in self.running if s.num_uncomputed_tokens == 1]
-        prefills = [s for s in self.running if s.num_uncomputed_tokens > 1]
+        decodes: list[Sequence] = []
+        prefills: list[Sequence] = []
+        for sequence in self.running:
+            (decodes if sequence.num_uncomputed_tokens == 1 else prefills).append(sequence)
         has_room = True
         for sequence in decodes + prefills:
             if plan.num_tokens == self.max_num_batched_tokens:

@@ -1,0 +1,1 @@
+"""Replaying arrivals and lengths through the engine's scheduler, without a model."""
