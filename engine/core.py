@@ -229,6 +229,7 @@ class EngineCore:
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=min(sequence.num_cached_tokens, sequence.num_prompt_tokens),
             num_completion_tokens=sequence.num_output_tokens,
+            num_preemptions=sequence.num_preemptions,
             trim_chars=sequence.trim_chars if sequence.is_finished else 0,
             timings=sequence.timings,
         )

@@ -18,7 +18,8 @@ from typing import Protocol
 from engine.outputs import EngineStats
 
 GAUGES = {
-    "llm_waiting_requests": "Requests that wait for their first step",
+    "llm_waiting_requests": "Requests that wait for a place in the batch",
+    "llm_waiting_tokens": "Tokens of the requests that wait",
     "llm_running_requests": "Requests in the running batch",
     "llm_kv_cache_usage": "Used part of the KV cache, 0 to 1",
     "llm_kv_block_size": "Tokens in one KV-cache block",
@@ -32,12 +33,16 @@ COUNTERS = {
     "llm_cached_tokens_total": "Prompt tokens found in the prefix cache",
     "llm_preemptions_total": "Sequences that gave their blocks back",
     "llm_finished_requests_total": "Requests that have ended",
+    "llm_expired_requests_total": "Requests that their deadline has ended",
 }
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 HISTOGRAMS = {
+    "llm_queue_seconds": ("Time from arrival to the first step in seconds", SLOW),
+    "llm_prefill_seconds": ("Time from the first step to the first token in seconds", FAST),
     "llm_ttft_seconds": ("Time to first token in seconds", FAST),
     "llm_itl_seconds": ("Time between two tokens of a request in seconds", FAST),
+    "llm_decode_seconds": ("Time from the first token to the last one in seconds", SLOW),
     "llm_e2e_seconds": ("Time from arrival to the last token in seconds", SLOW),
 }
 
@@ -146,6 +151,7 @@ def _make_histogram(factory: MetricFactory, name: str, text: str, bounds: tuple[
 def _gauge_values(stats: EngineStats, is_up: bool) -> dict[str, float]:
     return {
         "llm_waiting_requests": stats.num_waiting,
+        "llm_waiting_tokens": stats.num_waiting_tokens,
         "llm_running_requests": stats.num_running,
         "llm_kv_cache_usage": stats.kv_usage,
         "llm_kv_block_size": stats.block_size,
@@ -162,4 +168,5 @@ def _counter_values(stats: EngineStats) -> dict[str, float]:
         "llm_cached_tokens_total": stats.num_cached_tokens,
         "llm_preemptions_total": stats.num_preemptions,
         "llm_finished_requests_total": stats.num_finished,
+        "llm_expired_requests_total": stats.num_expired,
     }

@@ -1,6 +1,6 @@
 """How long requests wait for their first token, between tokens, and altogether.
 
-Knows outputs and their timings. Does not know metrics' names beyond the three it feeds, or who exports them.
+Knows outputs and their timings. Does not know metrics' names beyond those it feeds, or who exports them.
 """
 
 from collections.abc import Callable
@@ -29,6 +29,8 @@ class OutputTimer:
         count = len(output.token_ids)
         times = output.timings
         if previous is None and count and times.first_token:
+            self.observe("llm_queue_seconds", times.scheduled - times.arrived, 1)
+            self.observe("llm_prefill_seconds", times.first_token - times.scheduled, 1)
             self.observe("llm_ttft_seconds", times.first_token - times.arrived, 1)
         elif previous is not None and count:
             self.observe("llm_itl_seconds", (now - previous) / count, count)
@@ -36,3 +38,5 @@ class OutputTimer:
             self._last_seen[output.request_id] = now if count else previous or now
         elif times.finished and times.arrived:
             self.observe("llm_e2e_seconds", times.finished - times.arrived, 1)
+            if times.first_token:
+                self.observe("llm_decode_seconds", times.finished - times.first_token, 1)

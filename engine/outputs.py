@@ -45,6 +45,7 @@ class RequestOutput:
         num_prompt_tokens: length of the prompt in tokens.
         num_cached_tokens: prompt tokens whose KV came from the prefix cache.
         num_completion_tokens: tokens generated so far, these included.
+        num_preemptions: how many times the request has given its KV blocks back to others.
         trim_chars: characters to drop from the end of this output's text, because a stop string begins there.
         timings: stations passed so far.
     """
@@ -58,6 +59,7 @@ class RequestOutput:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
+    num_preemptions: int = 0
     trim_chars: int = 0
     timings: Timings = field(default_factory=Timings)
 

@@ -33,6 +33,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "chat": (),
     "bench": (),
     "report": (),
+    "simulate": (),
     "simulate_routing": (),
     "test": ("dev", "load"),
 }

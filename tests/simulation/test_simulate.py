@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from engine.config import EngineConfig
+from scripts.launcher import paths
+from scripts.launcher.bootstrap import EXTRAS
 from scripts.simulation.command import app
 from scripts.simulation.cost_model import CostModel
 from scripts.simulation.outcome import Outcome
@@ -104,3 +106,9 @@ def test_a_bad_option_is_refused_with_its_reason() -> None:
     result = CliRunner().invoke(app, ["--policy", "fifo"])
     assert result.exit_code != 0
     assert "scheduler_policy" in result.output
+
+
+def test_every_command_that_the_launcher_starts_knows_what_it_needs_installed() -> None:
+    scripts = [path for path in paths.ROOT.joinpath("scripts").iterdir() if path.is_file() and not path.suffix]
+    started = {path.name for path in scripts if f'start.sh" {path.name}' in path.read_text()}
+    assert {"simulate", "serve", "bench"} <= started <= set(EXTRAS)

@@ -94,13 +94,18 @@ def test_a_request_streams_chunks_with_their_facts_and_one_final_response(model:
     done = Timings(arrived=1.0, scheduled=1.5, first_token=2.0, finished=4.0)
     model._client.on_outputs([RequestOutput(1, [90], num_prompt_tokens=2, num_cached_tokens=1, timings=times)])
     model._client.on_outputs(
-        [RequestOutput(1, [91], [-0.5], FinishReason.STOP, num_prompt_tokens=2, trim_chars=1, timings=done)]
+        [
+            RequestOutput(
+                1, [91], [-0.5], FinishReason.STOP, num_prompt_tokens=2, num_preemptions=3, trim_chars=1, timings=done
+            )
+        ]
     )
     assert finish_reasons(made)[-1] == "stop"
     last = {name: array.tolist() for name, array in made.sender.responses[-1].tensors.items()}
     assert [i for r in made.sender.responses for i in r.tensors["token_ids"]] == [90, 91]
     assert last["prompt_tokens"] == [2]
     assert last["completion_tokens"] == [2]
+    assert last["preemptions"] == [3]
     assert last["text_window"][0] == 1
     assert (last["queue_seconds"], last["ttft_seconds"], last["e2e_seconds"]) == ([0.5], [1.0], [3.0])
     assert model._client.submitted[0][0] == [90, 91]

@@ -77,15 +77,25 @@ def test_times_to_first_token_between_tokens_and_to_the_end_are_observed_once_ea
     seen: list[tuple[str, float, int]] = []
     now = [10.0]
     timer = OutputTimer(lambda *args: seen.append(args), lambda: now[0])
-    timer.see(RequestOutput(1, [5], timings=Timings(arrived=9.0, first_token=9.75)))
+    timer.see(RequestOutput(1, [5], timings=Timings(arrived=9.0, scheduled=9.5, first_token=9.75)))
     now[0] = 10.5
-    timer.see(RequestOutput(1, [6, 7], timings=Timings(arrived=9.0, first_token=9.75)))
+    timer.see(RequestOutput(1, [6, 7], timings=Timings(arrived=9.0, scheduled=9.5, first_token=9.75)))
     timer.see(
         RequestOutput(
-            1, [], finish_reason=FinishReason.STOP, timings=Timings(arrived=9.0, first_token=9.75, finished=11.0)
+            1,
+            [],
+            finish_reason=FinishReason.STOP,
+            timings=Timings(arrived=9.0, scheduled=9.5, first_token=9.75, finished=11.0),
         )
     )
-    assert seen == [("llm_ttft_seconds", 0.75, 1), ("llm_itl_seconds", 0.25, 2), ("llm_e2e_seconds", 2.0, 1)]
+    assert seen == [
+        ("llm_queue_seconds", 0.5, 1),
+        ("llm_prefill_seconds", 0.25, 1),
+        ("llm_ttft_seconds", 0.75, 1),
+        ("llm_itl_seconds", 0.25, 2),
+        ("llm_e2e_seconds", 2.0, 1),
+        ("llm_decode_seconds", 1.25, 1),
+    ]
 
 
 def test_a_request_that_fails_before_it_starts_observes_nothing():

@@ -190,6 +190,7 @@ def make_response(reply: Reply, received_ns: int = 0) -> pb_utils.InferenceRespo
         "prompt_tokens": [last.num_prompt_tokens],
         "completion_tokens": [reply.token_index + num_tokens],
         "cached_tokens": [last.num_cached_tokens],
+        "preemptions": [last.num_preemptions],
     }
     floats = {
         "log_probs": reply.log_probs,
