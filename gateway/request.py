@@ -228,6 +228,7 @@ class Request:
             self._note_answer()
             self._record(pieces)
             self.exchange.deliver(self, pieces, count)
+            self._open_lane()
         if self.cutter.stopped_at is not None:
             self.exchange.dispatcher.attempt_failed(self, failure_of_message(self.cutter.stopped_at))
 
@@ -244,15 +245,15 @@ class Request:
         """Give back to the instance what has gone on to the client, and open the express lane where it can be."""
         if self.link is None or self.stream is None:
             return
-        connection = self.link.connection
-        connection.consume(self.stream, size)
-        if (
-            self.observer is None
-            and self.exchange.is_clear
-            and self.cutter.at_boundary
-            and self.stage is Stage.ANSWERING
-        ):
-            connection.enter_lane(self.stream, self.exchange.stream)
+        self.link.connection.consume(self.stream, size)
+        self._open_lane()
+
+    def _open_lane(self) -> None:
+        if self.link is None or self.stream is None or self.stream.target is not None:
+            return
+        is_simple = self.observer is None and self.cutter.at_boundary and self.stage is Stage.ANSWERING
+        if is_simple and self.exchange.is_clear:
+            self.link.connection.enter_lane(self.stream, self.exchange.stream)
 
     def tokens_used(self) -> int | None:
         """Return how many tokens the request has taken, as far as anybody watched."""

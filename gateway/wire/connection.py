@@ -9,7 +9,7 @@ Invariants:
 3. After a ConnectionFailed nothing more is read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gateway.wire import express, frames
 from gateway.wire.events import ConnectionFailed, Event, StreamReset
@@ -52,6 +52,7 @@ class Connection(FrameHandlers):
         super().__init__(role, [] if dirty is None else dirty, stream_window, limits)
         self.tally = tally or express.Tally()
         self._tail = b""
+        self._pos = 0  # up to where the bytes at hand are understood
         self.incomplete_since: float | None = None  # when what has arrived of a frame or header block began to
         self._preface = frames.PREFACE if role is Role.SERVER else b""
         self._handlers: dict[int, Callable[[int, int, bytes], Event | None]] = {
@@ -77,34 +78,35 @@ class Connection(FrameHandlers):
         """Whether the peer's settings have arrived."""
         return self._settings_seen
 
-    def receive(self, buffer: bytearray, end: int, now: float) -> list[Event]:
-        """Understand `buffer[:end]`, which begins with `tail`.
+    def receive(self, buffer: bytearray, end: int, now: float) -> Iterator[Event]:
+        """Understand `buffer[:end]`, which begins with `tail`, event by event.
+
+        Each event is to be handled before the next is asked for, and all of them are to be asked for: what is done
+        about one, such as opening an express lane, already holds for the bytes behind it.
 
         Args:
             buffer: at least `end` bytes; express lanes rewrite stream ids in it.
             end: bytes that are valid.
             now: seconds, for rate limits.
         """
-        events: list[Event] = []
         if self.is_closed:
-            return events
+            return
         self._now = now
-        pos = end
         try:
-            pos = self._skip_preface(buffer, end)
+            self._pos = self._skip_preface(buffer, end)
             if not self._preface:
-                pos = self._frames(buffer, pos, end, events)
+                yield from self._frames(buffer, self._pos, end)
         except ConnectionFault as fault:
+            self._pos = end
             self.close(fault.code, fault.message)
-            events.append(ConnectionFailed(fault))
-        self._tail = bytes(memoryview(buffer)[pos:end])
-        self._note_incomplete(pos > 0, now)
-        return events
+            yield ConnectionFailed(fault)
+        self._tail = bytes(memoryview(buffer)[self._pos : end])
+        self._note_incomplete(self._pos > 0, now)
 
     def feed(self, data: bytes, now: float = 0.0) -> list[Event]:
         """Understand some more bytes; a convenience around `receive`."""
         buffer = bytearray(self._tail + data)
-        return self.receive(buffer, len(buffer), now)
+        return list(self.receive(buffer, len(buffer), now))
 
     def _note_incomplete(self, some_complete: bool, now: float) -> None:
         if self._block is None and not self._tail:
@@ -121,9 +123,9 @@ class Connection(FrameHandlers):
         self._preface = b""
         return size
 
-    def _frames(self, buffer: bytearray, pos: int, end: int, events: list[Event]) -> int:
+    def _frames(self, buffer: bytearray, pos: int, end: int) -> Iterator[Event]:
         view = memoryview(buffer)
-        while end - pos >= frames.HEADER_SIZE:
+        while end - pos >= frames.HEADER_SIZE and not self.is_closed:
             if self.lanes and self._block is None:
                 pos = self._express(buffer, pos, end)
                 if end - pos < frames.HEADER_SIZE:
@@ -138,8 +140,8 @@ class Connection(FrameHandlers):
             pos = begin + length
             event = self._one_frame(word & 0xFF, flags, stream_id & frames.MAX_STREAM_ID, bytes(view[begin:pos]))
             if event is not None:
-                events.append(event)
-        return pos
+                yield event
+        self._pos = pos
 
     def _express(self, buffer: bytearray, pos: int, end: int) -> int:
         before = self.tally.num_bytes
