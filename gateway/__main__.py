@@ -19,6 +19,7 @@ FLAGS = (
     "drain_timeout_s",
     "max_retries",
     "resume",
+    "workers",
 )
 
 
@@ -48,10 +49,13 @@ def main() -> int:
     except ConfigError as error:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2
-    from gateway.server import serve
+    from gateway.server import serve, work
     from gateway.tls import TlsError
+    from gateway.workers.supervisor import supervise
 
     try:
+        if config.workers > 1:
+            return supervise(config, work)
         uvloop.run(serve(config))
     except TlsError as error:
         sys.stderr.write(f"the configuration is refused: {error}\n")

@@ -131,7 +131,7 @@ class Dispatcher:
 
     def tick(self) -> None:
         """Follow the workload level; called a few times a second."""
-        in_flight = len(self._line) + sum(instance.load.in_flight for instance in self.instances.values())
+        in_flight = len(self._line) + sum(instance.load.in_flight_everywhere for instance in self.instances.values())
         switch = self.router.observe(in_flight, self._loop.time())
         if switch is not None:
             log("level", level=switch.level.value, pool=switch.pool, reason=switch.reason)

@@ -74,7 +74,7 @@ class Instance:
 
     def request_joined(self, prefill: float) -> None:
         """Count a request that goes there, and what its prompt weighs until it is answered."""
-        self.load.in_flight += 1
+        self.load.join()
         self.load.prefill += prefill
 
     def request_answered(self, prefill: float) -> None:
@@ -83,7 +83,7 @@ class Instance:
 
     def request_left(self, prefill: float) -> None:
         """Count a request that is no longer there."""
-        self.load.in_flight -= 1
+        self.load.leave()
         self.load.prefill = self.load.prefill - prefill if self.load.in_flight else 0.0
 
     def unavailable(self) -> None:

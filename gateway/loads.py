@@ -4,10 +4,14 @@ Knows counts and a given time. Does not know how reports are fetched.
 
 load = in flight here + prompts to compute
      + (waiting + running as reported - in flight here at that time, at least 0) * discount(age)
+
+"Here" is this gateway with all its workers, save that prompts are counted by each worker for itself.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
+
+from gateway.workers.table import Row
 
 FRESH_SECONDS = 1.0  # a report up to this age counts in full; an older one in inverse proportion to its age
 REMEMBERED_REPORTS = 5  # the engine's own figures lag, so what was in flight over the last few reports is subtracted
@@ -35,11 +39,30 @@ class Load:
     reported_at: float | None = None
     last_picked: int = 0
     kv_usage: float | None = None
+    row: Row | None = None  # what other workers have in flight, where there are any
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED_REPORTS))
+
+    def join(self) -> None:
+        """Count a request that goes there."""
+        self._count(1)
+
+    def leave(self) -> None:
+        """Count a request that is no longer there."""
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        self.in_flight += change
+        if self.row is not None:
+            self.row.set(self.in_flight)
+
+    @property
+    def in_flight_everywhere(self) -> int:
+        """Requests in flight from all workers of this gateway."""
+        return self.in_flight if self.row is None else self.in_flight + self.row.others()
 
     def report(self, report: Report, now: float) -> None:
         """Take a report, leaving out what this gateway itself has sent there."""
-        self.recent.append(self.in_flight)
+        self.recent.append(self.in_flight_everywhere)
         self.others = max(0.0, report.waiting + report.running - max(self.recent))
         self.kv_usage = report.kv_usage
         self.reported_at = now
@@ -47,6 +70,8 @@ class Load:
     def total(self, now: float) -> float:
         """Return the load in requests."""
         if self.reported_at is None or not self.others:
-            return self.in_flight + self.prefill
+            return self.in_flight_everywhere + self.prefill
         age = now - self.reported_at
-        return self.in_flight + self.prefill + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))
+        return (
+            self.in_flight_everywhere + self.prefill + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))
+        )

@@ -12,9 +12,11 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from gateway.address import UNIX, bound_address, listen, remove_socket, split_address
 from gateway.client import ClientLink, Terms
@@ -22,7 +24,7 @@ from gateway.config import GatewayConfig, InstanceConfig
 from gateway.dashboard.feed import Feed
 from gateway.dashboard.routes import dashboard_routes
 from gateway.dispatcher import Dispatcher
-from gateway.endpoint import Signal
+from gateway.endpoint import Health, Signal
 from gateway.http_server import Answer, HttpServer, make_app
 from gateway.instance import Instance
 from gateway.kserve_client import KserveClient
@@ -32,7 +34,8 @@ from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
 from gateway.safety.guard import Denied
 from gateway.scraper import watch
-from gateway.tls import server_context
+from gateway.tls import TlsError, server_context
+from gateway.workers.seat import PUBLISH_SECONDS, Seat
 
 GC_THRESHOLDS = (20_000, 20, 20)  # each pass walks every open request: fewer passes, 6 % more new streams a second
 TICK_SECONDS = 0.1
@@ -41,9 +44,10 @@ TICK_SECONDS = 0.1
 class Server:
     """One running gateway."""
 
-    def __init__(self, config: GatewayConfig) -> None:
-        """Build the parts; call within a running loop."""
+    def __init__(self, config: GatewayConfig, seat: Seat | None = None) -> None:
+        """Build the parts; call within a running loop. `seat` makes it one of several workers."""
         self.config = config
+        self.seat = seat
         self.hub = Hub()
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(config, self.hub, self.metrics)
@@ -67,25 +71,34 @@ class Server:
     async def start(self) -> dict[str, str]:
         """Listen and begin to watch; return the addresses."""
         loop = asyncio.get_running_loop()
-        grpc = await listen(self.config.grpc_address, self._accept, self._tls, self.config.patience.preface_s)
-        own_door = await listen(f"{UNIX}{Path(self._private.name) / 'grpc.sock'}", self._accept)
-        self._listeners = [grpc, own_door]
-        self._kserve = KserveClient(bound_address(own_door))
-        feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set)
-        self._tasks.append(loop.create_task(feed.run()))
-        routes = [*OpenAiApi(self._kserve, self.dispatcher.guard).routes(), *dashboard_routes(feed)]
-        app = make_app(self._answer, routes)
-        self._http = HttpServer(*split_address(self.config.http_address), app)
-        self._http.start().add_done_callback(self._task_ended)
+        config, is_shared = self.config, self.seat is not None
+        grpc = await listen(config.grpc_address, self._accept, self._tls, config.patience.preface_s, is_shared)
+        self._listeners = [grpc]
+        addresses = {"grpc": bound_address(grpc)}
+        if self.seat is None or self.seat.is_first:
+            addresses["http"] = await self._start_http()
         for instance in self.dispatcher.instances.values():
             self._tasks.append(loop.create_task(watch(instance, self.config.scrape_interval_s)))
         self._tasks.append(loop.create_task(self._watch_links()))
         self._tasks.append(loop.create_task(self._tick()))
+        if self.seat is not None:
+            self._tasks.append(loop.create_task(self._keep_seat(self.seat)))
         if self.config.observe.journal is not None:
             self._tasks.append(loop.create_task(self._snapshots(self.config.observe.journal.snapshot_interval_s)))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
-        return {"grpc": bound_address(grpc), "http": self._http.address}
+        return addresses
+
+    async def _start_http(self) -> str:
+        own_door = await listen(f"{UNIX}{Path(self._private.name) / 'grpc.sock'}", self._accept)
+        self._listeners.append(own_door)
+        self._kserve = KserveClient(bound_address(own_door))
+        feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set)
+        self._tasks.append(asyncio.get_running_loop().create_task(feed.run()))
+        routes = [*OpenAiApi(self._kserve, self.dispatcher.guard).routes(), *dashboard_routes(feed)]
+        self._http = HttpServer(*split_address(self.config.http_address), make_app(self._answer, routes))
+        self._http.start().add_done_callback(self._task_ended)
+        return self._http.address
 
     def request_stop(self) -> None:
         """Drain; asked a second time, cut."""
@@ -150,13 +163,26 @@ class Server:
                 instance.pool.watch(now)
             self.hub.flush()
 
+    async def _keep_seat(self, seat: Seat) -> None:
+        """Tell the first worker this one's figures, and drain what another was told to."""
+        while True:
+            seat.publish(self.metrics.render())
+            for instance in self.dispatcher.instances.values():
+                row = instance.load.row
+                if row is not None and row.is_draining != (instance.endpoint.health is Health.DRAINING):
+                    instance.signal(Signal.DRAIN if row.is_draining else Signal.RESUME, "another worker was asked")
+            await asyncio.sleep(PUBLISH_SECONDS)
+
     def _accept(self) -> ClientLink:
         return ClientLink(self.hub, self.dispatcher, self.clients, self._terms)
 
     def _make_instance(self, config: InstanceConfig) -> Instance:
         clock, changed = asyncio.get_running_loop().time, self.dispatcher.instances_changed
         timeout, slow_start = self.config.heartbeat_timeout_s, self.config.routing.slow_start_s
-        return Instance(config, timeout, slow_start, self.hub, self.metrics, clock, changed)
+        instance = Instance(config, timeout, slow_start, self.hub, self.metrics, clock, changed)
+        if self.seat is not None:
+            instance.load.row = self.seat.table.row(instance.name, self.seat.number)
+        return instance
 
     async def _tick(self) -> None:
         while True:
@@ -186,7 +212,9 @@ class Server:
         if method not in {"GET", "HEAD"}:
             return Answer(405, b"only GET\n")
         if path == "/metrics":
-            return Answer(200, self.metrics.render(), "text/plain; version=0.0.4; charset=utf-8")
+            own = self.metrics.render()
+            text = own if self.seat is None else self.seat.render(own)
+            return Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
         if path == "/healthz":
             return self._healthz()
         return Answer(404, b"there are /metrics, /healthz, /dashboard and /v1\n")
@@ -212,13 +240,17 @@ class Server:
         instance = self.dispatcher.instances.get(name)
         if instance is None or action not in {"drain", "resume"}:
             return Answer(404, b"POST /instances/NAME/drain or /instances/NAME/resume\n")
+        if instance.load.row is not None:
+            instance.load.row.drain(action == "drain")
         instance.signal(Signal.DRAIN if action == "drain" else Signal.RESUME, f"{action} was asked for")
         return Answer(200, json.dumps(instance.facts()).encode() + b"\n", "application/json")
 
 
-async def serve(config: GatewayConfig) -> None:
-    """Run a gateway until SIGTERM or SIGINT; print its addresses as one JSON line when it listens."""
-    server = Server(config)
+async def serve(
+    config: GatewayConfig, seat: Seat | None = None, announce: Callable[[dict[str, str]], None] | None = None
+) -> None:
+    """Run a gateway until SIGTERM or SIGINT; tell `announce`, or else stdout as one JSON line, where it listens."""
+    server = Server(config, seat)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_unhandled)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -226,10 +258,24 @@ async def serve(config: GatewayConfig) -> None:
     addresses = await server.start()
     gc.freeze()  # what is there now stays; what comes later dies young, or by its count of references
     gc.set_threshold(*GC_THRESHOLDS)
-    sys.stdout.write(json.dumps(addresses) + "\n")
-    sys.stdout.flush()
+    (announce or _print_addresses)(addresses)
     log("listening", **addresses, instances=[instance.name for instance in config.instances])
     await server.run_until_stopped()
+
+
+def work(config: GatewayConfig, seat: Seat, announce: Callable[[dict[str, str]], None]) -> int:
+    """Run one of several workers; return its exit status."""
+    try:
+        uvloop.run(serve(config, seat, announce))
+    except (OSError, TlsError) as error:
+        sys.stderr.write(f"worker {seat.number} cannot start: {error}\n")
+        return 1
+    return 0
+
+
+def _print_addresses(addresses: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(addresses) + "\n")
+    sys.stdout.flush()
 
 
 def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

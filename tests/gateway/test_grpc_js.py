@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def grpc_js() -> Path:
     return folder
 
 
-def encode(message: pb.ModelInferRequest) -> str:
+def encode(message: Any) -> str:
     return base64.b64encode(message.SerializeToString()).decode()
 
 

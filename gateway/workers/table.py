@@ -1,0 +1,85 @@
+"""Memory that all workers share: how many requests each has in flight at each instance, and which are to be drained.
+
+Knows cells. Does not know processes, instances or what the counts are used for.
+
+Invariants:
+1. One name has one row, in every process; rows are claimed under a lock and never given back.
+2. A cell of a count is written by its worker only, save when that worker is gone.
+"""
+
+import fcntl
+import mmap
+import os
+import weakref
+from dataclasses import dataclass
+from hashlib import blake2b
+
+MAX_ROWS = 1024
+KEY, DRAINING, FIRST_COUNT = 0, 1, 2
+CELL_BYTES = 8
+
+
+class TableFull(Exception):
+    """More instances than the table has rows."""
+
+
+class SharedTable:
+    """One row for each instance: its key, whether it is drained, a count for each worker."""
+
+    def __init__(self, num_workers: int) -> None:
+        """Make the memory; processes that are forked later share it."""
+        self.num_workers = num_workers
+        self._width = FIRST_COUNT + num_workers
+        self._cells = memoryview(mmap.mmap(-1, MAX_ROWS * self._width * CELL_BYTES)).cast("q")
+        self._lock = os.memfd_create("gateway-table")
+        weakref.finalize(self, os.close, self._lock)
+
+    def row(self, name: str, worker: int) -> "Row":
+        """Return the row of this name as seen by a worker, claiming a free one where it has none.
+
+        Raises:
+            TableFull: no row is free.
+        """
+        key = int.from_bytes(blake2b(name.encode(), digest_size=CELL_BYTES).digest(), "little", signed=True) or 1
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            for start in range(0, len(self._cells), self._width):
+                if self._cells[start + KEY] in {0, key}:
+                    self._cells[start + KEY] = key
+                    return Row(self._cells, start, self._width, worker)
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+        raise TableFull(f"more than {MAX_ROWS} instances")
+
+    def forget(self, worker: int) -> None:
+        """Set the counts of a worker that is gone to zero."""
+        for start in range(0, len(self._cells), self._width):
+            self._cells[start + FIRST_COUNT + worker] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One instance, as one worker sees it."""
+
+    cells: memoryview
+    start: int
+    width: int
+    worker: int
+
+    def set(self, count: int) -> None:
+        """Say how many requests this worker has in flight there."""
+        self.cells[self.start + FIRST_COUNT + self.worker] = count
+
+    def others(self) -> int:
+        """Return how many the other workers have."""
+        counts = self.cells[self.start + FIRST_COUNT : self.start + self.width]
+        return sum(counts) - counts[self.worker]
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether some worker was told to drain the instance."""
+        return bool(self.cells[self.start + DRAINING])
+
+    def drain(self, wanted: bool) -> None:
+        """Tell all workers to drain the instance, or to use it again."""
+        self.cells[self.start + DRAINING] = wanted

@@ -1,0 +1,111 @@
+"""Several workers on one port: what they share, what is added up, and that none of it ends with one of them."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from gateway.config import ConfigError, make_config
+from gateway.loads import Load, Report
+from gateway.workers.seat import merge
+from gateway.workers.table import SharedTable
+from tests.gateway.clients import Client, indices, request
+from tests.gateway.conftest import Start
+from tests.gateway.process import ROOT
+
+
+def test_a_worker_counts_what_the_others_have_in_flight_too() -> None:
+    table = SharedTable(3)
+    mine, theirs, third = (Load(row=table.row("a", number)) for number in range(3))
+    elsewhere = Load(row=table.row("b", 1))
+    for load in (mine, theirs, theirs, third, elsewhere):
+        load.join()
+    assert [load.total(0.0) for load in (mine, theirs, third, elsewhere)] == [4, 4, 4, 1]
+    theirs.leave()
+    assert mine.total(0.0) == 3
+    table.forget(2)
+    assert mine.total(0.0) == 2
+
+
+def test_a_report_leaves_out_what_any_worker_has_sent() -> None:
+    table = SharedTable(2)
+    mine, theirs = (Load(row=table.row("a", number)) for number in range(2))
+    for _ in range(5):
+        theirs.join()
+    mine.report(Report(waiting=2, running=5), 10.0)
+    assert mine.total(10.0) == 7
+
+
+def test_forked_processes_find_the_same_row_by_name() -> None:
+    table = SharedTable(2)
+    table.row("first", 0)
+    child = os.fork()
+    if child == 0:
+        table.row("second", 1).set(7)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert table.row("second", 0).others() == 7
+    assert table.row("first", 0).others() == 0
+
+
+def test_metrics_of_workers_are_added_up_and_states_are_not() -> None:
+    up = b"# TYPE gateway_instance_up gauge\ngateway_instance_up %d.0\n"
+    first = b'# TYPE x counter\nx_total{a="1"} 2.0\nx_total{a="2"} 1.0\n' + up % 1
+    second = b'# TYPE x counter\nx_total{a="1"} 40.0\n' + up % 0
+    merged = merge([first, second]).decode().splitlines()
+    assert 'x_total{a="1"} 42.0' in merged
+    assert 'x_total{a="2"} 1.0' in merged
+    assert "gateway_instance_up 0.0" in merged
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"grpc_address": "unix:/tmp/x.sock"}, {"observe": {"journal": {"path": "/tmp/x.db"}}}, {"workers": 0}],
+)
+def test_what_cannot_be_shared_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="workers"):
+        make_config({"instances": [{"grpc": "127.0.0.1:1"}], "workers": 2, **fields})
+
+
+def test_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) -> None:
+    gateway, backends = start(2, "--workers", "2")
+
+    def call(count: int) -> None:
+        clients = [Client(gateway.url) for _ in range(count)]
+        streams = [client.stream() for client in clients]
+        for number, stream in enumerate(streams):
+            stream.send(request(f"r{number}", chunks=10))
+        for number, stream in enumerate(streams):
+            assert indices(stream.rest(), f"r{number}") == list(range(10))
+        for client in clients:
+            client.channel.close()
+
+    call(24)
+    gateway.wait_until(lambda: gateway.metric("gateway_relayed_messages_total") == 240)
+    assert gateway.metric("gateway_calls_total") >= 24
+    workers = psutil.Process(gateway.process.pid).children()
+    assert len(workers) == 2
+    workers[1].send_signal(signal.SIGKILL)
+    workers[1].wait(5)
+    call(4)
+    gateway.wait_until(lambda: len(psutil.Process(gateway.process.pid).children()) == 2)
+    call(24)
+    gateway.get(f"/instances/{backends[0].grpc_address}/drain", "POST")
+    gateway.wait_until(lambda: gateway.metric(f'gateway_instance_up{{instance="{backends[0].grpc_address}"') == 0)
+    gateway.terminate()
+    assert gateway.process.wait(10) == 0
+    assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_workers_on_a_port_that_is_taken_do_not_start(start: Start) -> None:
+    gateway, _ = start(1, "--workers", "2")
+    command = [sys.executable, "-m", "gateway", "--workers", "2", "--grpc-address", gateway.url]
+    second = subprocess.run(
+        [*command, "--http-address", "127.0.0.1:0", "--instance", "127.0.0.1:1"],
+        cwd=ROOT, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert (second.returncode, second.stdout) == (1, "")
+    assert "cannot start" in second.stderr
