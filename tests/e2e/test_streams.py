@@ -204,3 +204,18 @@ def test_a_client_that_disconnects_frees_its_blocks(cluster: Cluster) -> None:
     wait_for_running(cluster, 0)
     assert total(cluster, "llm_generated_tokens_total") - generated < 900
     assert total(cluster, "llm_kv_cache_usage") == 0
+
+
+def test_a_deadline_given_as_a_request_parameter_ends_the_answer_with_what_there_is(cluster: Cluster) -> None:
+    request = make_request("Once upon a time", ignore_eos=True)
+    for name, number in {"deadline_ms": 200, "priority_class": 2, "tenant_weight": 3}.items():
+        request.parameters[name].int64_param = number
+    request.parameters["tenant"].string_param = "somebody"
+    with connect(cluster.gateway.grpc_url) as stub:
+        answer = ask(stub, request)
+        answer.check_order()
+        assert (answer.finish_reasons[-1], answer.errors) == ("deadline", [])
+        assert answer.token_ids
+        assert answer.last["preemptions"].tolist() == [0]
+        request.parameters["deadline_ms"].int64_param = 0
+        assert "deadline_ms must be between 1 and 604800000, got 0" in ask(stub, request).errors[0]

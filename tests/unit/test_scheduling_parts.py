@@ -11,7 +11,7 @@ from engine.errors import InvalidRequest
 from engine.scheduling_params import SchedulingParams
 from engine.sliding_window import SlidingWindow
 from engine.tenant_shares import MAX_IDLE, TenantShares
-from tests.unit.scheduling import make_scheduler, make_sequence, run_to_end
+from tests.unit.scheduling import finish_step, make_scheduler, make_sequence, run_to_end
 
 
 @pytest.mark.parametrize("now", [0.0, 7.0, 1000.0])
@@ -89,6 +89,20 @@ def test_a_prefix_is_found_again_under_a_window_with_its_places_kept() -> None:
     scheduler.add(twin)
     scheduler.schedule(0.0)
     assert (twin.num_cached_tokens, twin.num_dropped_blocks, len(twin.block_table)) == (38, 17, 20)
+
+
+def test_under_a_window_a_shared_block_is_one_that_is_yet_needed() -> None:
+    scheduler = make_scheduler(num_blocks=200, block_size=2, window=5, max_num_batched_tokens=8)
+    first, second = (make_sequence(i, list(range(8)), max_tokens=50) for i in (1, 2))
+    kv = scheduler.kv
+    for sequence in (first, second):
+        scheduler.add(sequence)
+        finish_step(scheduler, scheduler.schedule(0.0))
+    assert kv.window is not None
+    held = len(second.block_table) - second.num_dropped_blocks
+    shared = set(first.block_table[first.num_dropped_blocks :]) & set(second.block_table[second.num_dropped_blocks :])
+    assert shared
+    assert kv.num_outstanding_blocks(second) == kv.window.max_held_blocks - held + len(shared)
 
 
 def served(shares: TenantShares, tenants: list[str], num_turns: int) -> list[str]:
