@@ -29,12 +29,25 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
     Raises:
         ConfigError: it is not valid.
     """
+    return read_config(parse_flags(arguments))
+
+
+def parse_flags(arguments: list[str]) -> argparse.Namespace:
+    """Return the flags of the command line."""
     parser = argparse.ArgumentParser("python -m gateway", description="Relay KServe v2 gRPC to the shortest queue.")
     parser.add_argument("--config", type=Path, help="YAML or JSON file; flags override it")
     parser.add_argument("--instance", action="append", default=[], metavar="HOST:GRPC_PORT[,HOST:METRICS_PORT]")
     for flag in FLAGS:
         parser.add_argument("--" + flag.replace("_", "-"), default=None)
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def read_config(given: argparse.Namespace) -> GatewayConfig:
+    """Return the configuration that the flags ask for, reading the file again.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
     fields = read_fields(given.config) if given.config else {}
     fields |= {flag: getattr(given, flag) for flag in FLAGS if getattr(given, flag) is not None}
     if given.instance:
@@ -45,18 +58,20 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
 def main() -> int:
     """Run the gateway; return the exit status."""
     try:
-        config = parse_arguments(sys.argv[1:])
+        given = parse_flags(sys.argv[1:])
+        config = read_config(given)
     except ConfigError as error:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2
     from gateway.server import serve, work
     from gateway.tls import TlsError
+    from gateway.updates import ConfigSource
     from gateway.workers.supervisor import supervise
 
     try:
         if config.workers > 1:
             return supervise(config, work)
-        uvloop.run(serve(config))
+        uvloop.run(serve(config, ConfigSource(lambda: read_config(given), given.config)))
     except TlsError as error:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2

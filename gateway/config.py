@@ -3,13 +3,15 @@
 Knows fields and their limits. Does not know the command line.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import Field, FilePath, StringConstraints, ValidationError, model_validator
+from pydantic import Field, FilePath, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from gateway.address import PATTERN, split_address, unix_path
+from gateway.discovery.config import DiscoveryConfig
 from gateway.observe.config import ObserveConfig
 from gateway.patience import Patience
 from gateway.routing.config import RoutingConfig
@@ -72,7 +74,8 @@ class GatewayConfig(Strict):
     grpc_address: Address = "127.0.0.1:8001"
     http_address: TcpAddress = "127.0.0.1:8080"
     tls: TlsConfig | None = None
-    instances: tuple[InstanceConfig, ...] = Field(min_length=1)
+    instances: tuple[InstanceConfig, ...] = ()
+    discovery: DiscoveryConfig | None = None
     queue_timeout_s: float = Field(5.0, ge=0)
     heartbeat_timeout_s: float = Field(3.0, gt=0)
     scrape_interval_s: float = Field(0.1, gt=0)
@@ -98,9 +101,21 @@ class GatewayConfig(Strict):
 
     @model_validator(mode="after")
     def _check(self) -> "GatewayConfig":
-        names = [instance.name for instance in self.instances]
-        if len(set(names)) < len(names):
-            raise ValueError("two instances have the same name")
+        if not self.instances and self.discovery is None:
+            raise ValueError("there are neither instances nor discovery")
+        if self.discovery is not None and self.workers > 1:
+            raise ValueError("discovery needs workers: 1, since workers share a table of the instances they start with")
+        _check_names(self.instances)
+        if self.discovery is None:
+            self._check_labels()
+        addresses = [self.grpc_address, self.http_address, *(i.grpc for i in self.instances)]
+        addresses += [instance.metrics for instance in self.instances if instance.metrics]
+        for address in addresses:
+            if unix_path(address) is None and split_address(address)[1] > MAX_PORT:
+                raise ValueError(f"{address} has a port above {MAX_PORT}")
+        return self
+
+    def _check_labels(self) -> None:
         pools = {instance.pool for instance in self.instances}
         levels = self.routing.levels
         if levels is not None and not {levels.low_pool, levels.high_pool} <= pools:
@@ -108,12 +123,6 @@ class GatewayConfig(Strict):
         groups = {instance.group for instance in self.instances}
         if unknown := sorted(self.routing.split.keys() - groups):
             raise ValueError(f"split names the group {unknown[0]!r}; there are {sorted(groups)}")
-        addresses = [self.grpc_address, self.http_address, *(i.grpc for i in self.instances)]
-        addresses += [instance.metrics for instance in self.instances if instance.metrics]
-        for address in addresses:
-            if unix_path(address) is None and split_address(address)[1] > MAX_PORT:
-                raise ValueError(f"{address} has a port above {MAX_PORT}")
-        return self
 
 
 def parse_instance(text: str) -> dict[str, str]:
@@ -131,8 +140,35 @@ def make_config(fields: object) -> GatewayConfig:
     try:
         return GatewayConfig.model_validate(fields)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}" for item in error.errors()]
-        raise ConfigError("; ".join(lines)) from error
+        raise _explain(error) from error
+
+
+def make_instances(items: object) -> tuple[InstanceConfig, ...]:
+    """Check a list of instances as read from a file.
+
+    Raises:
+        ConfigError: one or more are wrong.
+    """
+    try:
+        instances = TypeAdapter(tuple[InstanceConfig, ...]).validate_python(items)
+        _check_names(instances)
+    except ValidationError as error:
+        raise _explain(error) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return instances
+
+
+def read_document(path: Path) -> object:
+    """Return what a YAML or JSON file holds.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def read_fields(path: Path) -> dict[str, object]:
@@ -141,10 +177,18 @@ def read_fields(path: Path) -> dict[str, object]:
     Raises:
         ConfigError: it cannot be read or is no mapping.
     """
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+    fields = read_document(path)
     if not isinstance(fields, dict):
         raise ConfigError(f"{path}: not a mapping of fields")
     return fields
+
+
+def _check_names(instances: Sequence[InstanceConfig]) -> None:
+    names = [instance.name for instance in instances]
+    if len(set(names)) < len(names):
+        raise ValueError("two instances have the same name")
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    lines = [f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}" for item in error.errors()]
+    return ConfigError("; ".join(lines))

@@ -129,6 +129,13 @@ class Dispatcher:
         else:
             self._fail(request, failure, code)
 
+    def apply(self, config: GatewayConfig) -> None:
+        """Use another configuration from now on; a new routing begins with nothing remembered."""
+        if config.routing != self._config.routing:
+            self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
+        self._config = config
+        self.max_request_bytes = config.max_request_bytes
+
     def tick(self) -> None:
         """Follow the workload level; called a few times a second."""
         in_flight = len(self._line) + sum(instance.load.in_flight_everywhere for instance in self.instances.values())

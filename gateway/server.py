@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gateway.dashboard.feed import Feed
 from gateway.dashboard.routes import dashboard_routes
 from gateway.dispatcher import Dispatcher
 from gateway.endpoint import Health, Signal
+from gateway.fleet import Fleet
 from gateway.http_server import Answer, HttpServer, make_app
 from gateway.instance import Instance
 from gateway.kserve_client import KserveClient
@@ -33,8 +34,8 @@ from gateway.log import log
 from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
 from gateway.safety.guard import Denied
-from gateway.scraper import watch
 from gateway.tls import TlsError, server_context
+from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
 
 GC_THRESHOLDS = (20_000, 20, 20)  # each pass walks every open request: fewer passes, 6 % more new streams a second
@@ -63,8 +64,9 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._http: HttpServer | None = None
         self._kserve: KserveClient | None = None
-        for instance_config in config.instances:
-            self.dispatcher.instances[instance_config.name] = self._make_instance(instance_config)
+        fleet = Fleet(config, self.dispatcher.instances, self.hub, self._make_instance)
+        self.fleet = fleet
+        self.updates = Updates(config, self.dispatcher, fleet)
         self.metrics.instances = self._facts
         self.metrics.level = lambda: self.dispatcher.router.levels
 
@@ -77,8 +79,7 @@ class Server:
         addresses = {"grpc": bound_address(grpc)}
         if self.seat is None or self.seat.is_first:
             addresses["http"] = await self._start_http()
-        for instance in self.dispatcher.instances.values():
-            self._tasks.append(loop.create_task(watch(instance, self.config.scrape_interval_s)))
+        self.updates.start()
         self._tasks.append(loop.create_task(self._watch_links()))
         self._tasks.append(loop.create_task(self._tick()))
         if self.seat is not None:
@@ -100,6 +101,12 @@ class Server:
         self._http.start().add_done_callback(self._task_ended)
         return self._http.address
 
+    def add_task(self, work: Coroutine[None, None, None]) -> None:
+        """Run something until the gateway stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._task_ended)
+
     def request_stop(self) -> None:
         """Drain; asked a second time, cut."""
         if self.stopping.is_set():
@@ -114,8 +121,8 @@ class Server:
             task.cancel()
         await close_links(list(self.clients), self.hub)
         await self._close_http()
-        upstream = [link for instance in self.dispatcher.instances.values() for link in instance.pool.retire()]
-        await close_links(upstream, self.hub)
+        await self.updates.close()
+        await self.fleet.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         remove_socket(self.config.grpc_address)
         self._private.cleanup()
@@ -178,7 +185,8 @@ class Server:
 
     def _make_instance(self, config: InstanceConfig) -> Instance:
         clock, changed = asyncio.get_running_loop().time, self.dispatcher.instances_changed
-        timeout, slow_start = self.config.heartbeat_timeout_s, self.config.routing.slow_start_s
+        current = self.updates.config
+        timeout, slow_start = current.heartbeat_timeout_s, current.routing.slow_start_s
         instance = Instance(config, timeout, slow_start, self.hub, self.metrics, clock, changed)
         if self.seat is not None:
             instance.load.row = self.seat.table.row(instance.name, self.seat.number)
@@ -247,15 +255,24 @@ class Server:
 
 
 async def serve(
-    config: GatewayConfig, seat: Seat | None = None, announce: Callable[[dict[str, str]], None] | None = None
+    config: GatewayConfig,
+    source: ConfigSource | None = None,
+    seat: Seat | None = None,
+    announce: Callable[[dict[str, str]], None] | None = None,
 ) -> None:
-    """Run a gateway until SIGTERM or SIGINT; tell `announce`, or else stdout as one JSON line, where it listens."""
+    """Run a gateway until SIGTERM or SIGINT; tell `announce`, or else stdout as one JSON line, where it listens.
+
+    With a `source` the configuration is read again on SIGHUP and whenever its file changes.
+    """
     server = Server(config, seat)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_log_unhandled)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.request_stop)
     addresses = await server.start()
+    if source is not None:
+        loop.add_signal_handler(signal.SIGHUP, server.updates.reload, source)
+        server.add_task(server.updates.watch_config(source))
     gc.freeze()  # what is there now stays; what comes later dies young, or by its count of references
     gc.set_threshold(*GC_THRESHOLDS)
     (announce or _print_addresses)(addresses)
@@ -266,7 +283,7 @@ async def serve(
 def work(config: GatewayConfig, seat: Seat, announce: Callable[[dict[str, str]], None]) -> int:
     """Run one of several workers; return its exit status."""
     try:
-        uvloop.run(serve(config, seat, announce))
+        uvloop.run(serve(config, None, seat, announce))
     except (OSError, TlsError) as error:
         sys.stderr.write(f"worker {seat.number} cannot start: {error}\n")
         return 1

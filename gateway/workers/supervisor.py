@@ -53,6 +53,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until a signal; return the exit status."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # workers share a table of the instances they started with
         for number in SIGNALS:
             signal.signal(number, lambda received, _frame: self._signals.append(received))
         addresses: dict[str, str] = {}

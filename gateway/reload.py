@@ -1,0 +1,57 @@
+"""Applies a changed configuration to a running gateway, or refuses it as a whole.
+
+Knows which fields may change. Does not know when a change comes about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway.config import ConfigError
+from gateway.log import log
+from gateway.tls import TlsError
+
+if TYPE_CHECKING:
+    from gateway.config import GatewayConfig
+
+FIXED = (  # what sockets, connections or records were made with
+    "grpc_address",
+    "http_address",
+    "workers",
+    "tls",
+    "safety",
+    "observe",
+    "max_connections",
+    "limits",
+    "patience",
+)
+
+
+def check_change(before: GatewayConfig, after: GatewayConfig) -> None:
+    """Refuse a change of what is fixed while the gateway runs.
+
+    Raises:
+        ConfigError: names every such field.
+    """
+    changed = [name for name in FIXED if getattr(before, name) != getattr(after, name)]
+    if changed:
+        raise ConfigError(f"only a restart can change {', '.join(changed)}")
+
+
+def reload(
+    current: GatewayConfig, read: Callable[[], GatewayConfig], apply: Callable[[GatewayConfig], None]
+) -> GatewayConfig:
+    """Return the configuration in force after an attempt to read and apply a new one; a refusal is logged."""
+    try:
+        new = read()
+        check_change(current, new)
+        if new == current:
+            return current
+        apply(new)
+    except (ConfigError, TlsError) as error:
+        log("config_refused", reason=str(error))
+        return current
+    changed = [name for name in type(new).model_fields if getattr(new, name) != getattr(current, name)]
+    log("config_applied", changed=changed)
+    return new

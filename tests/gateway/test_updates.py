@@ -1,0 +1,241 @@
+"""A running gateway takes changes of its configuration and of its instances, or refuses them whole."""
+
+import asyncio
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.discovery.config import DnsDiscovery, FileDiscovery, KubernetesDiscovery
+from gateway.discovery.kubernetes import instances_of, watch_slices
+from gateway.discovery.sources import Instances, watch_dns, watch_file
+from tests.gateway.backend import Backend
+from tests.gateway.clients import Client, indices, request
+from tests.gateway.process import GatewayProcess
+
+
+class Running:
+    """A gateway on a configuration file, and two backends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.backends = [Backend("a"), Backend("b")]
+        self.file = folder / "gateway.json"
+        self.log = folder / "log"
+        self.write([self.backends[0]])
+        self.gateway = GatewayProcess(flags=("--config", str(self.file)), log=self.log)
+        self.gateway.wait_usable(1)
+
+    def write(self, backends: list[Backend], **fields: object) -> None:
+        instances = [{"grpc": b.grpc_address, "metrics": b.flag.partition(",")[2], "name": b.name} for b in backends]
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps({"instances": instances} | fields))
+        new.replace(self.file)
+
+    def hang_up(self) -> None:
+        self.gateway.process.send_signal(signal.SIGHUP)
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, self.log.read_text().splitlines()) if line["event"] == event]
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path)
+    yield made
+    made.gateway.stop()
+    for backend in made.backends:
+        backend.stop()
+
+
+def test_an_instance_joins_and_another_leaves_after_finishing_while_streams_go_on(running: Running) -> None:
+    first, second = running.backends
+    with Client(running.gateway.url) as client:
+        stream = client.stream()
+        stream.send(request("slow", chunks=30, delay=0.05))
+        stream.read()
+        running.write([second])
+        running.hang_up()
+        running.gateway.wait_until(lambda: running.gateway.health() == {"b": "ready"})
+        stream.send(*(request(f"r{n}") for n in range(4)))
+        responses = stream.rest()
+    assert indices(responses, "slow") == list(range(1, 30))
+    assert {item.id for item in second.requests} == {f"r{n}" for n in range(4)}
+    assert {item.id for item in first.requests} == {"slow"}
+
+
+def test_a_change_of_the_file_applies_without_a_signal(running: Running) -> None:
+    running.write(running.backends, routing={"policy": "round_robin"}, max_retries=7)
+    running.gateway.wait_usable(2)
+    running.gateway.wait_until(lambda: bool(running.logged("config_applied")))
+    assert running.logged("config_applied")[0]["changed"] == ["instances", "max_retries", "routing"]
+    assert json.loads(running.gateway.get("/healthz")[1])["routing"]["policy"] == "round_robin"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"max_retries": -1}, "max_retries"), ({"max_connections": 5}, "only a restart can change max_connections")],
+)
+def test_a_change_that_is_invalid_is_refused_whole(running: Running, fields: dict[str, object], reason: str) -> None:
+    running.write(running.backends, **fields)
+    running.hang_up()
+    running.gateway.wait_until(lambda: bool(running.logged("config_refused")))
+    assert reason in running.logged("config_refused")[0]["reason"]
+    assert running.gateway.health() == {"a": "ready"}
+
+
+def test_instances_in_a_watched_file_are_used(tmp_path: Path) -> None:
+    backend, listed = Backend("a"), tmp_path / "instances.yaml"
+    listed.write_text("[]")
+    config = tmp_path / "gateway.json"
+    config.write_text(json.dumps({"discovery": {"kind": "file", "path": str(listed), "interval_s": 0.05}}))
+    gateway = GatewayProcess(flags=("--config", str(config)), log=tmp_path / "log")
+    listed.write_text(f"- {{grpc: '{backend.grpc_address}', name: found}}\n")
+    gateway.wait_until(lambda: gateway.health() == {"found": "ready"})
+    listed.write_text("- {grpc: nonsense}\n")
+    gateway.wait_until(lambda: "discovery_failed" in (tmp_path / "log").read_text())
+    assert gateway.health() == {"found": "ready"}
+    listed.write_text("[]")
+    gateway.wait_until(lambda: gateway.health() == {})
+    gateway.stop()
+    backend.stop()
+
+
+async def first(source: Any) -> Instances:
+    async with asyncio.timeout(10):
+        return await anext(source)
+
+
+def names(instances: Instances) -> list[str]:
+    return [instance.grpc for instance in instances]
+
+
+def test_dns_gives_an_instance_for_each_address() -> None:
+    config = DnsDiscovery(kind="dns", host="localhost", grpc_port=9001, metrics_port=9002)
+    found = asyncio.run(first(watch_dns(config)))
+    assert "127.0.0.1:9001" in names(found)
+    assert "127.0.0.1:9002" in [instance.metrics for instance in found]
+
+
+def test_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "list.json"
+    path.write_text('[{"grpc": "h:1"}]')
+
+    async def run() -> list[list[str]]:
+        source = watch_file(FileDiscovery(kind="file", path=path, interval_s=0.01))
+        seen = [names(await first(source))]
+        path.write_text('[{"grpc": "h:1"}, {"grpc": "h:2"}]')
+        return [*seen, names(await first(source))]
+
+    assert asyncio.run(run()) == [["h:1"], ["h:1", "h:2"]]
+
+
+def endpoint_slice(name: str, *endpoints: tuple[str, bool | None]) -> dict[str, Any]:
+    made = [{"addresses": [host], "conditions": {} if ready is None else {"ready": ready}} for host, ready in endpoints]
+    return {"metadata": {"name": name}, "endpoints": made}
+
+
+class FakeApi:
+    """A Kubernetes API server that lists one slice and then tells of changes."""
+
+    def __init__(self) -> None:
+        self.paths: list[tuple[str, str | None]] = []
+        self.events: list[list[dict[str, Any]]] = []  # of each watch in turn
+        self.over = threading.Event()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                api.paths.append((self.path, self.headers["authorization"]))
+                self.send_response(200)
+                self.send_header("transfer-encoding", "chunked")
+                self.end_headers()
+                if "watch=1" not in self.path:
+                    items = [endpoint_slice("s1", ("10.0.0.1", True), ("10.0.0.2", False), ("10.0.0.3", None))]
+                    self.chunk(json.dumps({"metadata": {"resourceVersion": "42"}, "items": items}).encode())
+                elif api.events:
+                    for event in api.events.pop(0):
+                        line = json.dumps(event).encode() + b"\n"
+                        self.chunk(line[:20])
+                        self.chunk(line[20:])
+                else:
+                    api.over.wait(10)
+                self.chunk(b"")
+
+            def chunk(self, data: bytes) -> None:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def stop(self) -> None:
+        self.over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    made = FakeApi()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def kubernetes(api: FakeApi, tmp_path: Path) -> KubernetesDiscovery:
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "namespace").write_text("models")
+    url = f"http://127.0.0.1:{api.server.server_port}"
+    return KubernetesDiscovery(kind="kubernetes", service="llm", api=url, account=tmp_path)
+
+
+def test_endpoint_slices_are_listed_and_watched(api: FakeApi, kubernetes: KubernetesDiscovery) -> None:
+    added = {"type": "ADDED", "object": endpoint_slice("s2", ("fd00::1", True), ("10.0.0.1", True))}
+    deleted = {"type": "DELETED", "object": endpoint_slice("s1")}
+    api.events = [[added, deleted], [{"type": "ERROR", "object": {"message": "too old resource version", "code": 410}}]]
+
+    async def run(count: int) -> list[list[str]]:
+        source = watch_slices(kubernetes)
+        seen = [names(await first(source)) for _ in range(count)]
+        await source.aclose()  # type: ignore[attr-defined]
+        return seen
+
+    listed = ["10.0.0.1:8001", "10.0.0.3:8001"]
+    added_too, without = ["10.0.0.1:8001", "10.0.0.3:8001", "[fd00::1]:8001"], ["10.0.0.1:8001", "[fd00::1]:8001"]
+    assert asyncio.run(run(4)) == [listed, added_too, without, listed]
+    path = "/apis/discovery.k8s.io/v1/namespaces/models/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dllm"
+    assert api.paths[0] == (path, "Bearer secret")
+    assert "resourceVersion=42" in api.paths[1][0]
+
+
+def test_a_slice_without_endpoints_has_no_instances(kubernetes: KubernetesDiscovery) -> None:
+    assert instances_of({"s": {"metadata": {"name": "s"}, "endpoints": None}}, kubernetes) == ()
+
+
+def test_an_api_server_that_refuses_is_asked_again(
+    kubernetes: KubernetesDiscovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.discovery.kubernetes.RETRY_SECONDS", 0.01)
+    broken = kubernetes.model_copy(update={"account": kubernetes.account / "gone"})
+    said: list[str] = []
+    record: Callable[..., None] = lambda event, **facts: said.append(event)  # noqa: E731
+    monkeypatch.setattr("gateway.discovery.kubernetes.log", record)
+
+    async def run() -> None:
+        task = asyncio.ensure_future(anext(watch_slices(broken)))
+        async with asyncio.timeout(10):
+            while len(said) < 3:
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    asyncio.run(run())
+    assert set(said) == {"discovery_failed"}
