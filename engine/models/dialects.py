@@ -225,6 +225,7 @@ DIALECTS: dict[str, Dialect] = {
     "Qwen3MoeForCausalLM": Dialect(_qwen3_moe, {"num_key_value_heads": 4, "attention_bias": False} | QWEN_MOE),
     "Gemma2ForCausalLM": Dialect(_gemma2, GEMMA | GEMMA2),
     "Gemma3ForCausalLM": Dialect(_gemma3, GEMMA | GEMMA3),
+    "Gemma3ForConditionalGeneration": Dialect(_gemma3, GEMMA | GEMMA3),
     "GptOssForCausalLM": Dialect(_gpt_oss, GPT_OSS),
     "Phi3ForCausalLM": Dialect(
         _phi3,

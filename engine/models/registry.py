@@ -9,7 +9,7 @@ import torch
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
 from engine.models.gemma2 import Gemma2
-from engine.models.gemma3 import Gemma3
+from engine.models.gemma3 import Gemma3, Gemma3WithVision
 from engine.models.gpt_oss import GptOss
 from engine.models.llama import Llama
 from engine.models.mistral import Mistral
@@ -30,6 +30,7 @@ MODELS: dict[str, type[Decoder]] = {
     "Qwen3MoeForCausalLM": Qwen3MoE,
     "Gemma2ForCausalLM": Gemma2,
     "Gemma3ForCausalLM": Gemma3,
+    "Gemma3ForConditionalGeneration": Gemma3WithVision,
     "Phi3ForCausalLM": Phi3,
     "GptOssForCausalLM": GptOss,
 }

@@ -1,16 +1,19 @@
 """Gemma 2 and 3 against transformers: windows, soft caps, four norms a layer, two ropes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from engine.errors import UnsupportedModel
 from engine.models.config import ModelConfig
 from tests.conftest import TinyModel
-from tests.models.checks import check_greedy, check_logits
+from tests.models.checks import check_greedy, check_logits, core_for, greedy, random_prompts
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma 2": ("Gemma2", {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 9}),
@@ -83,3 +86,19 @@ def test_attention_in_both_directions_is_refused(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 300}
     with pytest.raises(UnsupportedModel, match="use_bidirectional_attention"):
         config_of(tmp_path, architectures=["Gemma3ForCausalLM"], use_bidirectional_attention=True, **sizes)
+
+
+def test_the_language_model_of_a_checkpoint_with_vision_is_served(
+    make_model: Callable[..., TinyModel], tmp_path: Path
+) -> None:
+    family, options = VARIANTS["gemma 3"]
+    model = make_model(family, **options)
+    text = json.loads((model.path / "config.json").read_text())
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(outer))
+    shutil.copy(model.path / "tokenizer.json", tmp_path)
+    tensors = load_file(model.path / "model.safetensors")
+    renamed = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+    save_file(renamed | {"vision_tower.head.probe": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (prompt,) = random_prompts([20])
+    assert model.confirms(prompt, greedy(core_for(tmp_path), [prompt])[0].token_ids)
