@@ -14,12 +14,19 @@ from engine.eviction_order import EvictionOrder
 
 
 class BlockPool:
-    """Hands out blocks, finds full ones again by content, and forgets content where blocks are short."""
+    """Hands out blocks, finds full ones again by content, and forgets content where blocks are short.
+
+    Attributes:
+        num_blocks: size of the pool.
+        ref_counts: references on each block.
+        num_releases: how often a block has lost its last reference; while this stands, no room has been made.
+    """
 
     def __init__(self, num_blocks: int) -> None:
         """Start with every block free."""
         self.num_blocks = num_blocks
         self.ref_counts = [0] * num_blocks
+        self.num_releases = 0
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._parents: list[bytes] = [b""] * num_blocks
         self._num_children: dict[bytes, int] = {}
@@ -78,6 +85,7 @@ class BlockPool:
         self.ref_counts[block] -= 1
         if self.ref_counts[block] > 0:
             return
+        self.num_releases += 1
         content_hash = self._hashes[block]
         if content_hash is None:
             self._free.append(block)

@@ -88,6 +88,12 @@ class KVManager:
         sequence.num_named_blocks = len(sequence.block_table)
         sequence.num_computed_tokens = len(sequence.block_table) * self.block_size
 
+    def first_missed_name(self, sequence: Sequence) -> bytes | None:
+        """Return the name of the block behind what `take_prefix` found; None where nothing more could be found."""
+        index = len(sequence.block_table)
+        may_grow = self._is_cacheable(sequence) and index < (sequence.num_tokens - 1) // self.block_size
+        return sequence.block_hashes[index] if may_grow else None
+
     def register(self, sequence: Sequence) -> None:
         """Name the sequence's blocks that have become full and computed, and give back those behind the window."""
         num_full = sequence.num_computed_tokens // self.block_size

@@ -16,9 +16,11 @@ Invariants, checked by `check`:
    that lacks a block and has nobody behind it that could give way pauses, and nobody is admitted in that step.
 """
 
+from dataclasses import dataclass
 from itertools import count, takewhile
 
 from engine.ageing import Ageing
+from engine.block_pool import BlockPool
 from engine.capacity_policy import POLICIES, CapacityPolicy
 from engine.config import EngineConfig
 from engine.deadlines import Deadlines
@@ -29,6 +31,21 @@ from engine.sequence import Sequence, SequenceStatus
 from engine.step_plan import StepPlan
 from engine.tenant_shares import OUTPUT_TOKEN_COST, PROMPT_TOKEN_COST, TenantShares
 from engine.waiting_queue import WaitingQueue, by_rank
+
+
+@dataclass(slots=True, frozen=True)
+class Refusal:
+    """Why looking again would be in vain: no block was released since, and the prefix that is cached has not grown."""
+
+    sequence: Sequence
+    num_releases: int
+    missed_name: bytes | None
+
+    def still_holds(self, sequence: Sequence, pool: BlockPool) -> bool:
+        """Whether the sequence is the one that was refused, and nothing has changed for it."""
+        if sequence is not self.sequence or pool.num_releases != self.num_releases:
+            return False
+        return self.missed_name is None or pool.find(self.missed_name) is None
 
 
 class Scheduler:
@@ -47,6 +64,7 @@ class Scheduler:
         self.deadlines = Deadlines()
         self.num_preemptions = 0
         self._tickets = count()
+        self._refusal: Refusal | None = None
 
     @property
     def has_work(self) -> bool:
@@ -161,12 +179,19 @@ class Scheduler:
             self._plan(sequence, plan)
 
     def _take_blocks(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence what it needs to start; False, with nothing changed, where there is no room."""
+        """Give a waiting sequence what it needs to start; False, with nothing changed, where there is no room.
+
+        One that was refused is looked at again only when its chances have changed: looking up a long prefix costs.
+        """
+        if self.running and self._refusal is not None and self._refusal.still_holds(sequence, self.kv.pool):
+            return False
         self.kv.take_prefix(sequence)
         needed = self.kv.num_missing_blocks(sequence, sequence.num_tokens)
         if self.policy.admits(needed, self.kv.pool.num_available, lambda: self._num_outstanding(sequence)):
             return self.kv.reserve(sequence, sequence.num_tokens)
+        missed = self.kv.first_missed_name(sequence)
         self.kv.release(sequence)
+        self._refusal = Refusal(sequence, self.kv.pool.num_releases, missed)
         return False
 
     def _num_outstanding(self, newcomer: Sequence) -> int:

@@ -135,6 +135,23 @@ def test_without_eviction_shared_blocks_count_once() -> None:
     assert counts(scheduler.schedule(0.0)) == {1: 1, 2: 1}
 
 
+def test_who_was_refused_is_looked_up_again_only_when_there_may_be_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4)
+    running, waiting = make_sequence(1, list(range(8)), max_tokens=6), make_sequence(2, list(range(50, 58)))
+    scheduler.add(running)
+    finish_step(scheduler, scheduler.schedule(0.0))
+    lookups: list[Sequence] = []
+    take_prefix = scheduler.kv.take_prefix
+    monkeypatch.setattr(scheduler.kv, "take_prefix", lambda sequence: (lookups.append(sequence), take_prefix(sequence)))
+    finish_step(scheduler, scheduler.schedule(0.0))
+    scheduler.add(waiting)
+    while not running.is_finished:
+        assert len(scheduler.running) == 1
+        finish_step(scheduler, scheduler.schedule(0.0))
+    assert lookups == [waiting]
+    assert counts(scheduler.schedule(0.0)) == {2: 8}
+
+
 def test_an_aborted_sequence_gives_its_blocks_back_at_once() -> None:
     scheduler = make_scheduler()
     sequence = make_sequence(1, [1, 2, 3])
