@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TinyModel
-from tests.models.checks import check_greedy, check_logits
+from tests.models.checks import check_greedy, check_logits, core_for, greedy, random_prompts
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [4.0] * 8}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -29,3 +29,18 @@ def test_phi3_says_what_transformers_says(make_model: Callable[..., TinyModel], 
     model = make_model("Phi3", **(sizes | VARIANTS[variant]))
     check_logits(model)
     check_greedy(model)
+
+
+def test_long_factors_serve_sequences_past_the_original_length(make_model: Callable[..., TinyModel]) -> None:
+    model = make_model("Phi3", original_max_position_embeddings=32, rope_parameters=LONGROPE, seed=3)
+    check_logits(model)
+    prompts = random_prompts([33, 47])
+    for prompt, completion in zip(prompts, greedy(core_for(model.path), prompts), strict=True):
+        assert model.confirms(prompt, completion.token_ids)
+
+
+def test_short_factors_serve_an_engine_whose_sequences_stay_within_it(make_model: Callable[..., TinyModel]) -> None:
+    model = make_model("Phi3", original_max_position_embeddings=32, rope_parameters=LONGROPE, seed=3)
+    (prompt,) = random_prompts([8])
+    core = core_for(model.path, max_model_len=32)
+    assert model.confirms(prompt, greedy(core, [prompt], num_tokens=24)[0].token_ids)
