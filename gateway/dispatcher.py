@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
 from gateway.call import upstream_block
+from gateway.facts import engine_facts
 from gateway.log import log
 from gateway.observe.observation import Observation
 from gateway.request import Request, Stage, Step
@@ -27,7 +28,6 @@ from gateway.safety.guard import Guard
 from gateway.status import Code, Failure
 from gateway.tape import NotResumable, Tape
 from gateway.wire.faults import ErrorCode
-from gateway.wire.protobuf import encode_parameter
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig
@@ -229,7 +229,7 @@ class Dispatcher:
             request.send_kept()
             return
         request.key = request.key or next(self._keys)  # kept over attempts: the engine makes a seed of it
-        request.send_message(encode_parameter("request_key", request.key))
+        request.send_message(engine_facts(request, self._loop.time()))
 
     def _give_up(self, request: Request) -> None:
         message = f"no instance became usable within {self._config.queue_timeout_s:g} s"

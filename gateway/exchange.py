@@ -57,6 +57,7 @@ class Exchange:
         self._reader = MessageReader(self._max_bytes)
         self._whole: Request | None = None if call.is_routed else self._new_request()
         self._timer: asyncio.TimerHandle | None = None
+        self.expires_at = None if call.timeout is None else link.loop.time() + call.timeout
         if call.timeout is not None:
             self._timer = link.loop.call_later(call.timeout, self._expire)
         if self._whole is not None:

@@ -27,7 +27,8 @@ class TenantConfig(Strict):
     """One group of callers and what it is entitled to."""
 
     name: TenantName
-    priority_class: int = Field(default=0, ge=0, le=100)  # the lower, the sooner
+    weight: int = Field(default=1, ge=1, le=1000)  # its share of an engine, against other tenants'
+    priority_class: int = Field(default=4, ge=0, le=100)  # the lower, the sooner; the engine's own default is 4
     limits: tuple[LimitConfig, ...] = ()
     max_concurrent: int | None = Field(default=None, ge=1)
     max_request_bytes: int | None = Field(default=None, ge=1)

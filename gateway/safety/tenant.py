@@ -3,10 +3,11 @@
 Knows counts and a given time. Does not know requests, keys or other tenants.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.safety.bucket import Bucket
 from gateway.safety.config import LimitConfig, TenantConfig
+from gateway.wire.protobuf import encode_int_parameter, encode_parameter
 
 
 @dataclass(eq=False, slots=True)
@@ -16,6 +17,14 @@ class Tenant:
     config: TenantConfig
     buckets: list[tuple[LimitConfig, Bucket]]
     num_in_flight: int = 0
+    parameters: bytes = field(init=False)  # what the scheduler is to know, ready to be appended to a request
+
+    def __post_init__(self) -> None:
+        self.parameters = (
+            encode_parameter("tenant", self.config.name)
+            + encode_int_parameter("tenant_weight", self.config.weight)
+            + encode_int_parameter("priority_class", self.config.priority_class)
+        )
 
     @property
     def has_room(self) -> bool:

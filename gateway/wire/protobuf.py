@@ -14,7 +14,7 @@ ONE_BYTE, SMALL_NUMBER = 0x80, 16  # below these a length or tag is one byte
 REQUEST_MODEL, REQUEST_ID, REQUEST_PARAMETERS, REQUEST_INPUTS, REQUEST_RAW_INPUTS = 1, 3, 4, 5, 7
 TENSOR_NAME, TENSOR_DATATYPE, TENSOR_SHAPE, TENSOR_CONTENTS = 1, 2, 3, 5
 CONTENTS_INT = 2
-PARAMETER_STRING = 3
+PARAMETER_INT, PARAMETER_STRING = 2, 3
 STREAM_ERROR, STREAM_RESPONSE, RESPONSE_ID = 1, 2, 3
 STREAM_ERROR_TAG = STREAM_ERROR << 3 | BYTES  # serializers write fields in order: with it an error message begins
 
@@ -43,7 +43,15 @@ def encode_field(number: int, value: bytes) -> bytes:
 
 def encode_parameter(name: str, value: str) -> bytes:
     """Return one entry of `ModelInferRequest.parameters` with a string value, ready to be appended to a request."""
-    parameter = encode_field(PARAMETER_STRING, value.encode())
+    return _parameter(name, encode_field(PARAMETER_STRING, value.encode()))
+
+
+def encode_int_parameter(name: str, value: int) -> bytes:
+    """Return such an entry with an int64 value, which must not be negative."""
+    return _parameter(name, encode_varint(PARAMETER_INT << 3 | VARINT) + encode_varint(value))
+
+
+def _parameter(name: str, parameter: bytes) -> bytes:
     return encode_field(REQUEST_PARAMETERS, encode_field(1, name.encode()) + encode_field(2, parameter))
 
 

@@ -67,6 +67,20 @@ def test_a_ledger_runs_through_every_stage_in_order(client: OpenAI, stream: bool
     assert began < marks[0] < marks[-1] < time.time_ns()
 
 
+def test_a_deadline_reaches_the_engine_and_ends_a_request_there(client: OpenAI) -> None:
+    def ask(seconds: str, max_tokens: int) -> Any:
+        headers = {"x-request-timeout": seconds}
+        options: dict[str, Any] = {"extra_headers": headers, "frequency_penalty": 1.0}
+        return client.with_options(max_retries=0).completions.create(
+            model="llm", prompt=PROMPT, max_tokens=max_tokens, **options
+        )
+
+    assert ask("60", 8).usage.completion_tokens == 8
+    with pytest.raises(openai.APIStatusError) as ended:
+        ask("0.05", 200)
+    assert ended.value.status_code == 504
+
+
 def test_what_the_model_refuses_is_a_bad_request(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="top_p"):
         client.completions.create(model="llm", prompt=PROMPT, top_p=0)

@@ -105,6 +105,22 @@ def test_a_key_opens_calls_and_is_not_passed_on(start: Start) -> None:
     assert "authorization" not in backend.metadata[0]
 
 
+def test_the_engine_learns_for_whom_and_until_when_a_request_is(start: Start) -> None:
+    gateway, backend = start(tenants=[{"name": "one", "weight": 3, "priority_class": 2}])
+    with Client(gateway.url) as client:
+        forged = request("1", tenant="other", priority_class="0")
+        for options in ({"timeout": 5}, {"timeout": None}):
+            stream = client.stream(metadata=key("one"), **options)
+            stream.send(forged)
+            stream.rest()
+    with_deadline, without = (asked.parameters for asked in backend.requests)
+    for told in (with_deadline, without):
+        assert (told["tenant"].string_param, told["tenant_weight"].int64_param) == ("one", 3)
+        assert told["priority_class"].int64_param == 2
+    assert 4000 < with_deadline["deadline_ms"].int64_param <= 5000
+    assert "deadline_ms" not in without
+
+
 def test_only_an_admin_drains_an_instance(start: Start) -> None:
     gateway, backend = start(tenants=[{"name": "user"}, {"name": "boss", "is_admin": True}])
     path = f"/instances/{backend.grpc_address}/drain"
