@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
 from gateway.call import upstream_block
+from gateway.content.screen import Screening, screen_prompt
 from gateway.facts import engine_facts
 from gateway.log import log
 from gateway.observe.observation import Observation
@@ -54,8 +55,9 @@ class Dispatcher:
         self._line: dict[Request, asyncio.TimerHandle] = {}
         self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self.observation = Observation(config.observe, metrics.registry)
+        self._screening = Screening(config.safety.content) if config.safety.content is not None else None
         self.guard = Guard(config.safety, self._loop.time())
-        self._gate = Gate(config.safety, self._place, self._refuse, hub.flush) if self.guard.tenants else None
+        self._gate = Gate(config.safety, self._place, self._fail, hub.flush) if self.guard.tenants else None
         self._keys = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
 
     @property
@@ -69,7 +71,9 @@ class Dispatcher:
         """Take a new request."""
         request.concurrent = 1 + sum(instance.load.in_flight for instance in self.instances.values())
         self.observation.arrived(request)
-        if self._gate is None:
+        if self._screening is not None and (failure := screen_prompt(self._screening, request)) is not None:
+            self._fail(request, failure)
+        elif self._gate is None:
             self._place(request)
         else:
             self._gate.submit(request)
@@ -87,6 +91,14 @@ class Dispatcher:
         if request.key:
             self._metrics.aborts.labels(instance.name).inc()
             send_abort(instance, request.key, repeat=was_sent)
+
+    def cut_short(self, request: Request) -> None:
+        """Conclude a request of whose answer nothing more may follow."""
+        instance = request.instance
+        self._conclude(request, "filtered", ErrorCode.CANCEL)
+        request.exchange.succeeded(request, ())
+        if instance is not None:
+            send_abort(instance, request.key, repeat=False)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
@@ -182,7 +194,7 @@ class Dispatcher:
         request.go_on_from(continuation, self._loop.time())
         self._retry(request, failure, code)
 
-    def _fail(self, request: Request, failure: Failure, code: int | None) -> None:
+    def _fail(self, request: Request, failure: Failure, code: int | None = None) -> None:
         self._conclude(request, failure.code.name.lower(), code)
         request.exchange.failed(request, failure)
 
@@ -236,10 +248,6 @@ class Dispatcher:
         self._conclude(request, "unavailable", None)
         request.exchange.failed(request, Failure(Code.UNAVAILABLE, message))
         self._hub.flush()
-
-    def _refuse(self, request: Request, failure: Failure) -> None:
-        self._conclude(request, failure.code.name.lower(), None)
-        request.exchange.failed(request, failure)
 
     def _ended(self, request: Request, instance: str, outcome: str) -> None:
         self.observation.ended(request, instance, outcome)

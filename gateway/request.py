@@ -26,6 +26,7 @@ from gateway.wire.messages import MessageCutter, frame_message
 from gateway.wire.stream import State
 
 if TYPE_CHECKING:
+    from gateway.content.screen import Screen
     from gateway.exchange import Exchange
     from gateway.instance import Instance
     from gateway.observe.observer import Observer
@@ -87,8 +88,10 @@ class Request:
         "line_since",
         "link",
         "observer",
+        "owed",
         "prefill",
         "routed_ns",
+        "screen",
         "stage",
         "stream",
         "tape",
@@ -117,6 +120,8 @@ class Request:
         self.link: UpstreamLink | None = None
         self.stream: Stream | None = None
         self.observer: Observer | None = None
+        self.screen: Screen | None = None
+        self.owed = 0  # bytes that the instance has sent to a screen, not yet given back to it
         self.tape: Tape | None = None
         self.cutter = self._new_cutter()
 
@@ -227,9 +232,16 @@ class Request:
         if pieces:
             self._note_answer()
             self._record(pieces)
+            if self.screen is not None and self.screen.watches:
+                self.owed += sum(len(piece) for piece, _ in pieces)
+                pieces, count = self.screen.answer(pieces)
             self.exchange.deliver(self, pieces, count)
+            if not pieces:
+                self.written(0)  # the screen holds a part of a message: the rest is to come
             self._open_lane()
-        if self.cutter.stopped_at is not None:
+        if self.screen is not None and self.screen.has_cut:
+            self.exchange.dispatcher.cut_short(self)
+        elif self.cutter.stopped_at is not None:
             self.exchange.dispatcher.attempt_failed(self, failure_of_message(self.cutter.stopped_at))
 
     def on_reset(self, code: int) -> None:
@@ -245,13 +257,20 @@ class Request:
         """Give back to the instance what has gone on to the client, and open the express lane where it can be."""
         if self.link is None or self.stream is None:
             return
+        if self._is_screened:
+            size, self.owed = self.owed, 0
         self.link.connection.consume(self.stream, size)
         self._open_lane()
+
+    @property
+    def _is_screened(self) -> bool:
+        return self.screen is not None and self.screen.watches
 
     def _open_lane(self) -> None:
         if self.link is None or self.stream is None or self.stream.target is not None:
             return
-        is_simple = self.observer is None and self.cutter.at_boundary and self.stage is Stage.ANSWERING
+        is_plain = self.observer is None and not self._is_screened
+        is_simple = is_plain and self.cutter.at_boundary and self.stage is Stage.ANSWERING
         if is_simple and self.exchange.is_clear:
             self.link.connection.enter_lane(self.stream, self.exchange.stream)
 

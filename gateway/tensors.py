@@ -87,7 +87,7 @@ def pack_texts(texts: list[bytes]) -> bytes:
 
 
 def _split(message: bytes, tensor_field: int, raw_field: int) -> tuple[dict[str, bytes], list[str], list[bytes]]:
-    """Return (typed tensors, names of all tensors, raw contents), as KServe allows one form or the other."""
+    """Return (tensors with contents of their own, names of the others, raw contents, which are for those in order)."""
     typed: dict[str, bytes] = {}
     names: list[str] = []
     raw: list[bytes] = []
@@ -97,14 +97,16 @@ def _split(message: bytes, tensor_field: int, raw_field: int) -> tuple[dict[str,
         if number == raw_field:
             raw.append(value)
         elif number == tensor_field:
-            name, contents = _describe(value)
-            names.append(name)
-            if contents is not None:
+            name, contents = describe(value)
+            if contents is None:
+                names.append(name)
+            else:
                 typed[name] = contents
     return typed, names, raw
 
 
-def _describe(tensor: bytes) -> tuple[str, bytes | None]:
+def describe(tensor: bytes) -> tuple[str, bytes | None]:
+    """Return the name of an encoded tensor, and its contents in raw form where it holds them itself."""
     name, contents = "", None
     for number, value in fields(tensor):
         if number == NAME and isinstance(value, bytes):

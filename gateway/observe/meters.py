@@ -31,6 +31,9 @@ class Meters:
             "gateway_gap_seconds", "Between responses of a watched request.", LABELS,
             buckets=GAP_BUCKETS, registry=registry,
         )  # fmt: skip
+        self._found = Counter(
+            "gateway_content_findings", "What content rules have found.", ["rule", "action", "place"], registry=registry
+        )
         self._tokens = Counter(
             "gateway_tokens", "Tokens of watched requests.", [*LABELS, "kind"], registry=registry
         )  # fmt: skip
@@ -46,6 +49,10 @@ class Meters:
             self._wait.labels(tenant).observe(wait)
         if first is not None:
             self._first.labels(tenant, instance).observe(first)
+
+    def found(self, rule: str, action: str, place: str, count: int) -> None:
+        """Take findings of a content rule."""
+        self._found.labels(rule, action, place).inc(count)
 
     def used(self, tenant: str, instance: str, usage: Usage) -> None:
         """Take the tokens of a watched request."""

@@ -70,6 +70,9 @@ class Observation:
         if first is not None:
             self.recent_first.append(first)
         self._meters.ended(tenant, instance, outcome, _seconds(request, request.routed_ns), first)
+        if request.screen is not None:
+            for (rule, action, place), count in request.screen.found.items():
+                self._meters.found(rule, action, place, count)
         observer = request.observer
         if observer is None and self.journal is None:
             return
@@ -143,4 +146,5 @@ def _record(request: Request, instance: str, outcome: str, usage: Usage, ledger:
         cached_tokens=usage.cached_tokens,
         first_answer=request.first_ns or None,
         ledger=ledger,
+        flags=request.screen.flags() if request.screen is not None else "",
     )

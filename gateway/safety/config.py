@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
+from gateway.content.config import ContentConfig
 from gateway.safety.keys import Key, read_keys
 from gateway.strict import Strict
 
@@ -46,6 +47,7 @@ class SafetyConfig(Strict):
     max_in_flight: int | None = Field(default=None, ge=1)
     queue_size: int = Field(default=1024, ge=0)
     max_wait_s: float = Field(default=1.0, ge=0)
+    content: ContentConfig | None = None
     assumed_completion_tokens: int = Field(default=256, ge=1)  # of a request that does not say `max_tokens`
 
     @model_validator(mode="after")
