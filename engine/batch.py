@@ -27,7 +27,9 @@ class Batch:
         token_to_seq: [T] int32.
         block_tables: [S, M] int32, padded with 0.
         logits_indices: [R] int64, the tokens whose logits are wanted.
-        sampling: the R sequences that get a token, in the order of `logits_indices`.
+        sampling: the sequences that get a token, in the order of the first of `logits_indices`.
+        prompts: sequences that want log-probabilities of their prompt, and for how many of this step's tokens; the rest
+            of `logits_indices` are the tokens before those, in this order.
     """
 
     input_ids: torch.Tensor
@@ -37,6 +39,7 @@ class Batch:
     block_tables: torch.Tensor
     logits_indices: torch.Tensor
     sampling: list[Sequence]
+    prompts: list[tuple[Sequence, int]]
 
 
 def build_batch(plan: StepPlan, block_size: int) -> Batch:
@@ -49,15 +52,30 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
     tables = _block_tables([item.sequence for item in plan.scheduled])
     slots = tables[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
     samples = [index for index, item in enumerate(plan.scheduled) if item.samples]
+    logged = _prompt_tokens(plan, ends)
     return Batch(
         input_ids=torch.from_numpy(_token_ids(plan)),
         positions=torch.from_numpy(positions.astype(np.int32)),
         slot_mapping=torch.from_numpy(slots),
         token_to_seq=torch.from_numpy(rows),
         block_tables=torch.from_numpy(tables),
-        logits_indices=torch.from_numpy(ends[samples] - 1),
+        logits_indices=torch.from_numpy(np.concatenate((ends[samples] - 1, *(tokens for _, tokens in logged)))),
         sampling=[plan.scheduled[index].sequence for index in samples],
+        prompts=[(sequence, len(tokens)) for sequence, tokens in logged],
     )
+
+
+def _prompt_tokens(plan: StepPlan, ends: np.ndarray) -> list[tuple[Sequence, np.ndarray]]:
+    """Return, for each sequence that wants it, the step's tokens whose logits say how likely a prompt token was."""
+    found: list[tuple[Sequence, np.ndarray]] = []
+    for item, end in zip(plan.scheduled, ends, strict=True):
+        sequence = item.sequence
+        if sequence.wants_prompt_log_probs:
+            offset = end - item.num_tokens - sequence.num_computed_tokens
+            first = max(sequence.num_computed_tokens, len(sequence.prompt_log_probs))
+            last = min(sequence.num_computed_tokens + item.num_tokens, sequence.num_prompt_tokens - 1)
+            found.append((sequence, offset + np.arange(first, max(first, last), dtype=np.int64)))
+    return found
 
 
 def _token_ids(plan: StepPlan) -> np.ndarray:

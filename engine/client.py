@@ -175,7 +175,7 @@ class EngineClient:
             self.stats = message
         elif isinstance(message, list):
             with self._lock:
-                self._open.difference_update(o.request_id for o in message if o.finish_reason is not None)
+                self._open.difference_update(o.request_id for o in message if o.ends_request)
             self._on_outputs(message)
 
     def _bury(self) -> None:

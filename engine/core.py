@@ -15,23 +15,27 @@ from dataclasses import replace
 from itertools import takewhile
 
 from engine.config import EngineConfig
-from engine.errors import EngineError, RequestFailed, grpc_code
+from engine.errors import EngineError, InvalidRequest, RequestFailed, grpc_code
+from engine.guides import GuideFactory
 from engine.kv_manager import KVManager
+from engine.logit_rules import bad_sequences
 from engine.messages import ModelInfo
 from engine.model_runner import ModelRunner
 from engine.models.config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.request_check import check_request
 from engine.sampler import SampledTokens
-from engine.sampling_params import SamplingParams
+from engine.sampling_params import MAX_SEED, SamplingParams
 from engine.scheduler import Scheduler
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
-from engine.sequence import Sequence
+from engine.sequence import Guide, Sequence
+from engine.sequence_groups import SequenceGroups
 from engine.sliding_window import SlidingWindow
 from engine.step_plan import StepPlan
 from engine.stopping import append_token, resume
 from engine.text.stop_strings import StopStringChecker
 from engine.text.tokenizer import Tokenizer
+from engine.top_tokens import TopTokens
 
 STOP_TOKEN_CONTEXT = 4
 logger = logging.getLogger(__name__)
@@ -52,7 +56,8 @@ class EngineCore:
         self.runner.warm_up()
         self.scheduler = Scheduler(self._make_kv_manager(config), config)
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
-        self._sequences: dict[int, Sequence] = {}
+        self.guides = GuideFactory(self.tokenizer)
+        self._groups = SequenceGroups()
 
     @property
     def info(self) -> ModelInfo:
@@ -79,33 +84,38 @@ class EngineCore:
         resume_ids: tuple[int, ...] = (),
         *,
         scheduling: SchedulingParams = DEFAULT_SCHEDULING,
-    ) -> RequestOutput | None:
+        guide: Guide | None = None,
+    ) -> list[RequestOutput]:
         """Queue a request, to go on behind `resume_ids` where the completion has begun elsewhere.
 
+        `guide` spares compiling it here; see `guides`.
+
         Returns:
-            The one and last output where the resumed completion is over already, else None.
+            The one and last output where the resumed completion is over already, else none.
 
         Raises:
-            InvalidRequest: the prompt is empty, has ids outside the vocabulary, or is too long.
+            InvalidRequest: the prompt is empty, has ids outside the vocabulary, or is too long; or a bad guide.
             QueueFull: too many requests, or tokens, wait.
         """
         check_request(prompt_ids, params, self.info, resume_ids)
-        sequence = self._new_sequence(request_id, prompt_ids, params)
-        sequence.timings.arrived = arrived
-        sequence.scheduling = scheduling
-        sequence.deadline = scheduling.deadline(arrived)
-        reason = resume(sequence, resume_ids)
-        self.scheduler.add(sequence)
-        self._sequences[request_id] = sequence
-        return None if reason is None else self._finish(sequence, reason)
+        if params.guided is not None and guide is None:
+            guide = self.guides.make(params.guided)
+        sequences = self._new_sequences(request_id, prompt_ids, params, guide)
+        for sequence in sequences:
+            sequence.timings.arrived = arrived
+            sequence.scheduling = scheduling
+            sequence.deadline = scheduling.deadline(arrived)
+        try:
+            reason = resume(sequences[0], resume_ids)
+        except RequestFailed as error:
+            raise InvalidRequest(f"resume_token_ids cannot be followed: {error}") from error
+        self.scheduler.add(sequences[0])
+        self._groups.add(sequences)
+        return [] if reason is None else [self._finish(sequences[0], reason)]
 
-    def abort(self, request_id: int) -> RequestOutput | None:
-        """End a request now and return its last output; None where it has ended already."""
-        sequence = self._sequences.get(request_id)
-        if sequence is None:
-            return None
-        sequence.num_releasable = sequence.num_emitted
-        return self._finish(sequence, FinishReason.CANCELLED)
+    def abort(self, request_id: int) -> list[RequestOutput]:
+        """End a request now and return its sequences' last outputs; none where it has ended already."""
+        return [self._cut_off(sequence, FinishReason.CANCELLED) for sequence in self._groups.of(request_id)]
 
     def step(self) -> list[RequestOutput]:
         """Plan and compute one step, and return what requests gained by it."""
@@ -142,47 +152,66 @@ class EngineCore:
         caching = config.enable_prefix_caching
         return KVManager(self.runner.num_blocks, config.block_size, enable_prefix_caching=caching, window=window)
 
-    def _new_sequence(self, request_id: int, prompt_ids: list[int], params: SamplingParams) -> Sequence:
+    def _new_sequences(
+        self, request_id: int, prompt_ids: list[int], params: SamplingParams, guide: Guide | None
+    ) -> list[Sequence]:
         limit = self.runner.max_model_len
         eos = () if params.ignore_eos else self.model_config.eos_token_ids
-        return Sequence(
-            request_id=request_id,
-            token_ids=list(prompt_ids),
-            num_prompt_tokens=len(prompt_ids),
-            params=params,
-            max_total_tokens=limit if params.max_tokens is None else min(limit, len(prompt_ids) + params.max_tokens),
-            stop_token_ids=frozenset((*params.stop_token_ids, *eos)),
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
-            stop_checker=StopStringChecker(self.tokenizer, params.stop) if params.stop else None,
-        )
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        bad_words = bad_sequences(params.bad_words, self.tokenizer.encode_part)
+        return [
+            Sequence(
+                request_id=request_id,
+                token_ids=list(prompt_ids),
+                num_prompt_tokens=len(prompt_ids),
+                params=params,
+                max_total_tokens=limit
+                if params.max_tokens is None
+                else min(limit, len(prompt_ids) + params.max_tokens),
+                stop_token_ids=frozenset((*params.stop_token_ids, *eos)),
+                seed=(seed + index) % (MAX_SEED + 1),
+                stop_checker=StopStringChecker(self.tokenizer, params.stop) if params.stop else None,
+                bad_sequences=bad_words,
+                guide=guide.copy() if guide is not None else None,
+                index=index,
+            )
+            for index in range(params.n)
+        ]
 
     def _account(self, plan: StepPlan) -> None:
         """Book the step's tokens as computed and name the blocks they filled."""
         for item in plan.scheduled:
             sequence = item.sequence
             missing = sequence.num_prompt_tokens - sequence.num_computed_tokens
-            if 0 < missing <= item.num_tokens and not sequence.timings.first_token:
+            if 0 < missing <= item.num_tokens and not sequence.timings.first_token and sequence.index == 0:
                 self.stats.num_prompt_tokens += sequence.num_prompt_tokens
                 self.stats.num_cached_tokens += min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
             sequence.num_computed_tokens += item.num_tokens
             self.scheduler.kv.register(sequence)
 
     def _take_token(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
-        """Give a sequence its token; whatever goes wrong ends this sequence only."""
+        """Give a sequence its token; whatever goes wrong ends this sequence's request only."""
+        if sequence.is_finished:  # another sequence of its request has failed in this step
+            return None
         try:
             error = sampled.errors[row]
             if error is None:
-                return self._advance(sequence, sampled.token_ids[row], sampled.log_probs[row])
+                return self._advance(sequence, sampled, row)
+        except EngineError as failure:
+            error = failure
         except Exception as bug:
             logger.exception("request %d failed", sequence.request_id)
             error = RequestFailed(f"the request failed inside the engine: {bug!r}")
         return self._fail(sequence, error)
 
-    def _advance(self, sequence: Sequence, token_id: int, log_prob: float | None) -> RequestOutput | None:
-        reason = append_token(sequence, token_id)
-        self.stats.num_generated_tokens += 1
+    def _advance(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
+        token_id, log_prob = sampled.token_ids[row], sampled.log_probs[row]
         if log_prob is not None:
             sequence.log_probs.append(log_prob)
+            sequence.top_tokens.extend(sampled.tops[row] or TopTokens())
+        reason = append_token(sequence, token_id)
+        self.stats.num_generated_tokens += 1
+        self._fork(sequence)
         if not sequence.timings.first_token:
             sequence.timings.first_token = time.monotonic()
         if reason is FinishReason.STOP and token_id in sequence.params.stop_token_ids:
@@ -202,29 +231,50 @@ class EngineCore:
     def _end_expired(self, sequence: Sequence) -> RequestOutput:
         """Report a sequence that the scheduler has ended at its deadline, with every token it has."""
         sequence.num_releasable = sequence.num_output_tokens
-        self.stats.num_expired += 1
-        return self._finish(sequence, FinishReason.DEADLINE)
+        output = self._finish(sequence, FinishReason.DEADLINE)
+        self.stats.num_expired += output.ends_request
+        return output
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
+        self._fork(sequence)
         self.scheduler.finish(sequence, reason)
         sequence.timings.finished = time.monotonic()
-        self.stats.num_finished += 1
-        del self._sequences[sequence.request_id]
-        return self._emit(sequence)
+        num_open = self._groups.close(sequence)
+        self.stats.num_finished += num_open == 0
+        return replace(self._emit(sequence), num_open_sequences=num_open)
+
+    def _cut_off(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
+        """End a sequence without what it has not sent on."""
+        sequence.num_releasable = sequence.num_emitted
+        return self._finish(sequence, reason)
 
     def _fail(self, sequence: Sequence, error: EngineError) -> RequestOutput:
-        sequence.num_releasable = sequence.num_emitted
-        output = self._finish(sequence, FinishReason.ERROR)
-        return replace(output, error=str(error), error_code=grpc_code(error))
+        """End a request, whose sequences share its one error."""
+        outputs = [self._cut_off(each, FinishReason.ERROR) for each in self._groups.of(sequence.request_id)]
+        return replace(outputs[-1], error=str(error), error_code=grpc_code(error))
+
+    def _fork(self, first: Sequence) -> None:
+        """Queue the request's other sequences, which were held until the first had computed the prompt."""
+        siblings = self._groups.take_held(first.request_id)
+        for sibling in siblings:
+            sibling.prompt_log_probs, sibling.prompt_top = first.prompt_log_probs, first.prompt_top
+        self.scheduler.fork(siblings)
 
     def _emit(self, sequence: Sequence) -> RequestOutput:
         start, end = sequence.num_emitted, sequence.num_releasable
         offset, resumed = sequence.num_prompt_tokens, sequence.num_resumed
         sequence.num_emitted = end
+        is_first, params = start == resumed, sequence.params
+        knows_prompt = is_first and (params.prompt_logprobs or (params.echo and params.logprobs))
         return RequestOutput(
             request_id=sequence.request_id,
             token_ids=sequence.token_ids[offset + start : offset + end],
             log_probs=sequence.log_probs[start - resumed : end - resumed] if sequence.params.logprobs else None,
+            top=sequence.top_tokens.places(start - resumed, end - resumed) if params.logprobs else None,
+            prompt_log_probs=sequence.prompt_log_probs if knows_prompt else None,
+            prompt_top=sequence.prompt_top if knows_prompt else None,
+            sequence_index=sequence.index,
+            num_open_sequences=len(self._groups.of(sequence.request_id)),
             finish_reason=sequence.finish_reason,
             num_prompt_tokens=sequence.num_prompt_tokens,
             num_cached_tokens=min(sequence.num_cached_tokens, sequence.num_prompt_tokens),

@@ -5,6 +5,7 @@ Knows token ids and options, as plain arrays. Does not know logits, other sequen
 The order is: the repetition penalty, then everything that is added, forbidden tokens being minus infinity.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from engine.sampling_params import SamplingParams
 from engine.token_counts import TokenCounts
 
-NOTHING = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+NO_IDS = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,29 +36,44 @@ class Adjustment:
 class LogitRules:
     """The rules of one sequence, with what they remember of its tokens."""
 
-    def __init__(self, params: SamplingParams, stop_token_ids: frozenset[int]) -> None:
-        """Prepare what does not change from token to token."""
+    def __init__(
+        self,
+        params: SamplingParams,
+        stop_token_ids: frozenset[int],
+        bad_sequences: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
+        """Prepare what does not change from token to token.
+
+        Args:
+            params: the options.
+            stop_token_ids: held off until `min_tokens` are out.
+            bad_sequences: runs of tokens of which the last may never come.
+        """
         self._params = params
         self._counts = TokenCounts()
         self._held_off = _forbid(sorted(stop_token_ids))
+        self._bias = _pairs(params.logit_bias)
+        self._bad_tokens = _forbid([run[0] for run in bad_sequences if len(run) == 1])
+        self._bad_runs = [run for run in bad_sequences if len(run) > 1]
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is ever changed."""
-        params = self._params
-        return not (self._counts_tokens or params.min_tokens)
+        has_bans = bool(self._params.min_tokens or self._bad_runs or len(self._bad_tokens[0]))
+        return not (self._counts_tokens or has_bans or self._params.logit_bias)
 
     def adjust(self, token_ids: list[int], num_prompt_tokens: int) -> Adjustment:
         """Return what changes for the token that comes next after prompt and output, `token_ids`."""
-        params, parts = self._params, []
+        params, parts = self._params, [self._bias, self._bad_tokens]
         if self._counts_tokens:
             self._counts.catch_up(token_ids, num_prompt_tokens)
         if params.presence_penalty != 0 or params.frequency_penalty != 0:
             parts.append(self._count_penalties())
         if len(token_ids) - num_prompt_tokens < params.min_tokens:
             parts.append(self._held_off)
-        ids, values = zip(*parts, strict=True) if parts else ((NOTHING[0],), (NOTHING[1],))
-        penalised = self._counts.ids if params.repetition_penalty != 1 else NOTHING[0]
+        parts.append(_forbid([run[-1] for run in self._bad_runs if _ends_with(token_ids, run[:-1])]))
+        ids, values = zip(*parts, strict=True)
+        penalised = self._counts.ids if params.repetition_penalty != 1 else NO_IDS
         return Adjustment(penalised, params.repetition_penalty, np.concatenate(ids), np.concatenate(values))
 
     @property
@@ -70,6 +86,21 @@ class LogitRules:
         counts = self._counts.output_counts[in_output]
         penalties = self._params.presence_penalty + self._params.frequency_penalty * counts
         return self._counts.ids[in_output], -penalties.astype(np.float32)
+
+
+def bad_sequences(words: Iterable[str], encode: Callable[[str], list[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the runs of tokens that spell `words`: each at the beginning of a word and behind a space."""
+    spellings = {tuple(encode(text)) for word in words for text in (word, " " + word.lstrip(" "))}
+    return tuple(sorted(run for run in spellings if run))
+
+
+def _ends_with(token_ids: list[int], run: tuple[int, ...]) -> bool:
+    return tuple(token_ids[-len(run) :]) == run
+
+
+def _pairs(pairs: tuple[tuple[int, float], ...]) -> tuple[np.ndarray, np.ndarray]:
+    ids, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(ids, dtype=np.int64), np.array(values, dtype=np.float32)
 
 
 def _forbid(token_ids: list[int]) -> tuple[np.ndarray, np.ndarray]:

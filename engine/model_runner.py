@@ -7,6 +7,7 @@ import logging
 import os
 
 import numba
+import numpy as np
 import torch
 from numba.core import config as numba_config
 
@@ -14,6 +15,7 @@ from engine.batch import build_batch
 from engine.config import EngineConfig
 from engine.kv_cache import KVCache, num_blocks_for
 from engine.layers.packed_linear import can_pack, pack_linears
+from engine.log_probs import LoggedRows
 from engine.models.config import ModelConfig
 from engine.models.registry import build_model
 from engine.sampler import SampledTokens, sample
@@ -57,7 +59,20 @@ class ModelRunner:
         """Compute the plan's tokens and sample for the sequences whose last token was among them."""
         batch = build_batch(plan, self.block_size)
         logits = self.model(batch, self.cache)
-        return batch.sampling, sample(logits, batch.sampling)
+        num_sampling = len(batch.sampling)
+        _log_prompts(logits[num_sampling:], batch.prompts)
+        return batch.sampling, sample(logits[:num_sampling], batch.sampling)
+
+
+def _log_prompts(logits: torch.Tensor, prompts: list[tuple[Sequence, int]]) -> None:
+    """Add what the rows of `logits` say about the prompts' next tokens to their sequences."""
+    for (sequence, count), rows in zip(prompts, logits.split([count for _, count in prompts]), strict=True):
+        known = len(sequence.prompt_log_probs)
+        next_ids = np.array(sequence.token_ids[known + 1 : known + 1 + count], dtype=np.int64)
+        log_probs, tops = LoggedRows(rows, [sequence.params.top_logprobs] * count).read(next_ids)
+        sequence.prompt_log_probs += log_probs
+        for top in tops:
+            sequence.prompt_top.extend(top)
 
 
 def _set_threads(num_threads: int) -> None:

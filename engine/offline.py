@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from engine.core import EngineCore
 from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.top_tokens import TopTokens
 
 
 @dataclass(slots=True)
@@ -17,6 +18,8 @@ class Completion:
 
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
+    top: TopTokens = field(default_factory=TopTokens)
+    prompt_log_probs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     text: str = ""
     num_cached_tokens: int = 0
@@ -25,24 +28,26 @@ class Completion:
         """Take the next output of the request."""
         self.token_ids += output.token_ids
         self.log_probs += output.log_probs or []
+        self.top.extend(output.top or TopTokens())
+        self.prompt_log_probs += output.prompt_log_probs or []
         self.finish_reason = output.finish_reason
         self.num_cached_tokens = output.num_cached_tokens
 
 
 def generate(core: EngineCore, prompts: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
-    """Run all prompts at once and return their completions in order.
+    """Run all prompts at once and return their completions in order, `n` of each.
 
     Raises:
         EngineError: a prompt or its options cannot be served.
     """
-    completions = [Completion() for _ in prompts]
+    completions = {(i, index): Completion() for i, options in enumerate(params) for index in range(options.n)}
     for request_id, (prompt, options) in enumerate(zip(prompts, params, strict=True)):
         core.add(request_id, prompt, options, time.monotonic())
     while core.has_work:
         for output in core.step():
-            completion = completions[output.request_id]
+            completion = completions[output.request_id, output.sequence_index]
             completion.extend(output)
             if output.finish_reason is not None:
                 text = core.tokenizer.decode(completion.token_ids)
                 completion.text = text[: len(text) - output.trim_chars]
-    return completions
+    return list(completions.values())

@@ -3,12 +3,15 @@
 Knows plain values that cross process borders. Does not know tensors, text or Triton.
 
 Invariants:
-1. Outputs of one request, joined in order, give its completion exactly once.
-2. Exactly one output of a request has a `finish_reason`, and it is the last one.
+1. Outputs of one sequence of a request, joined in order, give its completion exactly once.
+2. Exactly one output of a sequence has a `finish_reason`, and it is the sequence's last one. An error ends all of them.
+3. Exactly one output of a request `ends_request`, and it is the last one.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from engine.top_tokens import TopTokens
 
 
 class FinishReason(StrEnum):
@@ -46,6 +49,11 @@ class RequestOutput:
         num_cached_tokens: prompt tokens whose KV came from the prefix cache.
         num_completion_tokens: tokens generated so far, these included.
         num_preemptions: how many times the request has given its KV blocks back to others.
+        sequence_index: which of the request's sequences has gained this.
+        num_open_sequences: how many sequences of the request are open after this output.
+        top: the likeliest tokens in the place of each new token; None unless asked for with `log_probs`.
+        prompt_log_probs: of each prompt token but the first; on a sequence's first output, where asked for.
+        prompt_top: the likeliest tokens in their places.
         trim_chars: characters to drop from the end of this output's text, because a stop string begins there.
         timings: stations passed so far.
     """
@@ -60,8 +68,18 @@ class RequestOutput:
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
     num_preemptions: int = 0
+    sequence_index: int = 0
+    num_open_sequences: int = 0
+    top: TopTokens | None = None
+    prompt_log_probs: list[float] | None = None
+    prompt_top: TopTokens | None = None
     trim_chars: int = 0
     timings: Timings = field(default_factory=Timings)
+
+    @property
+    def ends_request(self) -> bool:
+        """Whether the request is over with this output."""
+        return self.finish_reason is not None and self.num_open_sequences == 0
 
 
 @dataclass(slots=True)

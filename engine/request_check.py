@@ -28,14 +28,32 @@ def check_request(
     """
     if not prompt_ids:
         raise InvalidRequest("the prompt is empty: at least 1 token is needed")
-    lists = {"prompt": prompt_ids, "stop_token_ids": params.stop_token_ids, "resume_token_ids": resume_ids}
+    biased = [token_id for token_id, _ in params.logit_bias]
+    lists = {"prompt": prompt_ids, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
+    lists["resume_token_ids"] = resume_ids
     for name, ids in lists.items():
         _check_ids(name, ids, info.vocab_size)
+    if resume_ids and params.n > 1:
+        raise InvalidRequest(f"resume_token_ids can continue one sequence only, and n is {params.n}")
     if params.max_tokens is not None and len(resume_ids) > params.max_tokens:
         raise InvalidRequest(f"resume_token_ids holds {len(resume_ids)} tokens; max_tokens is {params.max_tokens}")
     max_tokens = params.max_tokens if params.max_tokens is not None else max(len(resume_ids), 1)
     if len(prompt_ids) + max_tokens > info.max_model_len:
         raise PromptTooLong(len(prompt_ids), max_tokens, info.max_model_len)
+
+
+def resumed_output(prompt_ids: Sequence[int], params: SamplingParams, resume_ids: Sequence[int]) -> tuple[int, ...]:
+    """Return those of the delivered tokens that belong to the completion: with `echo` the prompt's came first.
+
+    Raises:
+        InvalidRequest: the delivered tokens do not begin with the echoed prompt.
+    """
+    if not params.echo:
+        return tuple(resume_ids)
+    num_echoed = min(len(resume_ids), len(prompt_ids))
+    if list(resume_ids[:num_echoed]) != list(prompt_ids[:num_echoed]):
+        raise InvalidRequest("resume_token_ids do not begin with the prompt, although echo was asked for")
+    return tuple(resume_ids[num_echoed:])
 
 
 def _check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:

@@ -8,15 +8,17 @@ Invariants:
 2. Nothing is ignored: a name this module does not know is refused, and so is a value given twice and differently.
 """
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from engine.errors import InvalidRequest
+from engine.guided_options import KINDS
 from engine.messages import ModelInfo
-from engine.request_check import check_request
+from engine.request_check import check_request, resumed_output
 from engine.request_options import RequestOptions, json_object
 from engine.sampling_params import SamplingParams
 from engine.scheduling_inputs import SCHEDULING_OPTIONS, SCHEDULING_PARAMETERS, read_scheduling
@@ -25,6 +27,8 @@ from engine.text.tokenizer import Tokenizer
 
 PROMPTS = ("text_input", "messages", "input_ids")
 RESUME = "resume_token_ids"
+GUIDE_TYPE, GUIDE = "guided_decoding_guide_type", "guided_decoding_guide"
+GUIDE_TYPES = {kind: kind for kind in KINDS} | {"json": "json_object", "ebnf_grammar": "ebnf"}
 KEY_PARAMETER = "request_key"
 KNOWN_PARAMETERS = frozenset({KEY_PARAMETER, "id", "priority", "timeout", "headers", *SCHEDULING_PARAMETERS})
 FORWARDED_HEADERS = frozenset({"user-agent", "accept", "authorization", "traceparent", "tracestate", "content-type"})
@@ -101,6 +105,10 @@ def read_string(name: str, array: np.ndarray) -> str:
     return read_text(name, read_one(name, _of_kind(name, array, "OSU", "BYTES")))
 
 
+def _read_object(name: str, array: np.ndarray) -> dict[str, Any]:
+    return json_object(name, read_string(name, array))
+
+
 OPTIONS = {
     "max_tokens": Field("max_tokens", _read_int),
     "min_tokens": Field("min_tokens", _read_int),
@@ -116,8 +124,14 @@ OPTIONS = {
     "stop_token_ids": Field("stop_token_ids", _read_ids),
     "ignore_eos": Field("ignore_eos", _read_bool),
     "return_log_probs": Field("logprobs", _read_bool),
+    "num_top_log_probs": Field("top_logprobs", _read_int),
+    "return_prompt_log_probs": Field("prompt_logprobs", _read_bool),
+    "num_return_sequences": Field("n", _read_int),
+    "echo": Field("echo", _read_bool),
+    "bad_words": Field("bad_words", _read_texts),
+    "logit_bias": Field("logit_bias", _read_object),
 }
-KNOWN_TENSORS = frozenset({*PROMPTS, *OPTIONS, "stream", "sampling_parameters", RESUME})
+KNOWN_TENSORS = frozenset({*PROMPTS, *OPTIONS, "stream", "sampling_parameters", RESUME, GUIDE_TYPE, GUIDE})
 
 
 @dataclass(slots=True, frozen=True)
@@ -156,7 +170,7 @@ class RequestReader:
         stream = _read_bool("stream", tensors["stream"]) if "stream" in tensors else streams_by_default(given)
         prompt_ids = self._read_prompt(tensors)
         resume_ids = read_resume(tensors)
-        check_request(prompt_ids, params, self.info, resume_ids)
+        check_request(prompt_ids, params, self.info, resumed_output(prompt_ids, params, resume_ids))
         return PreparedRequest(prompt_ids, RequestOptions(params, scheduling, stream).to_json(), resume_ids)
 
     def _read_prompt(self, tensors: Mapping[str, np.ndarray]) -> list[int]:
@@ -220,18 +234,48 @@ def _read_json_options(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _read_sampling(tensors: Mapping[str, np.ndarray], asked: Mapping[str, Any]) -> SamplingParams:
     values = dict(asked)
-    known = {f.name for f in fields(SamplingParams)}
     for name, field in OPTIONS.items():
-        if name not in tensors:
-            continue
-        value = field.read(name, tensors[name])
-        if field.name in values and field.name in known and not _same(values[field.name], value):
-            raise InvalidRequest(
-                f"{name} is given twice and differently: {value!r} as a tensor and {values[field.name]!r} as "
-                f"{field.name} in sampling_parameters"
-            )
-        values.setdefault(field.name, value)
+        if name in tensors:
+            _add_option(values, field.name, name, field.read(name, tensors[name]))
+    if GUIDE in tensors or GUIDE_TYPE in tensors:
+        _add_option(values, "guided", GUIDE, _read_guide(tensors))
     return SamplingParams.from_mapping(values)
+
+
+def _add_option(values: dict[str, Any], option: str, tensor: str, value: object) -> None:
+    if option in values and not _same(values[option], value):
+        raise InvalidRequest(
+            f"{tensor} is given twice and differently: {value!r} as a tensor and {values[option]!r} as "
+            f"{option} in sampling_parameters"
+        )
+    values.setdefault(option, value)
+
+
+def _read_guide(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if GUIDE_TYPE not in tensors:
+        raise InvalidRequest(f"{GUIDE} needs {GUIDE_TYPE}, one of {', '.join(sorted(GUIDE_TYPES))}")
+    named = read_string(GUIDE_TYPE, tensors[GUIDE_TYPE])
+    if named not in GUIDE_TYPES:
+        raise InvalidRequest(f"{GUIDE_TYPE} must be one of {', '.join(sorted(GUIDE_TYPES))}, got {named!r}")
+    kind = GUIDE_TYPES[named]
+    if kind == "json_object":
+        if GUIDE in tensors:
+            raise InvalidRequest(f"{GUIDE_TYPE} {named} takes no {GUIDE}")
+        return {kind: True}
+    if GUIDE not in tensors:
+        raise InvalidRequest(f"{GUIDE_TYPE} {named} needs {GUIDE}")
+    text = read_string(GUIDE, tensors[GUIDE])
+    return {kind: _read_choices(text) if kind == "choice" else text}
+
+
+def _read_choices(text: str) -> list[Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{GUIDE} is not valid JSON: {error}") from error
+    if not isinstance(value, list):
+        raise InvalidRequest(f"{GUIDE} must be a JSON list")
+    return value
 
 
 def _same(first: object, second: object) -> bool:

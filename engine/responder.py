@@ -1,6 +1,6 @@
 """Sends each request what it has gained since its last response, from threads of its own.
 
-Knows outputs of the engine, chunks of tokens and sinks that take replies. Does not know Triton, text or how a reply
+Knows outputs of the engine, replies and sinks that take them. Does not know Triton, text or how a reply
 travels; the engine's reader thread only merges outputs here and never waits for a send.
 
 Invariants:
@@ -24,32 +24,12 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
-from engine.outputs import FinishReason, RequestOutput
-from engine.text.detokenizer import Chunk, ChunkCutter
+from engine.outputs import RequestOutput
+from engine.reply_stream import Delivery, Reply, ReplyStream
 from engine.text.tokenizer import Tokenizer
 
 MAX_REST_SECONDS = 0.1
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, frozen=True)
-class Reply:
-    """One response: a chunk of the completion and the facts known by now; the last output of those it covers."""
-
-    chunk: Chunk
-    log_probs: list[float]
-    token_index: int
-    last: RequestOutput
-
-    @property
-    def is_final(self) -> bool:
-        """Whether this is the request's last reply."""
-        return self.last.finish_reason is not None
-
-    @property
-    def is_error(self) -> bool:
-        """Whether the request ended with an error and so has no more text."""
-        return self.last.finish_reason is FinishReason.ERROR
 
 
 class Sink(Protocol):
@@ -76,10 +56,10 @@ class _Open:
     request_id: int
     sink: Sink
     stream: bool
-    cutter: ChunkCutter
+    delivery: Delivery
     outputs: list[RequestOutput] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    num_sent: int = 0
+    sequences: dict[int, ReplyStream] = field(default_factory=dict)
+    has_sent: bool = False
     place: _Place = _Place.IDLE
     rests_until: float = 0.0
 
@@ -126,13 +106,9 @@ class Responder:
         with self._changed:
             return len(self._requests)
 
-    def open(self, request_id: int, sink: Sink, *, stream: bool, resume_ids: Sequence[int] = ()) -> None:
-        """Begin to send a request's outputs to `sink`: in chunks, or all in one reply at the end.
-
-        Where the client has `resume_ids` already, chunks and `token_index` go on behind them.
-        """
-        request = _Open(request_id, sink, stream, ChunkCutter(self._tokenizer), num_sent=len(resume_ids))
-        request.cutter.resume(resume_ids)
+    def open(self, request_id: int, sink: Sink, *, stream: bool, delivery: Delivery = Delivery()) -> None:  # noqa: B008
+        """Begin to send a request's outputs to `sink`: in chunks, or in one reply a sequence at the end."""
+        request = _Open(request_id, sink, stream, delivery)
         with self._changed:
             self._requests[request_id] = request
             request.outputs.extend(self._early.pop(request_id, ()))
@@ -164,15 +140,16 @@ class Responder:
         """Put a request where it belongs, given what it has to send."""
         if not request.outputs or request.place in (_Place.READY, _Place.SENDING):
             return
-        is_final = request.outputs[-1].finish_reason is not None
-        if not is_final and (not request.stream or request.place is _Place.RESTING):
+        last = request.outputs[-1]
+        is_urgent = last.ends_request or (request.stream and last.finish_reason is not None)
+        if not is_urgent and (not request.stream or request.place is _Place.RESTING):
             return
-        if not is_final and request.rests_until > time.monotonic():
+        if not is_urgent and request.rests_until > time.monotonic():
             request.place = _Place.RESTING
             heapq.heappush(self._resting, (request.rests_until, next(self._tickets), request))
         else:
             request.place = _Place.READY
-            (self._ready if request.num_sent else self._first).append(request)
+            (self._ready if request.has_sent else self._first).append(request)
         self._changed.notify()
 
     def _run(self) -> None:
@@ -218,23 +195,24 @@ class Responder:
         return None
 
     def _send(self, request: _Open, outputs: list[RequestOutput]) -> bool:
-        """Send one reply for `outputs`, if there is something to say; return whether it was the final one."""
-        reply = _make_reply(request, outputs)
-        if reply.chunk.token_ids or reply.is_final:
+        """Send a reply for each sequence that has something to say; return whether one was the final one."""
+        for index, gained in _by_sequence(outputs).items():
+            if index not in request.sequences:
+                request.sequences[index] = ReplyStream(self._tokenizer, request.delivery)
+            reply = request.sequences[index].take(gained)
+            if not reply.chunk.token_ids and reply.last.finish_reason is None:
+                continue
+            request.has_sent = True
             try:
                 request.sink.send(reply)
             except Exception:  # one broken sink must not stop the thread that serves all others
                 logger.exception("a reply of request %d could not be sent", request.request_id)
-            request.num_sent += len(reply.chunk.token_ids)
-        return reply.is_final
+        return outputs[-1].ends_request
 
 
-def _make_reply(request: _Open, outputs: list[RequestOutput]) -> Reply:
+def _by_sequence(outputs: Sequence[RequestOutput]) -> dict[int, list[RequestOutput]]:
+    """Return the outputs of each sequence; the sequence whose output came last is the last one."""
+    found: dict[int, list[RequestOutput]] = {}
     for output in outputs:
-        request.cutter.push(output.token_ids)
-        request.log_probs.extend(output.log_probs or ())
-    last = outputs[-1]
-    chunk = request.cutter.cut(final=last.finish_reason is not None)
-    count = len(chunk.token_ids)
-    log_probs, request.log_probs = request.log_probs[:count], request.log_probs[count:]
-    return Reply(chunk=chunk, log_probs=log_probs, token_index=request.num_sent, last=last)
+        found[output.sequence_index] = [*found.pop(output.sequence_index, ()), output]
+    return found

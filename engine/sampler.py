@@ -2,8 +2,8 @@
 
 Knows logits, sampling options, and the tokens a sequence has so far. Does not know the model, blocks or text.
 
-The order is: the rules of `engine.logit_rules`, (greedy ends here), temperature, top-k, top-p, min-p, draw. Random
-numbers are a function of (seed, position). Log-probabilities are those of the model before any option is applied.
+The order is: the rules of `engine.logit_rules`, the guide's mask, (greedy ends here), temperature, top-k, top-p, min-p,
+draw. Random numbers are a function of (seed, position). Log-probabilities are those of the model before any option.
 
 Invariants:
 1. What happens to one row depends on that row and its own sequence only, failures included.
@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from engine.errors import EngineError, RequestFailed
-from engine.logit_rules import Adjustment, LogitRules
+from engine.log_probs import LoggedRows
+from engine.logit_rules import Adjustment
 from engine.random_numbers import uniforms
 from engine.sequence import Sequence
+from engine.top_tokens import TopTokens
 from kernels.draw_token import Draws, select
 
 logger = logging.getLogger(__name__)
@@ -32,50 +34,39 @@ class SampledTokens:
     Attributes:
         token_ids: the tokens; where there is an error, any number.
         log_probs: the token's log-probability, where the sequence asks for it.
+        tops: the likeliest tokens, where the sequence asks for log-probabilities.
         errors: why a sequence has no token.
     """
 
     token_ids: list[int]
     log_probs: list[float | None]
+    tops: list[TopTokens | None]
     errors: list[EngineError | None]
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> SampledTokens:
     """Choose one token for each row of `logits` [R, V] fp32, which is changed in place."""
     errors: list[EngineError | None] = [None] * len(sequences)
-    logged = _LoggedRows(logits, sequences)
+    log_rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs]
+    logged = LoggedRows(logits[log_rows], [sequences[row].params.top_logprobs for row in log_rows])
     _apply_rules(logits, sequences, errors)
+    _apply_guides(logits, sequences, errors)
     token_ids, is_valid = select(logits.device)(logits, _draws(sequences))
     for row in np.flatnonzero(~is_valid):
         errors[row] = errors[row] or _explain(logits[row])
-    return SampledTokens(token_ids.tolist(), logged.log_probs(token_ids), errors)
-
-
-class _LoggedRows:
-    """The model's own log-probabilities of the rows that want them."""
-
-    def __init__(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
-        self._num_rows = len(sequences)
-        self._rows = [row for row, sequence in enumerate(sequences) if sequence.params.logprobs]
-        self._logits = logits[self._rows] if self._rows else logits[:0]
-
-    def log_probs(self, token_ids: np.ndarray) -> list[float | None]:
-        """Return the log-probability of each row's token, None for rows that do not want it."""
-        found: list[float | None] = [None] * self._num_rows
-        if self._rows:
-            chosen = self._logits[range(len(self._rows)), token_ids[self._rows]] - self._logits.logsumexp(dim=-1)
-            for row, log_prob in zip(self._rows, chosen.tolist(), strict=True):
-                found[row] = log_prob
-        return found
+    sampled = SampledTokens(token_ids.tolist(), [None] * len(sequences), [None] * len(sequences), errors)
+    for row, log_prob, top in zip(log_rows, *logged.read(token_ids[log_rows]), strict=True):
+        sampled.log_probs[row], sampled.tops[row] = log_prob, top
+    return sampled
 
 
 def _apply_rules(logits: torch.Tensor, sequences: list[Sequence], errors: list[EngineError | None]) -> None:
     adjustments: list[tuple[int, Adjustment]] = []
     for row, sequence in enumerate(sequences):
         try:
-            rules = sequence.logit_rules = sequence.logit_rules or LogitRules(sequence.params, sequence.stop_token_ids)
-            if not rules.is_empty:
-                adjustments.append((row, rules.adjust(sequence.token_ids, sequence.num_prompt_tokens)))
+            if not sequence.logit_rules.is_empty:
+                adjustment = sequence.logit_rules.adjust(sequence.token_ids, sequence.num_prompt_tokens)
+                adjustments.append((row, adjustment))
         except Exception as error:  # a bug that one sequence meets must not end the others
             logger.exception("the logit rules of request %d failed", sequence.request_id)
             errors[row] = RequestFailed(f"the request's options could not be applied: {error!r}")
@@ -102,6 +93,22 @@ def _add(logits: torch.Tensor, adjustments: list[tuple[int, Adjustment]]) -> Non
     rows = np.repeat([row for row, _ in adjustments], [len(a.added_ids) for _, a in adjustments])
     added = torch.from_numpy(np.concatenate([a.added for _, a in adjustments]))
     logits.index_put_((torch.from_numpy(rows), torch.from_numpy(ids)), added, accumulate=True)
+
+
+def _apply_guides(logits: torch.Tensor, sequences: list[Sequence], errors: list[EngineError | None]) -> None:
+    rows: list[int] = []
+    masks: list[np.ndarray] = []
+    for row, sequence in enumerate(sequences):
+        if sequence.guide is None:
+            continue
+        try:
+            masks.append(sequence.guide.allowed(logits.shape[1], sequence.stop_token_ids))
+            rows.append(row)
+        except Exception as error:
+            logger.exception("the guide of request %d failed", sequence.request_id)
+            errors[row] = error if isinstance(error, EngineError) else RequestFailed(f"the guide failed: {error!r}")
+    if rows:
+        logits[rows] = logits[rows].masked_fill(torch.from_numpy(~np.stack(masks)), -torch.inf)
 
 
 def _draws(sequences: list[Sequence]) -> Draws:

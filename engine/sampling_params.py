@@ -8,17 +8,22 @@ Invariants:
 """
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any
 
 from engine.errors import InvalidRequest
+from engine.guided_options import Guided
+from engine.option_checks import MAX_ID, check_bool, check_float, check_ids, check_int, check_strings
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 1024
+MAX_SEQUENCES = 128
+MAX_TOP_LOG_PROBS = 20
+MAX_BIASED_TOKENS = 1024
+MAX_BAD_WORDS = 256
 MAX_SEED = 2**64 - 1
 
 
@@ -41,6 +46,13 @@ class SamplingParams:
         stop_token_ids: tokens that end the sequence, besides the model's own.
         ignore_eos: go on past the model's end-of-sequence tokens.
         logprobs: return the log-probability of each generated token.
+        top_logprobs: and those of this many likeliest tokens in its place.
+        prompt_logprobs: return the log-probability of each prompt token.
+        n: sequences to generate from the prompt; number i draws as a request with `seed + i` would.
+        echo: begin the output with the prompt.
+        logit_bias: pairs of a token and what is added to its logit.
+        bad_words: texts whose tokens may not follow each other.
+        guided: what the text must follow.
     """
 
     max_tokens: int | None = None
@@ -57,6 +69,13 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: bool = False
+    n: int = 1
+    echo: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[str, ...] = ()
+    guided: Guided | None = None
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -65,24 +84,39 @@ class SamplingParams:
             InvalidRequest: a value has the wrong type or lies outside its limits.
         """
         if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _check_int("min_tokens", self.min_tokens, 0, 2**31 - 1)
+            check_int("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        check_int("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
         if self.temperature is not None:
-            _check_float("temperature", self.temperature, 0.0, 100.0)
-        _check_int("top_k", self.top_k, 0, 2**31 - 1)
-        _check_float("top_p", self.top_p, 0.0, 1.0, above_low=True)
-        _check_float("min_p", self.min_p, 0.0, 1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
-        _check_float("presence_penalty", self.presence_penalty, -100.0, 100.0)
-        _check_float("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+            check_float("temperature", self.temperature, 0.0, 100.0)
+        check_int("top_k", self.top_k, 0, 2**31 - 1)
+        check_float("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        check_float("min_p", self.min_p, 0.0, 1.0)
+        check_float("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
+        check_float("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        check_float("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, MAX_SEED)
-        _check_bool("ignore_eos", self.ignore_eos)
-        _check_bool("logprobs", self.logprobs)
-        _check_stop(self.stop)
-        _check_stop_token_ids(self.stop_token_ids)
+            check_int("seed", self.seed, 0, MAX_SEED)
+        check_bool("ignore_eos", self.ignore_eos)
+        check_bool("logprobs", self.logprobs)
+        check_strings("stop", "a stop string", self.stop, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS)
+        check_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        check_int("n", self.n, 1, MAX_SEQUENCES)
+        check_int("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOG_PROBS)
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(f"top_logprobs needs logprobs, got {self.top_logprobs} without it")
+        check_bool("prompt_logprobs", self.prompt_logprobs)
+        check_bool("echo", self.echo)
+        check_strings("bad_words", "a bad word", self.bad_words, MAX_BAD_WORDS, MAX_STOP_STRING_CHARS)
+        if len(self.logit_bias) > MAX_BIASED_TOKENS:
+            raise InvalidRequest(f"logit_bias takes at most {MAX_BIASED_TOKENS} tokens, got {len(self.logit_bias)}")
+        for token_id, bias in self.logit_bias:
+            check_int("logit_bias", token_id, 0, MAX_ID)
+            check_float(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
 
     @property
     def effective_temperature(self) -> float:
@@ -116,56 +150,30 @@ class SamplingParams:
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
         }
+        if "logit_bias" in values:
+            values["logit_bias"] = _read_bias(values["logit_bias"])
+        if values.get("guided") is not None:
+            values["guided"] = Guided.from_json(values["guided"])
         return cls(**values)
 
     def to_json(self) -> str:
         """Return the canonical JSON object that `from_mapping` takes back, defaults left out."""
         defaults = SamplingParams()
-        changed = {k: v for k, v in asdict(self).items() if v != getattr(defaults, k)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {name: value for name, value in values.items() if value != getattr(defaults, name)}
+        if self.logit_bias:
+            changed["logit_bias"] = {str(token_id): bias for token_id, bias in self.logit_bias}
+        if self.guided is not None:
+            changed["guided"] = self.guided.to_json()
         return json.dumps(changed, separators=(",", ":"))
 
 
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}")
-
-
-def _check_float(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
-        raise InvalidRequest(f"{name} must be a finite number, got {value!r}")
-    if value > high or value < low or (above_low and value == low):
-        bound = f"above {low:g} and at most {high:g}" if above_low else f"between {low:g} and {high:g}"
-        raise InvalidRequest(f"{name} must be {bound}, got {value:g}")
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
-        return False
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} must be true or false, got {value!r}")
-
-
-def _check_stop(stop: object) -> None:
-    if not isinstance(stop, tuple) or not all(isinstance(s, str) for s in stop):
-        raise InvalidRequest(f"stop must be a list of strings, got {stop!r}")
-    if len(stop) > MAX_STOP_STRINGS:
-        raise InvalidRequest(f"stop takes at most {MAX_STOP_STRINGS} strings, got {len(stop)}")
-    for s in stop:
-        if not 1 <= len(s) <= MAX_STOP_STRING_CHARS:
-            raise InvalidRequest(f"a stop string must have 1 to {MAX_STOP_STRING_CHARS} characters, got {len(s)}")
-
-
-def _check_stop_token_ids(ids: object) -> None:
-    if not isinstance(ids, tuple):
-        raise InvalidRequest(f"stop_token_ids must be a list of integers, got {ids!r}")
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise InvalidRequest(f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} entries, got {len(ids)}")
-    for token_id in ids:
-        _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
+def _read_bias(value: object) -> tuple[tuple[int, float], ...]:
+    if isinstance(value, tuple):
+        return value
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"logit_bias must be an object of token ids and numbers, got {value!r}")
+    for name in value:
+        if not isinstance(name, str) or not name.isascii() or not name.isdigit():
+            raise InvalidRequest(f"logit_bias must have token ids as names, got {name!r}")
+    return tuple((int(name), bias) for name, bias in value.items())

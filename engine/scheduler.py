@@ -78,12 +78,20 @@ class Scheduler:
             QueueFull: too many requests, or tokens, wait already.
         """
         self.waiting.check_room(sequence.num_tokens)
+        self._queue(sequence)
+
+    def _queue(self, sequence: Sequence) -> None:
         scheduling = sequence.scheduling
         rank = self.ageing.rank(sequence.timings.arrived, scheduling.priority_class)
         sequence.rank = (rank, next(self._tickets))
         self.shares.join(scheduling.tenant, scheduling.tenant_weight)
         self.waiting.add(sequence)
         self.deadlines.add(sequence)
+
+    def fork(self, siblings: list[Sequence]) -> None:
+        """Queue more sequences of a request that was accepted, whatever waits: its prompt's blocks are at hand."""
+        for sibling in siblings:
+            self._queue(sibling)
 
     def schedule(self, now: float) -> StepPlan:
         """End what is past its deadline and plan the next step; blocks for all its tokens are reserved then.

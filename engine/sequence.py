@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Protocol
 
+import numpy as np
+
 from engine.logit_rules import LogitRules
 from engine.outputs import FinishReason, Timings
 from engine.sampling_params import SamplingParams
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
+from engine.top_tokens import TopTokens
 
 
 class StopResult(Protocol):
@@ -46,6 +49,27 @@ class StopChecker(Protocol):
         ...
 
 
+class Guide(Protocol):
+    """Keeps a completion to a grammar; see `engine.guides`."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the text is complete and nothing can follow."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Take the token that came next."""
+        ...
+
+    def allowed(self, vocab_size: int, stop_token_ids: frozenset[int]) -> np.ndarray:
+        """Return which tokens may come next, bool [vocab_size]."""
+        ...
+
+    def copy(self) -> "Guide":
+        """Return another guide at the same place."""
+        ...
+
+
 class SequenceStatus(Enum):
     """Where a sequence is."""
 
@@ -63,7 +87,12 @@ class Sequence:
         max_total_tokens: prompt plus output may not grow past this.
         stop_token_ids: ids that end the sequence once `min_tokens` are out, end-of-sequence tokens included.
         seed: resolved seed; random numbers are keyed by it and the position.
-        logit_rules: what the options do to the logits; the sampler makes them when it first needs them.
+        bad_sequences: runs of tokens of which the last may never come.
+        logit_rules: what the options do to the logits.
+        guide: keeps the output to a grammar.
+        top_tokens: the likeliest tokens in the place of each output token but the resumed ones.
+        prompt_log_probs: log-probability of each prompt token but the first, as far as known; `prompt_top` likewise.
+        index: which of the sequences of its request this is.
         num_resumed: output tokens that another engine made and somebody has delivered; they come with the request.
         scheduling: for whom, how urgently and with which cache it is served.
         rank: where it stands among others, lower first, and a ticket that makes it unique; see `engine.ageing`.
@@ -85,6 +114,9 @@ class Sequence:
     rank: tuple[float, int] = (0.0, 0)
     deadline: float | None = None
     stop_checker: StopChecker | None = None
+    bad_sequences: tuple[tuple[int, ...], ...] = ()
+    guide: Guide | None = None
+    index: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
@@ -93,13 +125,19 @@ class Sequence:
     num_named_blocks: int = 0
     num_dropped_blocks: int = 0
     log_probs: list[float] = field(default_factory=list)
+    top_tokens: TopTokens = field(default_factory=TopTokens)
+    prompt_log_probs: list[float] = field(default_factory=list)
+    prompt_top: TopTokens = field(default_factory=TopTokens)
     num_releasable: int = 0
     num_emitted: int = 0
     trim_chars: int = 0
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
-    logit_rules: LogitRules | None = None
+    logit_rules: LogitRules = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.logit_rules = LogitRules(self.params, self.stop_token_ids, self.bad_sequences)
 
     @property
     def num_tokens(self) -> int:
@@ -115,6 +153,12 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens whose KV is still to be computed; one in the decode state."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def wants_prompt_log_probs(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for and not yet all known."""
+        asked = self.params.prompt_logprobs or (self.params.echo and self.params.logprobs)
+        return asked and len(self.prompt_log_probs) < self.num_prompt_tokens - 1
 
     @property
     def is_finished(self) -> bool:

@@ -8,21 +8,27 @@ Invariant: of several reasons that fall on one token, `stop` wins over `length`.
 from collections.abc import Iterable
 
 from engine.outputs import FinishReason
-from engine.sequence import Sequence
+from engine.sequence import Sequence, StopChecker
 
 
 def append_token(sequence: Sequence, token_id: int) -> FinishReason | None:
     """Append one generated token, update what may be sent on, and return why the sequence ends here, if it does.
 
     Stop tokens are masked out before `min_tokens`, so that one that arrives counts; stop strings count from there on.
+    A guide whose text is complete ends the sequence however short it is, since no token could follow.
+
+    Raises:
+        RequestFailed: the guide cannot follow the token.
     """
     sequence.token_ids.append(token_id)
     num_output = sequence.num_output_tokens
     stopped = token_id in sequence.stop_token_ids and num_output > sequence.params.min_tokens
+    if not stopped:
+        stopped = _follow_guide(sequence, token_id)
+        if sequence.stop_checker is not None:
+            stopped = _check_stop_strings(sequence, sequence.stop_checker, token_id) or stopped
     if sequence.stop_checker is None:
         sequence.num_releasable = num_output
-    elif not stopped:
-        stopped = _check_stop_strings(sequence, token_id)
     reason = _finish_reason(sequence, stopped=stopped)
     if reason is not None:
         sequence.num_releasable = num_output
@@ -44,10 +50,16 @@ def resume(sequence: Sequence, token_ids: Iterable[int]) -> FinishReason | None:
     return first_reason
 
 
-def _check_stop_strings(sequence: Sequence, token_id: int) -> bool:
-    assert sequence.stop_checker is not None
+def _follow_guide(sequence: Sequence, token_id: int) -> bool:
+    if sequence.guide is None:
+        return False
+    sequence.guide.accept(token_id)
+    return sequence.guide.is_over
+
+
+def _check_stop_strings(sequence: Sequence, checker: StopChecker, token_id: int) -> bool:
     armed = sequence.num_output_tokens >= sequence.params.min_tokens
-    result = sequence.stop_checker.push([token_id], armed=armed)
+    result = checker.push([token_id], armed=armed)
     sequence.num_releasable = result.releasable
     if result.stopped:
         sequence.trim_chars = result.trim_chars

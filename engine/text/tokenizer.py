@@ -85,6 +85,10 @@ class Tokenizer:
         _check_unicode(text)
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_part(self, text: str) -> list[int]:
+        """Return the ids of text from the middle of something, without special tokens around it."""
+        return self.encode(text, add_special_tokens=False)
+
     def encode_chat(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Render a conversation with the model's template, ready for the assistant's answer, and encode it.
 

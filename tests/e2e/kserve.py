@@ -32,6 +32,10 @@ OPTIONS = {
     "stream": "BOOL",
     "input_ids": "INT32",
     "resume_token_ids": "INT32",
+    "num_top_log_probs": "INT32",
+    "num_return_sequences": "INT32",
+    "return_prompt_log_probs": "BOOL",
+    "echo": "BOOL",
 }
 OUTPUT_DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 import urllib.request
@@ -16,7 +17,7 @@ from engine.core import EngineCore
 from engine.offline import generate
 from engine.sampling_params import SamplingParams
 from scripts.launcher.cluster import Cluster
-from tests.e2e.kserve import Answer, ask, ask_all, connect, make_request, read_metrics
+from tests.e2e.kserve import Answer, ask, ask_all, connect, make_request, read_metrics, read_outputs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 OPENINGS = ["Once upon a time", "The king", "Alice was", "In the forest", "A whale", "My dear,", "The old woman", "He"]
@@ -154,6 +155,34 @@ def test_a_sampled_stream_goes_on_at_another_instance_at_the_same_character(clus
         assert delivered + rest.token_ids == whole.token_ids
         assert rest.token_indices[0] == len(delivered)
         assert rest.last["completion_tokens"] == whole.last["completion_tokens"]
+
+
+def test_sequences_guides_echo_and_top_tokens_arrive_through_the_ensemble(
+    cluster: Cluster, offline: EngineCore
+) -> None:
+    options: dict[str, Any] = {"max_tokens": 12, "temperature": 1.0, "random_seed": 3}
+    many = make_request("The king", num_return_sequences=3, **options)
+    guide = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "[A-D]{3}"}
+    guided = make_request("The king", **guide, **options)
+    logged = make_request(
+        "The king", echo=True, return_log_probs=True, num_top_log_probs=2, return_prompt_log_probs=True, max_tokens=5
+    )
+    bad = make_request("The king", guided_decoding_guide_type="regex", guided_decoding_guide="[A")
+    with connect(cluster.gateway.grpc_url) as stub:
+        messages = [m.infer_response for m in stub.ModelStreamInfer(iter([many]), timeout=120)]
+        guided_answer, logged_answer, bad_answer = (ask(stub, r) for r in (guided, logged, bad))
+    outputs = [read_outputs(response) for response in messages if response.outputs]
+    prompt = offline.tokenizer.encode("The king")
+    for index in range(3):
+        text = "".join(o["text_output"] for o in outputs if o["sequence_index"][0] == index)
+        params = SamplingParams(max_tokens=12, temperature=1.0, seed=3 + index)
+        assert text == generate(offline, [prompt], [params])[0].text
+    assert re.fullmatch("[A-D]{3}", guided_answer.text)
+    assert guided_answer.finish_reasons[-1] == "stop"
+    assert logged_answer.text.startswith("The king")
+    assert logged_answer.token_ids[: len(prompt)] == prompt
+    assert len(logged_answer.log_probs) == len(logged_answer.token_ids) == len(prompt) + 5
+    assert "guided.regex is not valid" in bad_answer.errors[0]
 
 
 def test_a_chat_is_rendered_with_the_models_template(cluster: Cluster, offline: EngineCore) -> None:

@@ -12,6 +12,7 @@ import pytest
 from engine.errors import EngineUnavailable, InvalidRequest, QueueFull
 from engine.outputs import EngineStats, FinishReason, RequestOutput, Timings
 from engine.sampling_params import SamplingParams
+from engine.top_tokens import TopTokens
 from tests.triton_models.fake_pb_utils import InferenceRequest, MetricFamily, Tensor, TritonError
 
 WAIT = 10.0
@@ -135,6 +136,36 @@ def test_a_resumed_request_goes_on_behind_what_was_delivered_with_the_seed_of_it
     assert (params, resume_ids) == (SamplingParams(temperature=1.0).with_seed_of("k"), (70, 71, 72))
     last = made.sender.responses[-1].tensors
     assert (last["token_index"].tolist(), last["completion_tokens"].tolist()) == ([3], [4])
+
+
+def test_each_sequence_has_its_own_responses_and_triton_sees_one_final_flag(model: Any):
+    made = request(n=2, logprobs=True, top_logprobs=1)
+    model.execute([made])
+    top = TopTokens(1, [7], [-0.25])
+    for index, open_after, end in ((1, 2, None), (0, 1, FinishReason.STOP), (1, 0, FinishReason.LENGTH)):
+        facts: dict[str, Any] = {"sequence_index": index, "num_open_sequences": open_after, "top": top}
+        model._client.on_outputs([RequestOutput(1, [90 + index], [-0.5], end, **facts)])
+    assert made.sender.done.wait(WAIT)
+    seen = [r.tensors for r in made.sender.responses]
+    assert [t["sequence_index"][0] for t in seen if t["finish_reason"][0]] == [0, 1]
+    for index, count in ((0, 1), (1, 2)):
+        own = [t for t in seen if t["sequence_index"][0] == index]
+        assert [i for t in own for i in t["token_ids"]] == [90 + index] * count
+        assert [i for t in own for i in t["top_token_ids"]] == [7] * count
+        assert own[-1]["completion_tokens"].tolist() == [count]
+
+
+def test_an_echoed_prompt_leads_the_first_response_and_prompt_log_probs_go_with_it(model: Any):
+    made = request(echo=True, logprobs=True, prompt_logprobs=True)
+    model.execute([made])
+    model._client.on_outputs([RequestOutput(1, [92], [-0.5], FinishReason.STOP, prompt_log_probs=[-2.0])])
+    assert finish_reasons(made) == ["stop"]
+    tensors = made.sender.responses[0].tensors
+    assert tensors["token_ids"].tolist() == [90, 91, 92]
+    assert tensors["log_probs"].tolist()[1:] == [-2.0, -0.5]
+    assert tensors["prompt_log_probs"].tolist()[1:] == [-2.0]
+    assert np.isnan([tensors["log_probs"][0], tensors["prompt_log_probs"][0]]).all()
+    assert (tensors["completion_tokens"].tolist(), tensors["token_index"].tolist()) == ([1], [0])
 
 
 def test_without_streaming_there_is_one_response(model: Any):

@@ -53,10 +53,42 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "broken JSON": ({**PROMPT, "sampling_parameters": text("{")}, "sampling_parameters is not valid JSON"),
     "deep JSON": ({**PROMPT, "sampling_parameters": text("[" * 99999)}, "sampling_parameters is not valid JSON"),
     "a JSON list": ({**PROMPT, "sampling_parameters": text("[]")}, "must be a JSON object"),
-    "an unknown option": ({**PROMPT, "sampling_parameters": text('{"n": 2}')}, "unknown sampling parameter 'n'"),
+    "an unknown option": ({**PROMPT, "sampling_parameters": text('{"m": 2}')}, "unknown sampling parameter 'm'"),
     "a value given twice": (
         {**PROMPT, "max_tokens": ints(3), "sampling_parameters": text('{"max_tokens": 4}')},
         "max_tokens is given twice and differently: 3 as a tensor and 4",
+    ),
+    "a bias that is no number": (
+        {**PROMPT, "logit_bias": text('{"5": "x"}')},
+        "logit_bias of token 5 must be a finite",
+    ),
+    "a bias of no token": (
+        {**PROMPT, "logit_bias": text('{"a": 1}')},
+        "logit_bias must have token ids as names, got 'a'",
+    ),
+    "a biased token too large": (
+        {**PROMPT, "logit_bias": text('{"999999": 1}')},
+        "logit_bias holds the token id 999999",
+    ),
+    "too many sequences": ({**PROMPT, "num_return_sequences": ints(129)}, "n must be between 1 and 128, got 129"),
+    "top tokens alone": ({**PROMPT, "num_top_log_probs": ints(2)}, "top_logprobs needs logprobs, got 2 without it"),
+    "too many top tokens": ({**PROMPT, "num_top_log_probs": ints(21)}, "top_logprobs must be between 0 and 20, got 21"),
+    "a guide without type": (
+        {**PROMPT, "guided_decoding_guide": text("a")},
+        "needs guided_decoding_guide_type, one of",
+    ),
+    "a type without guide": (
+        {**PROMPT, "guided_decoding_guide_type": text("regex")},
+        "regex needs guided_decoding_guide",
+    ),
+    "an unknown guide": ({**PROMPT, "guided_decoding_guide_type": text("xml")}, "must be one of .*, got 'xml'"),
+    "no list of choices": (
+        {**PROMPT, "guided_decoding_guide_type": text("choice"), "guided_decoding_guide": text('"a"')},
+        "guided_decoding_guide must be a JSON list",
+    ),
+    "an echo that was not delivered": (
+        {**PROMPT, "echo": np.array([True]), "resume_token_ids": ints(1, 2)},
+        "resume_token_ids do not begin with the prompt",
     ),
     "an unknown tensor": ({**PROMPT, "beam_width": ints(2)}, "unknown input tensor 'beam_width'"),
     "too long a prompt": ({"input_ids": ints(*[90] * 65)}, "65 tokens .* limit of 64 tokens"),
@@ -142,6 +174,40 @@ def test_of_a_gateways_and_a_clients_wish_the_stricter_holds(
 ):
     request = InferenceRequest(parameters, **PROMPT, sampling_parameters=text(json.dumps(options)))
     assert prepared(model.execute([request])[0])[1].get("scheduling", {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options"),
+    [
+        ({"num_return_sequences": ints(3)}, {"n": 3}),
+        (
+            {"return_log_probs": np.array([True]), "num_top_log_probs": ints(5)},
+            {"logprobs": True, "top_logprobs": 5},
+        ),
+        (
+            {"return_prompt_log_probs": np.array([True]), "echo": np.array([True])},
+            {"prompt_logprobs": True, "echo": True},
+        ),
+        ({"bad_words": text("the", "cat")}, {"bad_words": ["the", "cat"]}),
+        ({"logit_bias": text('{"5": -1.5, "7": 2}')}, {"logit_bias": {"5": -1.5, "7": 2}}),
+        ({"guided_decoding_guide_type": text("json")}, {"guided": {"json_object": True}}),
+        (
+            {"guided_decoding_guide_type": text("ebnf_grammar"), "guided_decoding_guide": text('root ::= "a"')},
+            {"guided": {"ebnf": 'root ::= "a"'}},
+        ),
+        (
+            {"guided_decoding_guide_type": text("choice"), "guided_decoding_guide": text('["a", "b"]')},
+            {"guided": {"choice": ["a", "b"]}},
+        ),
+    ],
+)
+def test_options_of_the_output_arrive_from_tensors_and_json_alike(
+    model: Any, tensors: dict[str, Any], options: dict[str, Any]
+):
+    by_tensor = InferenceRequest(**PROMPT, **tensors)
+    by_json = InferenceRequest(**PROMPT, sampling_parameters=text(json.dumps(options)))
+    first, second = (prepared(r) for r in model.execute([by_tensor, by_json]))
+    assert first[1]["sampling"] == second[1]["sampling"] == options
 
 
 def test_a_value_given_twice_and_alike_is_fine(model: Any):

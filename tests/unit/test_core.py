@@ -34,19 +34,17 @@ def test_an_abort_frees_the_blocks_before_the_next_step(core: EngineCore) -> Non
     core.add(1, [5, 6, 7], SamplingParams(max_tokens=50, ignore_eos=True), 0.0)
     core.step()
     assert core.read_stats().kv_usage > 0
-    output = core.abort(1)
-    assert output is not None
+    [output] = core.abort(1)
     assert output.finish_reason is FinishReason.CANCELLED
     assert output.num_completion_tokens == 1
     assert core.read_stats().kv_usage == 0
     assert not core.has_work
-    assert core.abort(1) is None
+    assert core.abort(1) == []
 
 
 def test_a_waiting_request_can_be_aborted(core: EngineCore) -> None:
     core.add(1, [5], SamplingParams(), 0.0)
-    output = core.abort(1)
-    assert output is not None
+    [output] = core.abort(1)
     assert (output.finish_reason, output.num_completion_tokens) == (FinishReason.CANCELLED, 0)
     assert not core.has_work
 
@@ -164,7 +162,7 @@ def test_a_stop_token_that_completes_a_character_takes_it_along(
 
 def continued(core: EngineCore, prompt: list[int], params: SamplingParams, resume_ids: list[int]) -> RequestOutput:
     """Run one request that goes on behind `resume_ids`; return its outputs as one."""
-    joined = core.add(1, prompt, params, 0.0, tuple(resume_ids)) or RequestOutput(1)
+    [joined] = core.add(1, prompt, params, 0.0, tuple(resume_ids)) or [RequestOutput(1)]
     while core.has_work:
         for output in core.step():
             output.token_ids[:0] = joined.token_ids

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from engine.outputs import FinishReason, RequestOutput
-from engine.responder import Reply, Responder
+from engine.reply_stream import Delivery, Reply
+from engine.responder import Responder
 from engine.text.detokenizer import chunk_text
 from engine.text.tokenizer import Tokenizer
 from tests.tokenizer_folders import make_byte_level
@@ -221,7 +222,7 @@ def test_a_resumed_request_goes_on_at_the_same_character_and_token(responder: Re
     cuts = [n for n in range(1, len(ids)) if "\ufffd" not in tokenizer.decode(ids[:n])]
     for number, cut in enumerate(cuts):
         sink = CollectingSink()
-        responder.open(number, sink, stream=True, resume_ids=ids[:cut])
+        responder.open(number, sink, stream=True, delivery=Delivery(ids[:cut]))
         responder.push([output(number, *ids[cut:], end=FinishReason.STOP)])
         assert sink.done.wait(WAIT)
         texts = [chunk_text(tokenizer, r.chunk.token_ids, r.chunk.context_ids) for r in sink.replies]

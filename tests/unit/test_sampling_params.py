@@ -36,7 +36,7 @@ from engine.sampling_params import SamplingParams
         ({"stop_token_ids": 3}, "stop_token_ids must be a list of integers, got 3"),
         ({"ignore_eos": 1}, "ignore_eos must be true or false, got 1"),
         ({"logprobs": "yes"}, "logprobs must be true or false"),
-        ({"temprature": 1}, "unknown sampling parameter 'temprature'; known are: frequency_penalty"),
+        ({"temprature": 1}, "unknown sampling parameter 'temprature'; known are: bad_words, echo"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_limit_and_itself(options: dict[str, object], message: str) -> None:

@@ -31,9 +31,11 @@ from engine.metrics import EngineMetrics
 from engine.open_requests import OpenRequests
 from engine.output_timing import OutputTimer
 from engine.outputs import FinishReason, RequestOutput
+from engine.reply_stream import Delivery, Reply
+from engine.request_check import resumed_output
 from engine.request_inputs import KEY_PARAMETER, read_resume, read_string
 from engine.request_options import RequestOptions
-from engine.responder import Reply, Responder
+from engine.responder import Responder
 from engine.text.detokenizer import Chunk
 from engine.text.text_window import pack_window
 from engine.text.tokenizer import Tokenizer
@@ -102,17 +104,18 @@ class TritonPythonModel:
         options = RequestOptions.from_json(read_string("request_options", tensors["request_options"]))
         own_key = json.loads(request.parameters() or "{}").get(KEY_PARAMETER)
         params = options.sampling if own_key is None else options.sampling.with_seed_of(own_key)
-        resume_ids = read_resume(tensors)
-        prompt_ids = tensors["prompt_ids"].reshape(-1).tolist()
+        prompt_ids, resume_ids = tensors["prompt_ids"].reshape(-1).tolist(), read_resume(tensors)
+        delivery = Delivery(resume_ids, prompt_ids if params.echo else (), params.prompt_logprobs)
+        output_ids = resumed_output(prompt_ids, params, resume_ids)
         request_id = self._client.submit(
-            prompt_ids, params, time.monotonic(), resume_ids, scheduling=options.scheduling
+            prompt_ids, params, time.monotonic(), output_ids, scheduling=options.scheduling
         )
         if own_key is None:
             self._watched[request_id] = sender
         is_late = self._open.register(own_key or request.request_id(), request_id, is_unique=own_key is not None)
         received_ns = tensors["received_ns"].item() if "received_ns" in tensors else 0
         sink = TritonSink(sender, self._forget, received_ns)
-        self._responder.open(request_id, sink, stream=options.stream, resume_ids=resume_ids)
+        self._responder.open(request_id, sink, stream=options.stream, delivery=delivery)
         if is_late:
             self._client.abort(request_id)
 
@@ -182,18 +185,22 @@ class TritonSink:
 
 def make_response(reply: Reply, received_ns: int = 0) -> pb_utils.InferenceResponse:
     """Return a reply as the tensors that docs/protocol.md names."""
-    last, times, num_tokens = reply.last, reply.last.timings, len(reply.chunk.token_ids)
+    last, times = reply.last, reply.last.timings
     ints = {
         "token_ids": reply.chunk.token_ids,
         "text_window": pack_window(reply.chunk, last.trim_chars),
+        "sequence_index": [last.sequence_index],
         "token_index": [reply.token_index],
+        "top_token_ids": reply.top.token_ids,
         "prompt_tokens": [last.num_prompt_tokens],
-        "completion_tokens": [reply.token_index + num_tokens],
+        "completion_tokens": [reply.num_completion_tokens],
         "cached_tokens": [last.num_cached_tokens],
         "preemptions": [last.num_preemptions],
     }
     floats = {
         "log_probs": reply.log_probs,
+        "top_log_probs": reply.top.log_probs,
+        "prompt_log_probs": reply.prompt_log_probs,
         "queue_seconds": [times.scheduled - times.arrived if times.scheduled else 0.0],
         "ttft_seconds": [times.first_token - times.arrived if times.first_token else 0.0],
         "e2e_seconds": [times.finished - times.arrived if times.finished else 0.0],
