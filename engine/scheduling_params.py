@@ -13,7 +13,7 @@ from engine.errors import InvalidRequest
 
 LOWEST_PRIORITY_CLASS = 100
 MAX_TENANT_WEIGHT = 1000
-MAX_DEADLINE_MS = 7 * 24 * 3600 * 1000
+MAX_DEADLINE_MS = 10**15  # above the longest grpc-timeout, 99999999 hours
 MAX_NAME_CHARS = 256
 
 
