@@ -82,6 +82,7 @@ class GatewayConfig(Strict):
     drain_timeout_s: float = Field(30.0, ge=0)
     max_retries: int = Field(2, ge=0)
     resume: bool = True
+    stall_timeout_s: float | None = Field(60.0, gt=0)
     max_request_bytes: int = Field(64 * 2**20, gt=0)
     routing: RoutingConfig = RoutingConfig()
     safety: SafetyConfig = SafetyConfig()

@@ -21,11 +21,13 @@ from gateway.content.screen import Screening, screen_prompt
 from gateway.facts import engine_facts
 from gateway.log import log
 from gateway.observe.observation import Observation
-from gateway.request import Request, Stage, Step
+from gateway.request import Request
 from gateway.request_facts import describe
+from gateway.request_stages import Stage, Step
 from gateway.routing.router import Router
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
+from gateway.silence import SilenceWatch
 from gateway.status import Code, Failure
 from gateway.tape import NotResumable, Tape
 from gateway.wire.faults import ErrorCode
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.wire.headers import Headers
 
+LOOKS_IN_A_STALL = 10
 RETRY_DELAY = 0.25  # seconds, before an instance that has failed a request gets it again
 
 
@@ -52,6 +55,8 @@ class Dispatcher:
         self._hub = hub
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
+        self._silence = SilenceWatch()
+        self._look_at = 0.0
         self._line: dict[Request, asyncio.TimerHandle] = {}
         self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self.observation = Observation(config.observe, metrics.registry)
@@ -149,12 +154,29 @@ class Dispatcher:
         self.max_request_bytes = config.max_request_bytes
 
     def tick(self) -> None:
-        """Follow the workload level; called a few times a second."""
+        """Follow the workload level, and move on what has stalled; called a few times a second."""
+        self._move_stalled()
         in_flight = len(self._line) + sum(instance.load.in_flight_everywhere for instance in self.instances.values())
         switch = self.router.observe(in_flight, self._loop.time())
         if switch is not None:
             log("level", level=switch.level.value, pool=switch.pool, reason=switch.reason)
             self._metrics.level_switches.labels(switch.level.value).inc()
+
+    def _move_stalled(self) -> None:
+        limit, now = self._config.stall_timeout_s, self._loop.time()
+        if limit is None or now < self._look_at:
+            return
+        self._look_at = now + limit / LOOKS_IN_A_STALL
+        open_requests = [o for i in self.instances.values() for o in i.pool.owners() if isinstance(o, Request)]
+        for request in self._silence.stalled(open_requests, limit, now):
+            instance = request.instance
+            if instance is None:
+                continue
+            message = f"instance {instance.name} has sent nothing for over {limit:g} s"
+            self.attempt_failed(request, Failure(Code.UNAVAILABLE, message), ErrorCode.CANCEL)
+            if request.instance is not instance:  # the key stays, so that an abort there would end the request here
+                send_abort(instance, request.key, repeat=False)
+        self._hub.flush()
 
     def instances_changed(self) -> None:
         """Place requests in line, if an instance has become usable."""

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from gateway.call import Call
 from gateway.compression import UnknownEncoding, decompress
-from gateway.request import Request, Stage, Step
+from gateway.request import Request
+from gateway.request_stages import Stage, Step
 from gateway.status import RESPONSE_HEADERS, Code, Failure, trailers_of
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived

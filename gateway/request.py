@@ -1,6 +1,6 @@
 """One request on its way to an instance and back.
 
-Knows its own bytes, its state (a table), and the upstream stream that carries it. Does not know how an instance is
+Knows its own bytes, its stage, and the upstream stream that carries it. Does not know how an instance is
 chosen or what the client's other requests do.
 
 Invariants:
@@ -12,10 +12,10 @@ Invariants:
 from __future__ import annotations
 
 import time
-from enum import IntEnum, auto
 from typing import TYPE_CHECKING
 
 from gateway.instance_errors import failure_of_message
+from gateway.request_stages import TRANSITIONS, Stage, Step
 from gateway.routing.asked import prefill_weight
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.tape import Delivered, NotResumable, Tape, continuation
@@ -37,35 +37,6 @@ MAX_KEPT_BYTES = 64 * 2**20
 MAX_RESUMABLE_BYTES = 1024 * 1024  # of a request that is kept while it is answered
 MAX_TAPE_BYTES = 4 * 1024 * 1024  # of its compressed responses
 MAX_ID_BYTES = 64 * 1024  # of an answered request's bytes, kept for the id in a late error; of larger ones only the id
-
-
-class Stage(IntEnum):
-    """How far a request has come."""
-
-    WAITING = auto()  # for an instance
-    SENT = auto()  # to an instance, no answer yet
-    ANSWERING = auto()
-    DONE = auto()
-
-
-class Step(IntEnum):
-    """What moves a request."""
-
-    SEND = auto()
-    ANSWER = auto()
-    RETRY = auto()  # from the beginning or, after an answer, from where it is
-    END = auto()
-
-
-TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
-    (Stage.WAITING, Step.SEND): Stage.SENT,
-    (Stage.WAITING, Step.END): Stage.DONE,
-    (Stage.SENT, Step.ANSWER): Stage.ANSWERING,
-    (Stage.SENT, Step.RETRY): Stage.WAITING,
-    (Stage.SENT, Step.END): Stage.DONE,
-    (Stage.ANSWERING, Step.RETRY): Stage.WAITING,
-    (Stage.ANSWERING, Step.END): Stage.DONE,
-}
 
 
 class Request:
@@ -178,6 +149,11 @@ class Request:
     def send_message(self, extra: bytes) -> None:
         """Send what is there as one message, with the encoded fields `extra` appended."""
         self._send(frame_message(b"".join([*(self.kept or ()), self.continuation, extra])), complete=True)
+
+    @property
+    def num_delivered(self) -> int:
+        """Bytes on its tape so far, a number that changes whenever something is delivered."""
+        return 0 if self.tape is None else len(self.tape.raw) + self.tape.packed_bytes
 
     def what_follows(self) -> tuple[Delivered, bytes]:
         """Return what has been delivered, and the fields that make this request go on behind it.

@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ from gateway.dashboard.routes import dashboard_routes
 from gateway.dispatcher import Dispatcher
 from gateway.endpoint import Health, Signal
 from gateway.fleet import Fleet
-from gateway.http_server import Answer, HttpServer, make_app
+from gateway.http_server import HttpServer, make_app
 from gateway.instance import Instance
 from gateway.kserve_client import KserveClient
 from gateway.link import Hub, close_links
 from gateway.log import log
 from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
-from gateway.safety.guard import Denied
+from gateway.plain_answers import PlainAnswers
 from gateway.tls import TlsError, server_context
 from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
@@ -97,7 +97,8 @@ class Server:
         feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set)
         self._tasks.append(asyncio.get_running_loop().create_task(feed.run()))
         routes = [*OpenAiApi(self._kserve, self.dispatcher.guard).routes(), *dashboard_routes(feed)]
-        self._http = HttpServer(*split_address(self.config.http_address), make_app(self._answer, routes))
+        plain = PlainAnswers(self.dispatcher, self.metrics, self.seat, self.stopping.is_set)
+        self._http = HttpServer(*split_address(self.config.http_address), make_app(plain.answer, routes))
         self._http.start().add_done_callback(self._task_ended)
         return self._http.address
 
@@ -211,47 +212,6 @@ class Server:
             (i.name, i.load.in_flight, i.endpoint.is_usable, i.load.total(now), i.pool.tally)
             for i in self.dispatcher.instances.values()
         ]
-
-    # -- HTTP ---------------------------------------------------------------------------------------------------------
-
-    def _answer(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Answer:
-        if method == "POST" and path.startswith("/instances/"):
-            return self._refuse_control(headers) or self._control(path.removeprefix("/instances/"))
-        if method not in {"GET", "HEAD"}:
-            return Answer(405, b"only GET\n")
-        if path == "/metrics":
-            own = self.metrics.render()
-            text = own if self.seat is None else self.seat.render(own)
-            return Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
-        if path == "/healthz":
-            return self._healthz()
-        return Answer(404, b"there are /metrics, /healthz, /dashboard and /v1\n")
-
-    def _healthz(self) -> Answer:
-        instances = list(self.dispatcher.instances.values())
-        usable = any(instance.endpoint.is_usable for instance in instances) and not self.stopping.is_set()
-        facts = {"usable": usable, "draining": self.stopping.is_set(), "instances": [i.facts() for i in instances]}
-        facts["routing"] = self.dispatcher.router.status()
-        return Answer(200 if usable else 503, json.dumps(facts).encode() + b"\n", "application/json")
-
-    def _refuse_control(self, headers: Sequence[tuple[bytes, bytes]]) -> Answer | None:
-        try:
-            tenant = self.dispatcher.guard.identify(headers)
-        except Denied as denied:
-            return Answer(401, f"{denied}\n".encode())
-        if tenant is not None and not tenant.config.is_admin:
-            return Answer(403, f"tenant {tenant.config.name} is no admin\n".encode())
-        return None
-
-    def _control(self, path: str) -> Answer:
-        name, _, action = path.rpartition("/")
-        instance = self.dispatcher.instances.get(name)
-        if instance is None or action not in {"drain", "resume"}:
-            return Answer(404, b"POST /instances/NAME/drain or /instances/NAME/resume\n")
-        if instance.load.row is not None:
-            instance.load.row.drain(action == "drain")
-        instance.signal(Signal.DRAIN if action == "drain" else Signal.RESUME, f"{action} was asked for")
-        return Answer(200, json.dumps(instance.facts()).encode() + b"\n", "application/json")
 
 
 async def serve(

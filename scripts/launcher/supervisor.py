@@ -1,10 +1,11 @@
-"""Restart what dies.
+"""Heal or restart what dies.
 
 Knows when a process counts as dead and how long to wait before it is started again. Does not know how it is stopped.
 
 Invariants:
 1. A process that died is swept away, its shared memory too, before it is started again at the same address.
-2. The wait doubles with each death in a row and starts over after the process has lived for a while.
+2. An instance that runs but whose model process is dead is healed, once in each of its lives, before it is restarted.
+3. The wait doubles with each death in a row and starts over after the process has lived for a while.
 """
 
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from scripts.launcher.cluster import Cluster
+from scripts.launcher.heal import heal
 from scripts.launcher.heartbeat import Pulse, scrape
 from scripts.launcher.instance import TritonInstance
 from scripts.launcher.process import Child
@@ -45,14 +47,18 @@ class Watched:
     started: float
     observed: float
     restart_at: float | None = None
+    was_healed: bool = False
     backoff: Backoff = field(default_factory=Backoff)
 
 
 class Supervisor:
     """Looks at every child of a cluster when `check` is called, and restarts the dead."""
 
-    def __init__(self, cluster: Cluster, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, cluster: Cluster, say: Callable[[str], None], heal_instance: Callable[[str], str | None] = heal
+    ) -> None:
         self._say = say
+        self._heal = heal_instance
         self._start_seconds = cluster.ready_timeout
         now = time.monotonic()
         self._watched = [Watched(child, Pulse(self._start_seconds), now, now) for child in cluster.children]
@@ -67,13 +73,25 @@ class Supervisor:
 
     def _look(self, one: Watched) -> None:
         trouble = self._trouble(one)
-        if trouble is None:
+        if trouble is None or self._healed(one, trouble):
             return
         one.child.kill()
         now = time.monotonic()
         wait = one.backoff.next_wait(now - one.started)
         one.restart_at = now + wait
         self._say(f"{one.child.name}: {trouble}; starting it again in {wait:g} s (log: {one.child.log})")
+
+    def _healed(self, one: Watched, trouble: str) -> bool:
+        child = one.child
+        if one.was_healed or not child.is_running or not isinstance(child, TritonInstance) or one.pulse.silent:
+            return False
+        one.was_healed = True
+        self._say(f"{child.name}: {trouble}; loading its models again")
+        reason = self._heal(child.http_url)
+        one.observed = time.monotonic()
+        one.pulse = Pulse(self._start_seconds)
+        self._say(f"{child.name}: healed" if reason is None else f"{child.name}: not healed: {reason}")
+        return reason is None
 
     def _trouble(self, one: Watched) -> str | None:
         if not one.child.is_running:
@@ -89,6 +107,7 @@ class Supervisor:
     def _restart(self, one: Watched) -> None:
         one.child.start()
         one.restart_at = None
+        one.was_healed = False
         one.started = one.observed = time.monotonic()
         one.pulse = Pulse(self._start_seconds)
         self._say(f"{one.child.name}: started again (pid {one.child.pid})")

@@ -10,7 +10,7 @@ import pytest
 from gateway.__main__ import parse_arguments
 from gateway.call import BadCall, parse_call, parse_timeout, upstream_headers
 from gateway.config import ConfigError
-from gateway.request import TRANSITIONS, Stage, Step
+from gateway.request_stages import TRANSITIONS, Stage, Step
 from gateway.status import Code, failure_of_reset, failure_of_trailers, trailers_of
 from tests.gateway.process import ROOT
 from tests.gateway.wires import REQUEST

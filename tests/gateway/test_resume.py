@@ -4,6 +4,7 @@ import random
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +119,16 @@ def test_a_core_that_restarts_ends_no_stream_and_keeps_the_key(start: Start) -> 
     assert sorted("resume_token_ids" in read_inputs(item) for item in sent) == [False, True]
     assert len({item.parameters["request_key"].string_param for item in sent}) == 1
     assert gateway.metric("gateway_ttft_seconds_count") == 10
+
+
+def test_a_stream_that_falls_silent_goes_on_elsewhere_and_is_aborted(start: Start, tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text("stall_timeout_s: 0.5\n")
+    gateway, backends = start(2, "--config", str(config))
+    done = ask(gateway.url, [make_request("r", 60, silent_after=9)])
+    assert (done["r"].errors, done["r"].token_ids) == ([], tokens_of("r", 60))
+    silent = next(b for b in backends if not any("resume_token_ids" in read_inputs(item) for item in b.requests))
+    assert silent.wait_for(lambda: len(silent.aborted) == 1)
 
 
 @pytest.mark.parametrize(

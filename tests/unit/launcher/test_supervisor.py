@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +14,11 @@ from typing import Any, cast
 import pytest
 
 from scripts.launcher.cluster import Cluster
+from scripts.launcher.heal import heal
+from scripts.launcher.heartbeat import Pulse
+from scripts.launcher.instance import TritonInstance
 from scripts.launcher.leftovers import new_tag
+from scripts.launcher.ports import InstancePorts
 from scripts.launcher.process import Child
 from scripts.launcher.supervisor import FIRST_WAIT, LIVED_SECONDS, LONGEST_WAIT, Backoff, Supervisor
 
@@ -66,3 +72,76 @@ def test_killed_child_is_started_again_after_the_wait_and_both_are_said(child: C
     assert child.pid != before
     assert "exit code -9" in said[0]
     assert f"pid {child.pid}" in said[1]
+
+
+class Sleeper(TritonInstance):
+    """An instance that only sleeps."""
+
+    def __init__(self, log: Path) -> None:
+        self.ports = InstancePorts(1, 2, 3)
+        Child.__init__(
+            self, "instance 0", [sys.executable, "-c", "import signal; signal.pause()"], os.environ, log, new_tag()
+        )
+
+
+@pytest.fixture
+def stubless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sleeper]:
+    monkeypatch.setattr("scripts.launcher.supervisor.scrape", lambda _url: {"llm_engine": 1.0})
+    sleeper = Sleeper(tmp_path / "log")
+    sleeper.start()
+    yield sleeper
+    sleeper.kill()
+
+
+@pytest.mark.parametrize("trouble", [None, "llm cannot be loaded"])
+def test_an_instance_whose_stub_died_is_healed_once_and_restarted_if_that_fails(
+    stubless: Sleeper, trouble: str | None
+) -> None:
+    said: list[str] = []
+    asked: list[str] = []
+    cluster = cast("Cluster", cast("Any", SimpleNamespace(children=[stubless], ready_timeout=60.0)))
+    supervisor = Supervisor(cluster, said.append, lambda url: asked.append(url) or trouble)
+    (watched,) = supervisor._watched
+    dead = {"has_answered": True, "beats": {"llm_engine": 1.0}, "still": {"llm_engine": 99.0}}
+    watched.pulse = Pulse(60.0, **dead)  # type: ignore[arg-type]
+    supervisor.check()
+    assert asked == [stubless.http_url]
+    assert stubless.is_running == (trouble is None)
+    assert "heartbeat of llm_engine" in said[0]
+    if trouble is None:
+        supervisor.check()
+        assert len(said) == 2
+        watched.pulse = Pulse(60.0, **dead)  # type: ignore[arg-type]
+        supervisor.check()
+        assert len(asked) == 1
+        assert not stubless.is_running
+
+
+@pytest.mark.parametrize(
+    "broken", [None, "/v2/repository/models/preprocessing/unload", "/v2/repository/models/llm/load"]
+)
+def test_models_are_unloaded_from_the_ensemble_down_and_then_the_ensemble_is_loaded(broken: str | None) -> None:
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            paths.append(self.path)
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(500 if self.path == broken else 200)
+            self.end_headers()
+            self.wfile.write(b"out of order" if self.path == broken else b"")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        reason = heal(f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+        thread.join()
+    unloads = [f"/v2/repository/models/{m}/unload" for m in ("llm", "llm_engine", "preprocessing", "postprocessing")]
+    order = [*unloads, "/v2/repository/models/llm/load"]
+    assert paths == (order if broken is None else order[: order.index(broken) + 1])
+    assert (reason is None) == (broken is None)
+    assert broken is None or "out of order" in str(reason)
