@@ -91,9 +91,9 @@ class KVManager:
 
     def first_missed_name(self, sequence: Sequence) -> bytes | None:
         """Return the name of the block behind what `take_prefix` found; None where nothing more could be found."""
-        index = len(sequence.block_table)
-        may_grow = self._is_cacheable(sequence) and index < (sequence.num_tokens - 1) // self.block_size
-        return sequence.block_hashes[index] if may_grow else None
+        index, names = len(sequence.block_table), sequence.block_hashes
+        num_findable = min(len(names), (sequence.num_tokens - 1) // self.block_size)
+        return names[index] if index < num_findable else None
 
     def register(self, sequence: Sequence) -> None:
         """Name the sequence's blocks that have become full and computed, and give back those behind the window."""

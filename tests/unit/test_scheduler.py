@@ -6,6 +6,7 @@ import pytest
 
 from engine.errors import QueueFull
 from engine.outputs import FinishReason
+from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from tests.unit.scheduling import counts, finish_step, make_scheduler, make_sequence, run_to_end
 
@@ -133,6 +134,19 @@ def test_without_eviction_shared_blocks_count_once() -> None:
         scheduler.add(make_sequence(request_id, prompt, max_tokens=3))
     finish_step(scheduler, scheduler.schedule(0.0))
     assert counts(scheduler.schedule(0.0)) == {1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("facts", [{}, {"enable_prefix_cache": False}])
+@pytest.mark.parametrize("prompt_log_probs", [False, True])
+def test_whoever_is_refused_waits_whether_or_not_it_looks_for_a_prefix(
+    facts: dict[str, Any], prompt_log_probs: bool
+) -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4)
+    refused = make_sequence(2, list(range(50, 63)), max_tokens=1, **facts)
+    refused.params = SamplingParams(max_tokens=1, prompt_logprobs=prompt_log_probs)
+    scheduler.add(make_sequence(1, [1, 2, 3], max_tokens=3))
+    scheduler.add(refused)
+    assert [s.request_id for s in run_to_end(scheduler)] == [1, 2]
 
 
 def test_who_was_refused_is_looked_up_again_only_when_there_may_be_room(monkeypatch: pytest.MonkeyPatch) -> None:
