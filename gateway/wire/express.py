@@ -37,7 +37,6 @@ def forward(  # noqa: C901 - one loop, so that a frame costs no call
 ) -> int:
     """Relay frames of `buffer[pos:end]` for as long as they are simple; return where the first other frame begins."""
     unpack, pack_into, find = _HEAD.unpack_from, _ID.pack_into, lanes.get
-    view = memoryview(buffer)
     start = first = pos
     last = end - 14
     count = 0
@@ -69,11 +68,11 @@ def forward(  # noqa: C901 - one loop, so that a frame costs no call
             break
         if outbox is not box:
             if box is not None:
-                box.put(bytes(view[start:pos]))
+                box.put(buffer[start:pos])
             box = outbox
             start = pos
         if source.tape is not None:
-            source.tape += view[pos + 9 : after]
+            source.tape += buffer[pos + 9 : after]
         source.lane_credit -= length
         target.send_window -= length
         outbox.window -= length
@@ -81,7 +80,7 @@ def forward(  # noqa: C901 - one loop, so that a frame costs no call
         count += 1
         pos = after
     if box is not None:
-        box.put(bytes(view[start:pos]))
+        box.put(buffer[start:pos])
         tally.messages += count
         tally.num_bytes += pos - first - 9 * count
     return pos

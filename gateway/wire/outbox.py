@@ -25,7 +25,7 @@ class Outbox:
     def __init__(self, dirty: "list[Outbox]") -> None:
         """Start with the protocol's default windows."""
         self.dirty = dirty
-        self.chunks: list[bytes] = []
+        self.chunks: list[bytes | bytearray] = []
         self.window = frames.DEFAULT_WINDOW
         self.initial_window = frames.DEFAULT_WINDOW
         self.max_frame = frames.DEFAULT_MAX_FRAME_SIZE
@@ -37,13 +37,13 @@ class Outbox:
         self.ended: list[Stream] = []  # streams whose `ending` has left
         self.released: list[tuple[Any, int]] = []  # owner of a queued piece, bytes of it now written
 
-    def put(self, chunk: bytes) -> None:
+    def put(self, chunk: bytes | bytearray) -> None:
         """Write frames as they are."""
         if not self.chunks:
             self.dirty.append(self)
         self.chunks.append(chunk)
 
-    def take(self) -> bytes:
+    def take(self) -> bytes | bytearray:
         """Return everything to be written now."""
         data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
         self.chunks.clear()
