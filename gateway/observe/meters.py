@@ -3,6 +3,8 @@
 Knows names and labels. Labels are tenants and instances of the configuration, so their number is bounded.
 """
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from gateway.observe.observer import Usage
@@ -17,38 +19,38 @@ class Meters:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register all."""
-        self._ended = Counter(
-            "gateway_tenant_requests", "Requests that ended.", ["tenant", "outcome"], registry=registry
-        )
-        self._wait = Histogram(
+        ended = Counter("gateway_tenant_requests", "Requests that ended.", ["tenant", "outcome"], registry=registry)
+        wait = Histogram(
             "gateway_wait_seconds", "From arrival to an instance.", ["tenant"], buckets=WAIT_BUCKETS, registry=registry
         )
-        self._first = Histogram(
+        first = Histogram(
             "gateway_first_answer_seconds", "From arrival to the first response.", LABELS,
             buckets=WAIT_BUCKETS, registry=registry,
         )  # fmt: skip
-        self._gap = Histogram(
+        gap = Histogram(
             "gateway_gap_seconds", "Between responses of a watched request.", LABELS,
             buckets=GAP_BUCKETS, registry=registry,
         )  # fmt: skip
         self._found = Counter(
             "gateway_content_findings", "What content rules have found.", ["rule", "action", "place"], registry=registry
         )
-        self._tokens = Counter(
+        tokens = Counter(
             "gateway_tokens", "Tokens of watched requests.", [*LABELS, "kind"], registry=registry
         )  # fmt: skip
+        self._ended, self._tokens = cache(ended.labels), cache(tokens.labels)
+        self._wait, self._first, self._gap = cache(wait.labels), cache(first.labels), cache(gap.labels)
 
     def gap(self, tenant: str, instance: str, seconds: float) -> None:
         """Take the time between two responses."""
-        self._gap.labels(tenant, instance).observe(seconds)
+        self._gap(tenant, instance).observe(seconds)
 
     def ended(self, tenant: str, instance: str, outcome: str, wait: float | None, first: float | None) -> None:
         """Take the end of a request; times in seconds, None where it did not come so far."""
-        self._ended.labels(tenant, outcome).inc()
+        self._ended(tenant, outcome).inc()
         if wait is not None:
-            self._wait.labels(tenant).observe(wait)
+            self._wait(tenant).observe(wait)
         if first is not None:
-            self._first.labels(tenant, instance).observe(first)
+            self._first(tenant, instance).observe(first)
 
     def found(self, rule: str, action: str, place: str, count: int) -> None:
         """Take findings of a content rule."""
@@ -58,4 +60,4 @@ class Meters:
         """Take the tokens of a watched request."""
         for kind, count in (("prompt", usage.prompt_tokens), ("completion", usage.completion_tokens)):
             if count:
-                self._tokens.labels(tenant, instance, kind).inc(count)
+                self._tokens(tenant, instance, kind).inc(count)

@@ -96,6 +96,7 @@ class _Bench:
         """Add every quantity to the report."""
         saturated = self._run(SATURATED, seconds)
         self._add("saturated", "messages/s", saturated.messages / saturated.seconds)
+        self._add("CPU, saturated", "us/message", self.meter.cpu_us() / max(1, saturated.messages))
         for load in (PACED, TICKS):
             result = self._run(load, seconds)
             self._add(f"CPU, {load.mode}", "us/message", self.meter.cpu_us() / max(1, result.messages))
@@ -105,6 +106,7 @@ class _Bench:
         self._add("added TTFT p99", "us", first.p99_us - direct["ttft"].p99_us)
         churn = self._run(CHURN, seconds)
         self._add("new streams", "calls/s", churn.calls / churn.seconds)
+        self._add("CPU, new streams", "us/call", self.meter.cpu_us() / max(1, churn.calls))
         self._run(HELD, 1.0)
         self._add("RSS, 1,024 open streams", "MiB", self.meter.rss_mib())
         self._run(STALLED, STALL_SECONDS)

@@ -126,7 +126,7 @@ def test_a_request_that_is_done_stays_done() -> None:
 
 PURE = [
     *sorted((ROOT / "gateway" / "wire").glob("*.py")),
-    *(ROOT / "gateway" / f"{n}.py" for n in ("endpoint", "loads")),
+    *(ROOT / "gateway" / f"{n}.py" for n in ("endpoint", "loads", "patience")),
 ]
 
 
