@@ -10,21 +10,22 @@ Invariants:
 
 import json
 import threading
+from typing import TYPE_CHECKING
 
-import llguidance
 import numpy as np
 
 from engine.errors import InvalidRequest, RequestFailed
 from engine.guided_options import Guided
 from engine.text.tokenizer import Tokenizer
 
-LIMITS = llguidance.LLParserLimits(verbose_errors=False)
+if TYPE_CHECKING:
+    import llguidance
 
 
 class Guide:
     """Where one completion is in its grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, num_words: int, eos_ids: list[int]) -> None:
+    def __init__(self, matcher: "llguidance.LLMatcher", num_words: int, eos_ids: list[int]) -> None:
         """Begin at the empty text; a mask of the vocabulary has `num_words` words of 32 bits."""
         self._matcher = matcher
         self._num_words = num_words
@@ -81,6 +82,8 @@ class GuideFactory:
         Raises:
             InvalidRequest: the grammar is not valid, or too large.
         """
+        import llguidance  # here, so that an engine that guides nothing starts without it
+
         with self._lock:
             if self._tokenizer is None:
                 eos_ids = sorted(self._source.eos_ids) or None
@@ -89,7 +92,8 @@ class GuideFactory:
             grammar = _grammar(guided)
         except ValueError as error:
             raise InvalidRequest(f"guided.{guided.kind} is not valid: {error}") from error
-        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidRequest(f"guided.{guided.kind} is not valid: {_first_line(matcher.get_error())}")
         num_words = -(-self._tokenizer.vocab_size // 32)
@@ -97,6 +101,8 @@ class GuideFactory:
 
 
 def _grammar(guided: Guided) -> str:
+    import llguidance
+
     if guided.kind == "regex":
         return llguidance.LLMatcher.grammar_from_regex(guided.source)
     if guided.kind == "ebnf":

@@ -36,7 +36,7 @@ class ModelRunner:
         Raises:
             ModelError: the checkpoint cannot be served, or the cache holds no block.
         """
-        _set_threads(config.num_threads)
+        set_threads(config.num_threads)
         self.block_size = config.block_size
         self.num_blocks = num_blocks_for(config, model_config)
         limit = config.max_model_len or model_config.max_position_embeddings
@@ -75,7 +75,7 @@ def _log_prompts(logits: torch.Tensor, prompts: list[tuple[Sequence, int]]) -> N
             sequence.prompt_top.extend(top)
 
 
-def _set_threads(num_threads: int) -> None:
+def set_threads(num_threads: int) -> None:
     """Give torch and numba the same number of threads; numba's may not exceed the cores it saw at import.
 
     Under OpenMP they are the same threads, which do not wait for each other's to fall asleep.

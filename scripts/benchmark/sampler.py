@@ -6,11 +6,10 @@ Knows the sampler and random logits. Does not know models or engines.
 import time
 from typing import Any
 
-import numba
 import torch
-from numba.core import config as numba_config
 from rich.progress import Progress
 
+from engine.model_runner import set_threads
 from engine.sampler import sample
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
@@ -30,9 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def run(num_threads: int, repeats: int, progress: Progress) -> Report:
     """Measure each way of sampling, `repeats` times `STEPS` steps."""
-    torch.set_num_threads(num_threads)
-    numba_config.THREADING_LAYER = "workqueue"  # pyright: ignore[reportAttributeAccessIssue]
-    numba.set_num_threads(num_threads)
+    set_threads(num_threads)
     report = Report(
         f"sampling alone, {NUM_ROWS} rows of {VOCAB_SIZE} logits, {num_threads} threads",
         f"normal logits with a deviation of 2; {NUM_TOKENS} tokens a sequence; the fastest of {STEPS} steps",

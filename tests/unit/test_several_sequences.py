@@ -12,6 +12,7 @@ from engine.errors import InvalidRequest
 from engine.offline import generate
 from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import MAX_SEED, SamplingParams
+from engine.scheduling_params import SchedulingParams
 from tests.conftest import TinyModel
 
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
@@ -83,6 +84,14 @@ def test_an_abort_ends_all_sequences_wherever_they_are(core: EngineCore, num_ste
     assert [o.finish_reason for o in outputs] == [FinishReason.CANCELLED] * 3
     assert [o.ends_request for o in outputs] == [False, False, True]
     assert core.abort(1) == []
+
+
+def test_a_deadline_ends_all_sequences_also_those_that_still_wait_for_the_prompt(core: EngineCore) -> None:
+    soon = SchedulingParams(deadline_ms=1)
+    core.add(1, PROMPT, SamplingParams(n=3, max_tokens=30, ignore_eos=True), 0.0, scheduling=soon)
+    outputs = drain(core)
+    assert [o.finish_reason for o in outputs] == [FinishReason.DEADLINE] * 3
+    assert [o.ends_request for o in outputs] == [False, False, True]
 
 
 def test_an_error_of_one_sequence_ends_the_request_with_one_error(
