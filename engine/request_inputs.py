@@ -22,10 +22,11 @@ from engine.request_check import check_request, resumed_output
 from engine.request_options import RequestOptions, json_object
 from engine.sampling_params import SamplingParams
 from engine.scheduling_inputs import SCHEDULING_OPTIONS, SCHEDULING_PARAMETERS, read_scheduling
-from engine.text.chat_template import parse_messages
+from engine.text.chat_template import parse_messages, parse_tools
 from engine.text.tokenizer import Tokenizer
 
 PROMPTS = ("text_input", "messages", "input_ids")
+TOOLS = "tools"
 RESUME = "resume_token_ids"
 GUIDE_TYPE, GUIDE = "guided_decoding_guide_type", "guided_decoding_guide"
 GUIDE_TYPES = {kind: kind for kind in KINDS} | {"json": "json_object", "ebnf_grammar": "ebnf"}
@@ -131,7 +132,7 @@ OPTIONS = {
     "bad_words": Field("bad_words", _read_texts),
     "logit_bias": Field("logit_bias", _read_object),
 }
-KNOWN_TENSORS = frozenset({*PROMPTS, *OPTIONS, "stream", "sampling_parameters", RESUME, GUIDE_TYPE, GUIDE})
+KNOWN_TENSORS = frozenset({*PROMPTS, *OPTIONS, TOOLS, "stream", "sampling_parameters", RESUME, GUIDE_TYPE, GUIDE})
 
 
 @dataclass(slots=True, frozen=True)
@@ -179,11 +180,14 @@ class RequestReader:
             found = " and ".join(given) or "none of them"
             raise InvalidRequest(f"exactly one of {', '.join(PROMPTS)} must be given, got {found}")
         name = given[0]
+        if TOOLS in tensors and name != "messages":
+            raise InvalidRequest(f"tools are for messages, not for {name}")
         if name == "input_ids":
             return list(_read_ids(name, tensors[name]))
         text = read_string(name, tensors[name])
         if name == "messages":
-            return self.tokenizer.encode_chat(parse_messages(text))
+            tools = parse_tools(read_string(TOOLS, tensors[TOOLS])) if TOOLS in tensors else None
+            return self.tokenizer.encode_chat(parse_messages(text), tools)
         if not text:
             raise InvalidRequest("text_input is empty: at least 1 character is needed")
         return self.tokenizer.encode(text)

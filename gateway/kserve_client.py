@@ -50,6 +50,11 @@ class Chunk:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    index: int = 0  # which of the request's sequences
+    token_ids: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()
+    top_token_ids: tuple[int, ...] = ()  # so many in the place of each token
+    top_log_probs: tuple[float, ...] = ()
 
 
 def text_tensor(name: str, texts: Sequence[str]) -> Tensor:
@@ -150,7 +155,23 @@ def _read(message: Any) -> list[Chunk]:
     if finish_reason in ENDED_EARLY:
         raise KserveError(ENDED_EARLY[finish_reason], f"the request ended early: {finish_reason}")
     counts = [struct.unpack("<i", raw[f"{name}_tokens"])[0] for name in ("prompt", "completion", "cached")]
-    return [Chunk(raw["text_output"][4:].decode(), finish_reason, *counts)]
+    return [
+        Chunk(
+            raw["text_output"][4:].decode(),
+            finish_reason,
+            *counts,
+            index=struct.unpack("<i", raw.get("sequence_index", bytes(4)))[0],
+            token_ids=_numbers(raw, "token_ids", "i"),
+            log_probs=_numbers(raw, "log_probs", "f"),
+            top_token_ids=_numbers(raw, "top_token_ids", "i"),
+            top_log_probs=_numbers(raw, "top_log_probs", "f"),
+        )
+    ]
+
+
+def _numbers(raw: dict[str, bytes], name: str, kind: str) -> tuple[Any, ...]:
+    content = raw.get(name, b"")
+    return struct.unpack(f"<{len(content) // 4}{kind}", content)
 
 
 def _explain(error: Any) -> KserveError:

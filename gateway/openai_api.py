@@ -88,7 +88,7 @@ class OpenAiApi:
     async def _generate(self, request: Request) -> Response:
         kind, shape = KINDS[request.url.path]
         body = parse_body(kind, await _read_body(request))
-        reply = Reply(shape, f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time()))
+        reply = Reply(shape, f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time()), body.num_top)
         completion = await self._client.open(body.tensors(), _metadata(request), _timeout(request))
         try:
             if not body.stream:
@@ -206,21 +206,22 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T | None:
 async def _collect(reply: Reply, completion: Completion) -> dict[str, Any]:
     async with aclosing(completion.chunks()) as chunks:
         received = [chunk async for chunk in chunks]
-    return reply.whole("".join(chunk.text for chunk in received), received[-1]) | _ledger(completion)
+    return reply.whole(received) | _ledger(completion)
 
 
 async def _events(
     reply: Reply, completion: Completion, first: Chunk, chunks: AsyncIterator[Chunk], with_usage: bool
 ) -> AsyncIterator[str]:
-    last = first
+    last = {first.index: first}
     try:
         yield _event(reply.piece(first, is_first=True, with_usage=with_usage))
-        async for last in chunks:
-            yield _event(reply.piece(last, is_first=False, with_usage=with_usage))
+        async for chunk in chunks:
+            yield _event(reply.piece(chunk, is_first=chunk.index not in last, with_usage=with_usage))
+            last[chunk.index] = chunk
     except KserveError as error:
         yield _event(of_kserve(error).body)
         return
-    extras = ({"usage": usage(last)} if with_usage else {}) | _ledger(completion)
+    extras = ({"usage": usage(last.values())} if with_usage else {}) | _ledger(completion)
     if extras:
         yield _event(reply.closing(extras))
     yield "data: [DONE]\n\n"

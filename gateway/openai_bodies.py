@@ -11,23 +11,17 @@ import json
 import struct
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from gateway.kserve_client import Tensor, int_tensor, text_tensor
+from gateway.openai_parts import Message, ResponseFormat, Strict, Text, Tool
 
 MAX_INT32 = 2**31 - 1
+MAX_TOP = 20
 FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 NEUTRAL: dict[str, list[Any]] = {
-    "n": [1],
     "best_of": [1],
-    "echo": [False],
     "suffix": [""],
-    "logit_bias": [{}],
-    "logprobs": [False],
-    "top_logprobs": [0],
-    "response_format": [{"type": "text"}],
-    "tools": [[]],
-    "tool_choice": ["none", "auto"],
     "parallel_tool_calls": [True, False],
     "modalities": [["text"]],
     "store": [False],
@@ -35,18 +29,11 @@ NEUTRAL: dict[str, list[Any]] = {
 }
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("a lone surrogate is not text") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
 Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+TokenKey = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Unsupported(Exception):
@@ -56,12 +43,6 @@ class Unsupported(Exception):
         """Name the field."""
         super().__init__(f"the field {name!r} with this value is not supported")
         self.name = name
-
-
-class Strict(BaseModel):
-    """Takes no unknown fields and converts nothing."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Strict):
@@ -83,6 +64,8 @@ class Body(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    logit_bias: dict[TokenKey, Bias] | None = None
     user: str | None = None
 
     @property
@@ -90,13 +73,29 @@ class Body(Strict):
         """Most tokens to generate."""
         return self.max_tokens
 
-    def prompt_tensor(self) -> Tensor:
-        """Return the tensor of the prompt."""
+    @property
+    def num_top(self) -> int | None:
+        """How many likeliest tokens to tell in the place of each token; None where no log-probabilities are wanted."""
         raise NotImplementedError
+
+    def prompt_tensors(self) -> list[Tensor]:
+        """Return the tensors of the prompt."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """Return what goes into `sampling_parameters`."""
+        made: dict[str, Any] = {}
+        if self.n not in {None, 1}:
+            made["n"] = self.n
+        if self.logit_bias:
+            made["logit_bias"] = self.logit_bias
+        if self.num_top is not None:
+            made |= {"logprobs": True} | ({"top_logprobs": self.num_top} if self.num_top else {})
+        return made
 
     def tensors(self) -> list[Tensor]:
         """Return the inputs of the model; what is absent here is absent there."""
-        made = [self.prompt_tensor()]
+        made = self.prompt_tensors()
         if self.limit is not None:
             made.append(int_tensor("max_tokens", [self.limit]))
         floats = {name: getattr(self, name) for name in FLOATS}
@@ -105,6 +104,8 @@ class Body(Strict):
             made.append(Tensor("random_seed", "UINT64", struct.pack("<Q", self.seed)))
         if self.stop:
             made.append(text_tensor("stop_words", [self.stop] if isinstance(self.stop, str) else self.stop))
+        if options := self.options():
+            made.append(text_tensor("sampling_parameters", [json.dumps(options)]))
         return made
 
 
@@ -112,6 +113,8 @@ class CompletionBody(Body):
     """`POST /v1/completions`."""
 
     prompt: Text | Annotated[list[TokenId], Field(min_length=1)]
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    echo: bool | None = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -122,30 +125,20 @@ class CompletionBody(Body):
             raise ValueError("several prompts in one request are not supported; send one request for each")
         return value[0]
 
-    def prompt_tensor(self) -> Tensor:
+    @property
+    def num_top(self) -> int | None:
+        """How many likeliest tokens to tell."""
+        return self.logprobs
+
+    def options(self) -> dict[str, Any]:
+        """Return what goes into `sampling_parameters`."""
+        return super().options() | ({"echo": True} if self.echo else {})
+
+    def prompt_tensors(self) -> list[Tensor]:
         """Return text or token ids."""
         if isinstance(self.prompt, str):
-            return text_tensor("text_input", [self.prompt])
-        return int_tensor("input_ids", self.prompt)
-
-
-class TextPart(Strict):
-    """A part of a message."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class Message(Strict):
-    """One turn of a conversation."""
-
-    role: Text
-    content: Text | list[TextPart]
-
-    def plain(self) -> dict[str, str]:
-        """Return the message with its text in one piece."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": content}
+            return [text_tensor("text_input", [self.prompt])]
+        return [int_tensor("input_ids", self.prompt)]
 
 
 class ChatBody(Body):
@@ -153,6 +146,11 @@ class ChatBody(Body):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatBody":
@@ -161,14 +159,34 @@ class ChatBody(Body):
             raise ValueError("max_tokens and max_completion_tokens are both given and differ")
         return self
 
+    @field_validator("top_logprobs")
+    @classmethod
+    def _with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("top_logprobs needs logprobs")
+        return value
+
     @property
     def limit(self) -> int | None:
         """Most tokens to generate."""
         return self.max_completion_tokens or self.max_tokens
 
-    def prompt_tensor(self) -> Tensor:
-        """Return the conversation."""
-        return text_tensor("messages", [json.dumps([message.plain() for message in self.messages])])
+    @property
+    def num_top(self) -> int | None:
+        """How many likeliest tokens to tell."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def options(self) -> dict[str, Any]:
+        """Return what goes into `sampling_parameters`."""
+        guided = self.response_format.guided() if self.response_format is not None else None
+        return super().options() | ({} if guided is None else {"guided": guided})
+
+    def prompt_tensors(self) -> list[Tensor]:
+        """Return the conversation, and the tools that its template is to show."""
+        made = [text_tensor("messages", [json.dumps([message.plain() for message in self.messages])])]
+        if self.tools and self.tool_choice != "none":
+            made.append(text_tensor("tools", [json.dumps([tool.model_dump(exclude_none=True) for tool in self.tools])]))
+        return made
 
 
 def without_neutral(fields: dict[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,21 @@ def parse_messages(text: str) -> list[Message]:
     return [_check_message(i, message) for i, message in enumerate(messages)]
 
 
+def parse_tools(text: str) -> list[dict[str, Any]]:
+    """Read the JSON of the tools that a template is to show; what is in each is the template's business.
+
+    Raises:
+        InvalidRequest: no JSON list of objects.
+    """
+    try:
+        tools = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"tools is not valid JSON: {error}") from error
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise InvalidRequest("tools must be a JSON list of objects")
+    return tools
+
+
 def _check_message(index: int, message: object) -> Message:
     if not isinstance(message, dict):
         raise InvalidRequest(f"messages[{index}] must be an object with role and content, got {_json_type(message)}")

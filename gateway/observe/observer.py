@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gateway.tensors import clock_of, float_of, int_of, read_outputs
+from gateway.tensors import RAW_OUTPUTS, clock_of, float_of, int_of, pack_texts, read_outputs
 from gateway.wire.messages import MessageReader, MessageTooLarge
-from gateway.wire.protobuf import MalformedMessage
+from gateway.wire.protobuf import MalformedMessage, encode_field
 
 MAX_MESSAGE_BYTES = 16 * 2**20  # of a larger one nothing is known
 ERROR_TAG = b"\x0a"  # field 1 of ModelStreamInferResponse; an error comes first
 COUNTS = b"completion_tokens"
+ENDS = tuple(  # how a finish reason looks in a message
+    encode_field(RAW_OUTPUTS, pack_texts([reason])) for reason in (b"stop", b"length", b"cancelled", b"deadline")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Observer:
     num_errors: int = 0
     note_gap: Callable[[float], None] | None = None  # takes the seconds between two arrivals
     _telling: bytes = b""  # the latest message with counts
+    _ends: list[bytes] = field(default_factory=list)  # those that end a sequence
     _reader: MessageReader | None = field(default_factory=lambda: MessageReader(MAX_MESSAGE_BYTES))
 
     def take(self, payload: bytes) -> None:
@@ -63,6 +67,8 @@ class Observer:
             self.num_errors += body[:1] == ERROR_TAG
             if COUNTS in body:
                 self._telling = body
+                if any(end in body for end in ENDS):
+                    self._ends.append(body)
 
     def begin_again(self) -> None:
         """Forget a message that was under way: what follows comes from another instance."""
@@ -70,14 +76,16 @@ class Observer:
             self._reader = MessageReader(MAX_MESSAGE_BYTES)
 
     def usage(self) -> Usage:
-        """Return what the latest message said."""
+        """Return what the latest message said, with the tokens of all sequences."""
         try:
             outputs = read_outputs(self._telling)
+            known = [*map(read_outputs, self._ends), outputs]
         except MalformedMessage:
             return Usage()
+        counts = {int_of(item, "sequence_index"): int_of(item, "completion_tokens") for item in known}
         return Usage(
             prompt_tokens=int_of(outputs, "prompt_tokens"),
-            completion_tokens=int_of(outputs, "completion_tokens"),
+            completion_tokens=None if None in counts.values() else sum(filter(None, counts.values())),
             cached_tokens=int_of(outputs, "cached_tokens"),
             queue_seconds=float_of(outputs, "queue_seconds"),
             ttft_seconds=float_of(outputs, "ttft_seconds"),

@@ -24,7 +24,7 @@ def estimate_tokens(request: bytes, assumed_completion: int) -> int:
     prompt = -(-text // BYTES_PER_TOKEN) + len(inputs.get("input_ids", b"")) // BYTES_PER_ID
     options = _options(inputs.get("sampling_parameters", b""))
     completion = int_of(inputs, "max_tokens") or _positive(options.get("max_tokens")) or assumed_completion
-    sequences = int_of(inputs, "n") or _positive(options.get("n")) or 1
+    sequences = int_of(inputs, "num_return_sequences") or _positive(options.get("n")) or 1
     return prompt + max(1, completion) * max(1, sequences)
 
 

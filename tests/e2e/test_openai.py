@@ -1,5 +1,6 @@
 """OpenAI's client through the gateway and real tritonservers says what the offline engine says."""
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -79,6 +80,23 @@ def test_a_deadline_reaches_the_engine_and_ends_a_request_there(client: OpenAI) 
     with pytest.raises(openai.APIStatusError) as ended:
         ask("0.05", 200)
     assert ended.value.status_code == 504
+
+
+def test_sequences_formats_and_log_probabilities_reach_the_engine(client: OpenAI) -> None:
+    done = client.completions.create(model="llm", prompt=PROMPT, max_tokens=8, n=2, seed=1, temperature=1.0, logprobs=2)
+    assert [choice.index for choice in done.choices] == [0, 1]
+    assert done.usage is not None
+    logs = [choice.logprobs for choice in done.choices]
+    assert sum(len(log.tokens or ()) for log in logs if log is not None) == done.usage.completion_tokens
+    assert all(len(top) == 2 for log in logs if log is not None for top in log.top_logprobs or ())
+    form: Any = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"enum": ["red", "blue"]}}}
+    said = client.chat.completions.create(model="llm", messages=CHAT, max_tokens=60, response_format=form)
+    assert json.loads(said.choices[0].message.content or "") in {"red", "blue"}
+    biased = client.completions.create(
+        model="llm", prompt=PROMPT, max_tokens=1, logit_bias={"300": 100}, logprobs=0, temperature=0
+    )
+    assert biased.choices[0].logprobs is not None
+    assert biased.choices[0].logprobs.tokens == ["token_id:300"]
 
 
 def test_what_the_model_refuses_is_a_bad_request(client: OpenAI) -> None:

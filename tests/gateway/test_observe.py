@@ -70,6 +70,16 @@ def test_an_observer_reads_the_last_counts_however_the_bytes_are_cut() -> None:
         assert len(gaps) == (0 if size == len(whole) else 2)
 
 
+def test_the_tokens_of_all_sequences_are_counted() -> None:
+    observer = Observer()
+    for index, completion, reason in ((0, 1, b""), (1, 1, b""), (0, 4, b"stop"), (1, 9, b"length")):
+        raw = struct.pack("<I", len(reason)) + reason
+        counts = {"prompt_tokens": 5, "completion_tokens": completion, "sequence_index": index}
+        packed = {name: struct.pack("<i", value) for name, value in counts.items()}
+        observer.take(message(finish_reason=raw, **packed))
+    assert observer.tokens_used() == 5 + 4 + 9
+
+
 def test_nothing_answered_costs_nothing_and_an_answer_without_counts_is_not_known() -> None:
     error = frame_message(pb.ModelStreamInferResponse(error_message="it broke").SerializeToString())
     observer = Observer()

@@ -48,6 +48,23 @@ def pack_text(text: str) -> bytes:
     return struct.pack("<I", len(text.encode())) + text.encode()
 
 
+def sequences(request: Any, options: dict[str, Any]) -> Iterator[Any]:
+    """Say one word and `END` in each sequence, with three likely tokens where log-probabilities are wanted."""
+    num_top = options.get("top_logprobs", 0)
+    for step, reason in enumerate(("", "stop")):
+        for index in range(options.get("n", 1)):
+            response = chunk(request.id, index, reason)
+            extra = {"sequence_index": struct.pack("<i", index), "token_ids": struct.pack("<i", 10 * index + step)}
+            if options.get("logprobs"):
+                extra["log_probs"] = struct.pack("<f", -0.5)
+                extra["top_token_ids"] = struct.pack(f"<{num_top}i", *range(num_top))
+                extra["top_log_probs"] = struct.pack(f"<{num_top}f", *[-1.0, float("-inf"), -3.0][:num_top])
+            for name, raw in extra.items():
+                response.infer_response.outputs.add(name=name)
+                response.infer_response.raw_output_contents.append(raw)
+            yield response
+
+
 def answer(service: Any, request: Any, context: Any) -> Iterator[Any]:
     """Say the words; the prompt `fail TEXT` fails at once, `late TEXT` after a word, `hang` and `silent` never end."""
     inputs = inputs_of(request)
@@ -55,6 +72,9 @@ def answer(service: Any, request: Any, context: Any) -> Iterator[Any]:
     wish, _, text = inputs.get("text_input", b"")[4:].decode().partition(" ")
     if wish == "fail":
         yield error(request.id, text)
+        return
+    if "sampling_parameters" in inputs:
+        yield from sequences(request, json.loads(inputs["sampling_parameters"][4:]))
         return
     for index in range(limit):
         last = index == limit - 1 and wish not in {"hang", "late"}
@@ -151,10 +171,13 @@ def test_options_arrive_as_tensors_and_absent_ones_are_left_out(client: OpenAI, 
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"n": 0}, "n"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"the": 1}}, "logit_bias"),
+        ({"tools": [{"type": "retrieval"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"seed": -1}, "seed"),
@@ -168,6 +191,74 @@ def test_what_is_not_supported_is_refused_by_name(client: OpenAI, options: dict[
         client.chat.completions.create(**wishes)
     assert (refused.value.param, refused.value.type) == (param, "invalid_request_error")
     assert param in refused.value.message
+
+
+def options_of(request: Any) -> dict[str, Any]:
+    return json.loads(inputs_of(request)["sampling_parameters"][4:])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_several_sequences_are_as_many_choices(client: OpenAI, fake: Backend, stream: bool) -> None:
+    answered: Any = client.chat.completions.create(model="llm", messages=CHAT, n=3, stream=stream)
+    texts, reasons = {0: "", 1: "", 2: ""}, {}
+    for choice in [choice for event in answered for choice in event.choices] if stream else answered.choices:
+        texts[choice.index] += (choice.delta if stream else choice.message).content or ""
+        reasons[choice.index] = choice.finish_reason
+    assert texts == {index: 2 * WORDS[index] for index in range(3)}
+    assert set(reasons.values()) == {"stop"}
+    assert options_of(fake.requests[-1]) == {"n": 3}
+    if not stream:
+        assert (answered.usage.prompt_tokens, answered.usage.completion_tokens) == (5, 1 + 2 + 3)
+
+
+def test_a_chats_log_probabilities_name_tokens_by_their_ids(client: OpenAI, fake: Backend) -> None:
+    done = client.chat.completions.create(model="llm", messages=CHAT, logprobs=True, top_logprobs=2)
+    assert done.choices[0].logprobs is not None
+    content = done.choices[0].logprobs.content
+    assert content is not None
+    assert [(item.token, item.logprob) for item in content] == [("token_id:0", -0.5), ("token_id:1", -0.5)]
+    assert [(top.token, top.logprob) for top in content[0].top_logprobs] == [("token_id:0", -1), ("token_id:1", -9999)]
+    assert options_of(fake.requests[-1]) == {"logprobs": True, "top_logprobs": 2}
+
+
+def test_a_completions_log_probabilities_come_as_lists(client: OpenAI) -> None:
+    logs = client.completions.create(model="llm", prompt="Hi", logprobs=1).choices[0].logprobs
+    assert logs is not None
+    assert (logs.tokens, logs.token_logprobs) == (["token_id:0", "token_id:1"], [-0.5, -0.5])
+    assert (logs.top_logprobs, logs.text_offset) == ([{"token_id:0": -1.0}] * 2, [0, 4])
+
+
+def test_formats_biases_and_echo_become_sampling_parameters(client: OpenAI, fake: Backend) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    formats: list[Any] = [
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": True}},
+    ]
+    for form, guided in zip(formats, ({"json_object": True}, {"json_schema": schema}), strict=True):
+        client.chat.completions.create(model="llm", messages=CHAT, response_format=form, logit_bias={"7": -100})
+        assert options_of(fake.requests[-1]) == {"guided": guided, "logit_bias": {"7": -100}}
+    client.completions.create(model="llm", prompt="Hi", echo=True)
+    assert options_of(fake.requests[-1]) == {"echo": True}
+
+
+def test_tools_and_their_calls_go_to_the_template(client: OpenAI, fake: Backend) -> None:
+    tools: list[Any] = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    turns: list[Any] = [
+        *CHAT,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "seen"},
+    ]
+    client.chat.completions.create(model="llm", messages=turns, tools=tools)
+    sent = inputs_of(fake.requests[-1])
+    assert json.loads(sent["tools"][4:]) == tools
+    assert json.loads(sent["messages"][4:]) == [
+        *CHAT,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        turns[2],
+    ]
+    client.chat.completions.create(model="llm", messages=CHAT, tools=tools, tool_choice="none")
+    assert "tools" not in inputs_of(fake.requests[-1])
 
 
 def test_several_prompts_are_refused_and_one_in_a_list_is_taken(client: OpenAI) -> None:

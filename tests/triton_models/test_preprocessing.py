@@ -259,3 +259,11 @@ def test_a_folder_without_config_is_named_at_load(load_adapter: Load, monkeypatc
     monkeypatch.setenv("SCALELLM_MODEL", str(tmp_path / "nowhere"))
     with pytest.raises(Exception, match=r"nowhere/tokenizer\.json does not exist"):
         load_adapter("preprocessing").TritonPythonModel().initialize({"model_name": "preprocessing"})
+
+
+def test_tools_are_for_messages_and_a_list_of_objects(model: Any):
+    tools = text('[{"type": "function"}]')
+    requests = [InferenceRequest(**PROMPT, tools=tools), InferenceRequest(messages=text("[]"), tools=text("{}"))]
+    errors = [response.error().message() for response in model.execute(requests)]
+    assert "tools are for messages, not for text_input" in errors[0]
+    assert "tools must be a JSON list of objects" in errors[1]

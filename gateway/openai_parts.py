@@ -1,0 +1,115 @@
+"""Parts of OpenAI's chat requests: messages, tools, and what the answer must look like.
+
+Knows names and types. Does not know tensors or HTTP.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a lone surrogate is not text") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class Strict(BaseModel):
+    """Takes no unknown fields and converts nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(Strict):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class CalledFunction(Strict):
+    """What the assistant has called."""
+
+    name: Name
+    arguments: Text
+
+
+class ToolCall(Strict):
+    """One call of the assistant's."""
+
+    id: Text
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class Message(Strict):
+    """One turn of a conversation."""
+
+    role: Text
+    content: Text | list[TextPart] | None = None
+    name: Text | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: Text | None = None
+    refusal: None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Message":
+        if self.content is None and not self.tool_calls:
+            raise ValueError("a message has content or tool_calls")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """Return the message with its text in one piece."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        others = self.model_dump(exclude={"role", "content"}, exclude_none=True)
+        return {"role": self.role, "content": content} | others
+
+
+class Function(Strict):
+    """A function that the model may call."""
+
+    name: Name
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """One tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Schema(Strict):
+    """A JSON schema under a name; it is always followed, whatever `strict` says."""
+
+    name: Name
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema is given with the type json_schema and only then")
+        return self
+
+    def guided(self) -> dict[str, Any] | None:
+        """Return the guide that makes it so, or None for free text."""
+        if self.json_schema is not None:
+            return {"json_schema": self.json_schema.schema_}
+        return {"json_object": True} if self.type == "json_object" else None
