@@ -190,10 +190,6 @@ class Exchange:
         free = self._holder is None and not self._held and not self.stream.queue
         return free and not self.ended and not self.link.connection.outbox.paused
 
-    def is_within(self, request: Request) -> bool:
-        """Whether a part of a message of this request has gone to the client."""
-        return self._holder is request
-
     def response_headers(self, headers: Headers) -> None:
         """Send an instance's response headers, where they are the client's too."""
         if self._whole is not None:

@@ -115,7 +115,7 @@ class Request:
     @property
     def can_resume(self) -> bool:
         """Whether it has been answered in part, and another instance could go on from there."""
-        return self.stage is Stage.ANSWERING and self.tape is not None and not self.exchange.is_within(self)
+        return self.stage is Stage.ANSWERING and self.tape is not None and self.tape.is_whole
 
     def add(self, payload: bytes, complete: bool) -> None:
         """Take more of the request's bytes, sending them on if it is under way."""
@@ -265,8 +265,8 @@ class Request:
     def _record(self, pieces: list[tuple[bytes, bool]]) -> None:
         if self.tape is None:
             return
-        for piece, _ in pieces:
-            self.tape.add(piece)
+        for piece, ends in pieces:
+            self.tape.add(piece, ends)
         if self.tape.packed_bytes > MAX_TAPE_BYTES:
             self.forget_tape()
 

@@ -42,10 +42,12 @@ class Tape:
         self.raw = bytearray()  # framed messages; the express lane appends to it
         self.packed: list[bytes] = []
         self.packed_bytes = 0
+        self.is_whole = True  # whether it ends with a message
 
-    def add(self, piece: bytes) -> None:
-        """Take the next piece that goes to the client."""
+    def add(self, piece: bytes, ends: bool = True) -> None:
+        """Take the next piece that goes to the client; `ends` says whether it ends a message."""
         self.raw += piece
+        self.is_whole = ends
         if len(self.raw) >= TAPE_BYTES:
             self.packed.append(zlib.compress(self.raw, LEVEL))
             self.packed_bytes += len(self.packed[-1])

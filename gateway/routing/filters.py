@@ -11,6 +11,7 @@ from gateway.routing.candidates import Candidate
 
 Filter = Callable[[Asked, Sequence[Candidate], random.Random], Sequence[Candidate]]
 BOUND = 1.25  # times the mean load; above it an instance is full (Mirrokni et al. 2018, bounded loads)
+FREE = 4.0  # requests that affinity may always gather on one instance
 
 
 def untried(request: Asked, candidates: Sequence[Candidate], _rng: random.Random) -> Sequence[Candidate]:
@@ -21,7 +22,7 @@ def untried(request: Asked, candidates: Sequence[Candidate], _rng: random.Random
 def within_bound(_request: Asked, candidates: Sequence[Candidate], _rng: random.Random) -> Sequence[Candidate]:
     """Keep the instances that with one more request have at most `BOUND` times the mean: affinity is to flood none."""
     limit = BOUND * (sum(candidate.depth for candidate in candidates) + 1) / len(candidates)
-    return [candidate for candidate in candidates if candidate.depth + 1 <= max(1.0, limit)]
+    return [candidate for candidate in candidates if candidate.depth + 1 <= max(FREE, limit)]
 
 
 def in_pool(pool: str) -> Filter:
