@@ -43,7 +43,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one response says; `finish_reason` is empty until the last."""
+    """What one response says; `finish_reason` is empty until the last, which alone surely tells `cached_tokens`."""
 
     text: str
     finish_reason: str
@@ -154,7 +154,9 @@ def _read(message: Any) -> list[Chunk]:
     finish_reason = raw["finish_reason"][4:].decode()
     if finish_reason in ENDED_EARLY:
         raise KserveError(ENDED_EARLY[finish_reason], f"the request ended early: {finish_reason}")
-    counts = [struct.unpack("<i", raw[f"{name}_tokens"])[0] for name in ("prompt", "completion", "cached")]
+    counts = [
+        struct.unpack("<i", raw.get(f"{name}_tokens", bytes(4)))[0] for name in ("prompt", "completion", "cached")
+    ]
     return [
         Chunk(
             raw["text_output"][4:].decode(),
