@@ -97,7 +97,7 @@ class Answer:
         self.token_indices.append(int(outputs["token_index"][0]))
         self.chunk_lengths.append(len(outputs["token_ids"]))
         self.token_ids += outputs["token_ids"].tolist()
-        self.log_probs += outputs["log_probs"].tolist()
+        self.log_probs += outputs["log_probs"].tolist() if "log_probs" in outputs else []
         self.finish_reasons.append(outputs["finish_reason"])
         self.last = outputs
 

@@ -237,7 +237,7 @@ def test_a_client_that_disconnects_frees_its_blocks(cluster: Cluster) -> None:
 
 def test_a_deadline_given_as_a_request_parameter_ends_the_answer_with_what_there_is(cluster: Cluster) -> None:
     request = make_request("Once upon a time", ignore_eos=True)
-    for name, number in {"deadline_ms": 200, "priority_class": 2, "tenant_weight": 3}.items():
+    for name, number in {"deadline_ms": 30, "priority_class": 2, "tenant_weight": 3}.items():
         request.parameters[name].int64_param = number
     request.parameters["tenant"].string_param = "somebody"
     with connect(cluster.gateway.grpc_url) as stub:
