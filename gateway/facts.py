@@ -7,21 +7,39 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.wire.protobuf import encode_int_parameter, encode_parameter
+from gateway.wire.protobuf import MalformedMessage, encode_int_parameter, encode_parameter, int_parameter
 
 if TYPE_CHECKING:
     from gateway.request import Request
 
+DEADLINE = b"deadline_ms"
 MAX_DEADLINE_SECONDS = 86400.0  # of a later one the engine need not know: the gateway ends the call itself
 
 
 def engine_facts(request: Request, now: float) -> bytes:
     """Return the request's key, for whom it is, and in how many milliseconds nobody waits for it any more."""
-    exchange = request.exchange
     facts = encode_parameter("request_key", request.key)
-    tenant = exchange.call.tenant
+    tenant = request.exchange.call.tenant
     if tenant is not None:
         facts += tenant.parameters
-    if exchange.expires_at is not None and exchange.expires_at - now <= MAX_DEADLINE_SECONDS:
-        facts += encode_int_parameter("deadline_ms", max(1, round(1000 * (exchange.expires_at - now))))
-    return facts
+    milliseconds = _deadline_ms(request, now)
+    return facts if milliseconds is None else facts + encode_int_parameter(DEADLINE.decode(), milliseconds)
+
+
+def _deadline_ms(request: Request, now: float) -> int | None:
+    """Return when the call's time is up; None where the client asks the engine for less time by itself."""
+    expires_at = request.exchange.expires_at
+    if expires_at is None or expires_at - now > MAX_DEADLINE_SECONDS:
+        return None
+    left = max(1, round(1000 * (expires_at - now)))
+    asked = _asked_ms(b"".join(request.kept or ()))
+    return None if asked is not None and asked <= left else left
+
+
+def _asked_ms(body: bytes) -> int | None:
+    if DEADLINE not in body:
+        return None
+    try:
+        return int_parameter(body, DEADLINE)
+    except MalformedMessage:  # the instance will say so
+        return None

@@ -7,6 +7,7 @@ without parsing it. Does not know schemas beyond the field numbers below.
 import struct
 from collections.abc import Iterator, Sequence
 
+MAX_INT64 = 2**63 - 1
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES = 10
 ONE_BYTE, SMALL_NUMBER = 0x80, 16  # below these a length or tag is one byte
@@ -130,6 +131,24 @@ def string_parameter(request: bytes, name: bytes) -> bytes | None:
     Raises:
         MalformedMessage: it is no message.
     """
+    value = _find_parameter(request, name, PARAMETER_STRING)
+    return value if isinstance(value, bytes) else None
+
+
+def int_parameter(request: bytes, name: bytes) -> int | None:
+    """Return an int64 parameter in the same way.
+
+    Raises:
+        MalformedMessage: it is no message.
+    """
+    value = _find_parameter(request, name, PARAMETER_INT)
+    if not isinstance(value, int):
+        return None
+    return value if value <= MAX_INT64 else value - 2**64
+
+
+def _find_parameter(request: bytes, name: bytes, kind: int) -> bytes | int | None:
+    """Return the last value of that kind that a request gives to a parameter."""
     found = None
     for number, entry in fields(request):
         if number != REQUEST_PARAMETERS or not isinstance(entry, bytes):
@@ -137,8 +156,7 @@ def string_parameter(request: bytes, name: bytes) -> bytes | None:
         parts = dict(fields(entry))
         value = parts.get(2)
         if parts.get(1) == name and isinstance(value, bytes):
-            text = dict(fields(value)).get(PARAMETER_STRING)
-            found = text if isinstance(text, bytes) else found
+            found = dict(fields(value)).get(kind, found)
     return found
 
 

@@ -272,3 +272,17 @@ def test_compressed_messages_become_plain_within_the_limit() -> None:
         decompress(b"snappy", b"", 100)
     with pytest.raises(UnknownEncoding, match="not valid gzip"):
         decompress(b"gzip", b"nonsense", 100)
+
+
+def test_parameters_of_a_request_are_found_by_name_and_kind_and_the_last_one_counts() -> None:
+    request = pb.ModelInferRequest(model_name="m")
+    request.parameters["deadline_ms"].int64_param = 7
+    request.parameters["below"].int64_param = -3
+    request.parameters["text"].string_param = "é"
+    body = request.SerializeToString()
+    assert protobuf.int_parameter(body, b"deadline_ms") == 7
+    assert protobuf.int_parameter(body + protobuf.encode_int_parameter("deadline_ms", 9), b"deadline_ms") == 9
+    assert protobuf.int_parameter(body, b"below") == -3
+    assert protobuf.int_parameter(body, b"text") is None
+    assert protobuf.string_parameter(body, b"text") == "é".encode()
+    assert protobuf.string_parameter(body, b"deadline_ms") is None
