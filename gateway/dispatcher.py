@@ -16,7 +16,6 @@ import secrets
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
-from gateway.call import upstream_block
 from gateway.content.screen import Screening, screen_prompt
 from gateway.facts import engine_facts
 from gateway.log import log
@@ -255,7 +254,7 @@ class Dispatcher:
         self.router.placed(describe(request, self.router.policy), instance.name, instance.load, self._loop.time())
         call = request.exchange.call
         link = instance.pool.acquire()
-        stream = link.open(upstream_block(call, instance.scheme, instance.authority), request)
+        stream = link.open(self.observation.upstream_block(request, instance.scheme, instance.authority), request)
         if call.is_routed and self._config.resume and not request.attempts:
             request.tape = Tape()
         request.attach(instance, link, stream)

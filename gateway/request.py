@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
 from gateway.request_stages import TRANSITIONS, Stage, Step
@@ -63,6 +63,7 @@ class Request:
         "prefill",
         "routed_ns",
         "screen",
+        "span",
         "stage",
         "stream",
         "tape",
@@ -92,6 +93,7 @@ class Request:
         self.stream: Stream | None = None
         self.observer: Observer | None = None
         self.screen: Screen | None = None
+        self.span: Any = None  # OpenTelemetry's, where requests are traced
         self.owed = 0  # bytes that the instance has sent to a screen, not yet given back to it
         self.tape: Tape | None = None
         self.cutter = self._new_cutter()

@@ -3,10 +3,11 @@
 Knows fields. Does not know what is recorded.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from gateway.strict import Strict
 
@@ -26,8 +27,27 @@ class JournalConfig(Strict):
     snapshot_interval_s: float = Field(default=10.0, gt=0)
 
 
+class TracingConfig(Strict):
+    """Where spans go; needs the extra `tracing`."""
+
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]  # OTLP over HTTP, as .../v1/traces
+    service: str = "scalellm-gateway"
+    sample: float = Field(default=1.0, ge=0, le=1)  # of requests whose client has not decided
+
+    @model_validator(mode="after")
+    def _is_installed(self) -> "TracingConfig":
+        try:
+            found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ValueError("OpenTelemetry is not installed: pip install 'scalellm-triton[tracing]'")
+        return self
+
+
 class ObserveConfig(Strict):
     """How closely requests are watched: a watched one is read message by message, outside the express lane."""
 
     sample: float = Field(default=0.0, ge=0, le=1)  # share of requests that are watched
     journal: JournalConfig | None = None
+    tracing: TracingConfig | None = None

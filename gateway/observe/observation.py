@@ -12,14 +12,17 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gateway.call import upstream_block
 from gateway.observe.journal import Journal, MetricRow
 from gateway.observe.ledger import EngineTimes, Ledger, durations, make_ledger
 from gateway.observe.meters import Meters
 from gateway.observe.observer import Observer, Usage
 from gateway.observe.record import Record
+from gateway.observe.tracing import Tracing
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -42,6 +45,7 @@ class Observation:
             OSError: the journal cannot be used.
         """
         self.journal = Journal(config.journal) if config.journal is not None else None
+        self.tracing = Tracing(config.tracing) if config.tracing is not None else None
         self.recent: deque[dict[str, int]] = deque(maxlen=REMEMBERED)  # durations of stages, in ns
         self.recent_first: deque[float] = deque(maxlen=REMEMBERED)  # seconds to the first answer
         self._registry = registry
@@ -54,6 +58,8 @@ class Observation:
         call = request.exchange.call
         if not call.is_routed:
             return
+        if self.tracing is not None:
+            request.span = self.tracing.begin(call.headers, request.arrived_ns)
         self._credit += self._sample
         limited = call.tenant is not None and call.tenant.counts_tokens
         if self._credit >= 1 or limited or call.wants_ledger:
@@ -74,7 +80,7 @@ class Observation:
             for (rule, action, place), count in request.screen.found.items():
                 self._meters.found(rule, action, place, count)
         observer = request.observer
-        if observer is None and self.journal is None:
+        if observer is None and self.journal is None and request.span is None:
             return
         usage = observer.usage() if observer is not None else Usage()
         ledger = make_ledger(request.arrived_ns, request.routed_ns, time.time_ns(), _engine_times(usage))
@@ -83,8 +89,20 @@ class Observation:
             self.recent.append(spent)
         if call.wants_ledger:
             _note(request, ledger)
+        if self.tracing is not None and request.span is not None:
+            facts = {"tenant": tenant, "instance": instance, "outcome": outcome, "key": request.key}
+            tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+            self.tracing.end(request.span, ledger, facts | tokens)
         if self.journal is not None:
             self.journal.write(_record(request, instance, outcome, usage, ledger))
+
+    def upstream_block(self, request: Request, scheme: bytes, authority: bytes) -> bytes:
+        """Return the encoded headers that open a request's stream at an instance, with its span where it has one."""
+        call = request.exchange.call
+        if self.tracing is None or request.span is None:
+            return upstream_block(call, scheme, authority)
+        traced = replace(call, headers=self.tracing.onward(call.headers, request.span), blocks={})
+        return upstream_block(traced, scheme, authority)
 
     def snapshot(self) -> None:
         """Write all metrics but histograms' buckets into the journal."""
@@ -100,7 +118,9 @@ class Observation:
         self.journal.write(rows)
 
     def close(self) -> None:
-        """Write what is waiting."""
+        """Write and export what is waiting."""
+        if self.tracing is not None:
+            self.tracing.close()
         if self.journal is not None:
             self.snapshot()
             self.journal.close()
