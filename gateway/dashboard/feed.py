@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.dispatcher import Dispatcher
     from gateway.metrics import Metrics
+    from gateway.routing.levels import LevelTracker
 
 SAMPLE_SECONDS = 1.0
 NUM_SAMPLES = 300
@@ -87,6 +88,7 @@ class Feed:
             "num_watched": len(observation.recent),
             "stages": _stages(list(observation.recent)),
             "tenants": self._tenants(),
+            "level": level_facts(self._metrics.level()),
         }
 
     def _tenants(self) -> list[dict[str, Any]]:
@@ -102,6 +104,14 @@ class Feed:
             }
             for tenant in self._dispatcher.guard.tenants.values()
         ]
+
+
+def level_facts(levels: LevelTracker | None) -> dict[str, str] | None:
+    """Return the workload level with the reason of its latest switch, or None where there are no levels."""
+    if levels is None:
+        return None
+    reason = levels.switches[-1].reason if levels.switches else "since the start"
+    return {"name": levels.level.value, "pool": levels.pool, "reason": reason}
 
 
 def _total(metric: Counter | Histogram, suffix: str = "_total", **labels: str) -> float:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gateway.dashboard.feed import level_facts
+from gateway.routing.levels import Level, LevelRule, LevelTracker
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, request
@@ -80,6 +82,17 @@ def test_nothing_on_the_page_overflows_at_1280_pixels(busy: GatewayProcess, tmp_
     assert raw.startswith(b"\x89PNG")
     assert int.from_bytes(raw[16:20], "big") == 1280
     assert len(raw) > 20_000  # an empty page is smaller
+
+
+def test_the_level_is_told_with_the_reason_of_its_latest_switch() -> None:
+    assert level_facts(None) is None
+    tracker = LevelTracker(LevelRule({Level.LOW: "deep", Level.HIGH: "wide"}, threshold=2, window_s=0))
+    assert level_facts(tracker) == {"name": Level.LOW.value, "pool": "deep", "reason": "since the start"}
+    tracker.observe(9, 1.0)
+    facts = level_facts(tracker)
+    assert facts is not None
+    assert (facts["name"], facts["pool"]) == (Level.HIGH.value, "wide")
+    assert "9.0 requests in flight" in facts["reason"]
 
 
 def test_the_page_loads_nothing_from_elsewhere(busy: GatewayProcess) -> None:
