@@ -27,7 +27,8 @@ class Batch:
         token_to_seq: [T] int32.
         block_tables: [S, M] int32, padded with 0.
         logits_indices: [R] int64, the tokens whose logits are wanted.
-        sampling: the sequences that get a token, in the order of the first of `logits_indices`.
+        sampling: the sequences that get a token, in the order of the first of `logits_indices`: their last tokens.
+            Behind these come all draft tokens, in the same order.
         prompts: sequences that want log-probabilities of their prompt, and for how many of this step's tokens; the rest
             of `logits_indices` are the tokens before those, in this order.
     """
@@ -44,7 +45,7 @@ class Batch:
 
 def build_batch(plan: StepPlan, block_size: int) -> Batch:
     """Lay the plan out as tensors on the host."""
-    counts = np.array([item.num_tokens for item in plan.scheduled], dtype=np.int64)
+    counts = np.array([item.num_tokens + len(item.draft_ids) for item in plan.scheduled], dtype=np.int64)
     starts = np.array([item.sequence.num_computed_tokens for item in plan.scheduled], dtype=np.int64)
     ends = np.cumsum(counts)
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
@@ -52,26 +53,29 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
     tables = _block_tables([item.sequence for item in plan.scheduled])
     slots = tables[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
     samples = [index for index, item in enumerate(plan.scheduled) if item.samples]
-    logged = _prompt_tokens(plan, ends)
+    num_drafts = np.array([len(plan.scheduled[index].draft_ids) for index in samples], dtype=np.int64)
+    last = ends[samples] - 1 - num_drafts
+    drafts = [end + np.arange(1, count + 1) for end, count in zip(last, num_drafts, strict=True) if count]
+    logged = _prompt_tokens(plan, ends - counts)
     return Batch(
         input_ids=torch.from_numpy(_token_ids(plan)),
         positions=torch.from_numpy(positions.astype(np.int32)),
         slot_mapping=torch.from_numpy(slots),
         token_to_seq=torch.from_numpy(rows),
         block_tables=torch.from_numpy(tables),
-        logits_indices=torch.from_numpy(np.concatenate((ends[samples] - 1, *(tokens for _, tokens in logged)))),
+        logits_indices=torch.from_numpy(np.concatenate((last, *drafts, *(tokens for _, tokens in logged)))),
         sampling=[plan.scheduled[index].sequence for index in samples],
         prompts=[(sequence, len(tokens)) for sequence, tokens in logged],
     )
 
 
-def _prompt_tokens(plan: StepPlan, ends: np.ndarray) -> list[tuple[Sequence, np.ndarray]]:
+def _prompt_tokens(plan: StepPlan, starts: np.ndarray) -> list[tuple[Sequence, np.ndarray]]:
     """Return, for each sequence that wants it, the step's tokens whose logits say how likely a prompt token was."""
     found: list[tuple[Sequence, np.ndarray]] = []
-    for item, end in zip(plan.scheduled, ends, strict=True):
+    for item, start in zip(plan.scheduled, starts, strict=True):
         sequence = item.sequence
         if sequence.wants_prompt_log_probs:
-            offset = end - item.num_tokens - sequence.num_computed_tokens
+            offset = start - sequence.num_computed_tokens
             first = max(sequence.num_computed_tokens, len(sequence.prompt_log_probs))
             last = min(sequence.num_computed_tokens + item.num_tokens, sequence.num_prompt_tokens - 1)
             found.append((sequence, offset + np.arange(first, max(first, last), dtype=np.int64)))
@@ -83,6 +87,7 @@ def _token_ids(plan: StepPlan) -> np.ndarray:
     for item in plan.scheduled:
         start = item.sequence.num_computed_tokens
         ids.extend(item.sequence.token_ids[start : start + item.num_tokens])
+        ids.extend(item.draft_ids)
     return np.array(ids, dtype=np.int64)
 
 

@@ -12,15 +12,15 @@ import logging
 import secrets
 import time
 from dataclasses import replace
-from itertools import takewhile
 
 from engine.config import EngineConfig
 from engine.errors import EngineError, InvalidRequest, RequestFailed, grpc_code
 from engine.guides import GuideFactory
+from engine.isolation import run_isolated
 from engine.kv_manager import KVManager
 from engine.logit_rules import bad_sequences
 from engine.messages import ModelInfo
-from engine.model_runner import ModelRunner
+from engine.model_runner import ModelRunner, StepRun
 from engine.models.config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.request_check import check_request
@@ -30,6 +30,7 @@ from engine.scheduler import Scheduler
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from engine.sequence import Guide, Sequence
 from engine.sequence_groups import SequenceGroups
+from engine.sequence_output import stop_token_chars, take_output
 from engine.sliding_window import SlidingWindow
 from engine.step_plan import StepPlan
 from engine.stopping import append_token, resume
@@ -37,7 +38,6 @@ from engine.text.stop_strings import StopStringChecker
 from engine.text.tokenizer import Tokenizer
 from engine.top_tokens import TopTokens
 
-STOP_TOKEN_CONTEXT = 4
 logger = logging.getLogger(__name__)
 
 
@@ -126,13 +126,10 @@ class EngineCore:
             return outputs
         for item in plan.scheduled:
             item.sequence.timings.scheduled = item.sequence.timings.scheduled or started
-        sampling, sampled = self.runner.run(plan)
+        runs, failures = run_isolated(self.runner.run, plan)
+        outputs += [self._fail(sequence, error) for sequence, error in failures if not sequence.is_finished]
         self._account(plan)
-        outputs += [
-            output
-            for row, sequence in enumerate(sampling)
-            if (output := self._take_token(sequence, sampled, row)) is not None
-        ]
+        outputs += [output for run in runs for output in self._take_tokens(run)]
         self.stats.num_steps += 1
         self.stats.last_step_seconds = time.monotonic() - started
         return outputs
@@ -182,6 +179,8 @@ class EngineCore:
         """Book the step's tokens as computed and name the blocks they filled."""
         for item in plan.scheduled:
             sequence = item.sequence
+            if sequence.is_finished:
+                continue
             missing = sequence.num_prompt_tokens - sequence.num_computed_tokens
             if 0 < missing <= item.num_tokens and not sequence.timings.first_token and sequence.index == 0:
                 self.stats.num_prompt_tokens += sequence.num_prompt_tokens
@@ -189,8 +188,22 @@ class EngineCore:
             sequence.num_computed_tokens += item.num_tokens
             self.scheduler.kv.register(sequence)
 
+    def _take_tokens(self, run: StepRun) -> list[RequestOutput]:
+        """Give each sequence its token, and return what sequences gained."""
+        outputs = [
+            output
+            for row, item in enumerate(run.items)
+            if (output := self._take_token(item.sequence, run.sampled, row)) is not None
+        ]
+        going_on = (item.sequence for item in run.items if not item.sequence.is_finished)
+        return outputs + [
+            take_output(sequence, len(self._groups.of(sequence.request_id)))
+            for sequence in going_on
+            if sequence.num_releasable > sequence.num_emitted
+        ]
+
     def _take_token(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
-        """Give a sequence its token; whatever goes wrong ends this sequence's request only."""
+        """Give a sequence its token and return its last output if it ends; what goes wrong ends its request only."""
         if sequence.is_finished:  # another sequence of its request has failed in this step
             return None
         try:
@@ -215,18 +228,8 @@ class EngineCore:
         if not sequence.timings.first_token:
             sequence.timings.first_token = time.monotonic()
         if reason is FinishReason.STOP and token_id in sequence.params.stop_token_ids:
-            sequence.trim_chars = self._stop_token_chars(sequence)
-        if reason is not None:
-            return self._finish(sequence, reason)
-        return self._emit(sequence) if sequence.num_releasable > sequence.num_emitted else None
-
-    def _stop_token_chars(self, sequence: Sequence) -> int:
-        """Return how many characters the stop token at the end has a part in; they are not part of the answer."""
-        start = max(sequence.num_prompt_tokens, sequence.num_tokens - 1 - STOP_TOKEN_CONTEXT)
-        tail = sequence.token_ids[start:]
-        text, before = self.tokenizer.decode(tail), self.tokenizer.decode(tail[:-1])
-        num_same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False))))
-        return len(text) - num_same
+            sequence.trim_chars = stop_token_chars(self.tokenizer, sequence)
+        return None if reason is None else self._finish(sequence, reason)
 
     def _end_expired(self, sequence: Sequence) -> RequestOutput:
         """Report a sequence that the scheduler has ended at its deadline, with every token it has."""
@@ -241,7 +244,7 @@ class EngineCore:
         sequence.timings.finished = time.monotonic()
         num_open = self._groups.close(sequence)
         self.stats.num_finished += num_open == 0
-        return replace(self._emit(sequence), num_open_sequences=num_open)
+        return take_output(sequence, num_open)
 
     def _cut_off(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
         """End a sequence without what it has not sent on."""
@@ -259,27 +262,3 @@ class EngineCore:
         for sibling in siblings:
             sibling.prompt_log_probs, sibling.prompt_top = first.prompt_log_probs, first.prompt_top
         self.scheduler.fork(siblings)
-
-    def _emit(self, sequence: Sequence) -> RequestOutput:
-        start, end = sequence.num_emitted, sequence.num_releasable
-        offset, resumed = sequence.num_prompt_tokens, sequence.num_resumed
-        sequence.num_emitted = end
-        is_first, params = start == resumed, sequence.params
-        knows_prompt = is_first and (params.prompt_logprobs or (params.echo and params.logprobs))
-        return RequestOutput(
-            request_id=sequence.request_id,
-            token_ids=sequence.token_ids[offset + start : offset + end],
-            log_probs=sequence.log_probs[start - resumed : end - resumed] if sequence.params.logprobs else None,
-            top=sequence.top_tokens.places(start - resumed, end - resumed) if params.logprobs else None,
-            prompt_log_probs=sequence.prompt_log_probs if knows_prompt else None,
-            prompt_top=sequence.prompt_top if knows_prompt else None,
-            sequence_index=sequence.index,
-            num_open_sequences=len(self._groups.of(sequence.request_id)),
-            finish_reason=sequence.finish_reason,
-            num_prompt_tokens=sequence.num_prompt_tokens,
-            num_cached_tokens=min(sequence.num_cached_tokens, sequence.num_prompt_tokens),
-            num_completion_tokens=sequence.num_output_tokens,
-            num_preemptions=sequence.num_preemptions,
-            trim_chars=sequence.trim_chars if sequence.is_finished else 0,
-            timings=sequence.timings,
-        )

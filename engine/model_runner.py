@@ -1,10 +1,11 @@
-"""Computing a step: plan in, one sampled token out for each sequence that reached its end.
+"""Computing a step: plan in, one sampled token out for each sequence that reached its end, and logits behind drafts.
 
 Knows the model, its cache and the device. Does not know queues, stopping or clients.
 """
 
 import logging
 import os
+from dataclasses import dataclass
 
 import numba
 import numpy as np
@@ -25,6 +26,28 @@ from engine.step_plan import ScheduledSequence, StepPlan
 from engine.weights.safetensors_loader import load_weights
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StepRun:
+    """What a step says about the sequences whose last token it computed.
+
+    Attributes:
+        items: these sequences.
+        sampled: the tokens behind their last ones, in the same order.
+        draft_logits: [D, V], behind each draft token, in the same order.
+    """
+
+    items: list[ScheduledSequence]
+    sampled: SampledTokens
+    draft_logits: torch.Tensor
+
+    @torch.inference_mode()
+    def sample_behind(self, indexes: list[int], number: int) -> SampledTokens:
+        """Sample behind draft token `number`, from 1, of some of the items; it is their sequences' last one by now."""
+        starts = np.cumsum([0, *(len(item.draft_ids) for item in self.items)])
+        rows = starts[indexes] + number - 1
+        return sample(self.draft_logits[rows], [self.items[index].sequence for index in indexes])
 
 
 class ModelRunner:
@@ -55,13 +78,15 @@ class ModelRunner:
         self.run(StepPlan([ScheduledSequence(dummy, 2)], num_tokens=2))
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> tuple[list[Sequence], SampledTokens]:
+    def run(self, plan: StepPlan) -> StepRun:
         """Compute the plan's tokens and sample for the sequences whose last token was among them."""
         batch = build_batch(plan, self.block_size)
         logits = self.model(batch, self.cache)
-        num_sampling = len(batch.sampling)
-        _log_prompts(logits[num_sampling:], batch.prompts)
-        return batch.sampling, sample(logits[:num_sampling], batch.sampling)
+        items = [item for item in plan.scheduled if item.samples]
+        num_drafts = sum(len(item.draft_ids) for item in items)
+        first, drafted, prompts = logits.tensor_split((len(items), len(items) + num_drafts))
+        _log_prompts(prompts, batch.prompts)
+        return StepRun(items, sample(first, batch.sampling), drafted)
 
 
 def _log_prompts(logits: torch.Tensor, prompts: list[tuple[Sequence, int]]) -> None:

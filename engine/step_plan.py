@@ -10,10 +10,15 @@ from engine.sequence import Sequence
 
 @dataclass(slots=True)
 class ScheduledSequence:
-    """A sequence and how many of its tokens the step computes, from `num_computed_tokens` on."""
+    """A sequence and how many of its tokens the step computes, from `num_computed_tokens` on.
+
+    Attributes:
+        draft_ids: guesses at the tokens that come next; they are computed as well. Only where the step `samples`.
+    """
 
     sequence: Sequence
     num_tokens: int
+    draft_ids: list[int] = field(default_factory=list)
 
     @property
     def samples(self) -> bool:
@@ -23,7 +28,10 @@ class ScheduledSequence:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What one step computes, and which sequences ended while it was made because their deadline had passed."""
+    """What one step computes, and which sequences ended while it was made because their deadline had passed.
+
+    `num_tokens` counts draft tokens as well.
+    """
 
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     num_tokens: int = 0
@@ -35,3 +43,13 @@ class StepPlan:
         self.scheduled.append(item)
         self.num_tokens += num_tokens
         return item
+
+    def draft(self, item: ScheduledSequence, draft_ids: list[int]) -> None:
+        """Compute guesses behind the last token of one of the step's sequences as well."""
+        item.draft_ids = draft_ids
+        self.num_tokens += len(draft_ids)
+
+    def halves(self) -> list["StepPlan"]:
+        """Return two steps that compute this one's sequences."""
+        middle = len(self.scheduled) // 2
+        return [StepPlan(part) for part in (self.scheduled[:middle], self.scheduled[middle:])]

@@ -15,6 +15,7 @@ from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduling_params import SchedulingParams
 from engine.sequence import Sequence
+from engine.sequence_output import stop_token_chars
 from engine.text.tokenizer import Tokenizer
 from tests.conftest import TinyModel
 from tests.tokenizer_folders import make_byte_fallback
@@ -157,7 +158,7 @@ def test_a_stop_token_that_completes_a_character_takes_it_along(
     monkeypatch.setattr(core, "tokenizer", Tokenizer.from_dir(make_byte_fallback(tmp_path)))
     ids = [token for byte in "😀".encode() if (token := core.tokenizer.backend.token_to_id(f"<0x{byte:02X}>"))]
     assert len(ids) == 4
-    assert core._stop_token_chars(Sequence(1, [5, *ids], 1, SamplingParams(), 100, frozenset())) == 1
+    assert stop_token_chars(core.tokenizer, Sequence(1, [5, *ids], 1, SamplingParams(), 100, frozenset())) == 1
 
 
 def continued(core: EngineCore, prompt: list[int], params: SamplingParams, resume_ids: list[int]) -> RequestOutput:
