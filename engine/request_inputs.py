@@ -31,7 +31,10 @@ RESUME = "resume_token_ids"
 GUIDE_TYPE, GUIDE = "guided_decoding_guide_type", "guided_decoding_guide"
 GUIDE_TYPES = {kind: kind for kind in KINDS} | {"json": "json_object", "ebnf_grammar": "ebnf"}
 KEY_PARAMETER = "request_key"
-KNOWN_PARAMETERS = frozenset({KEY_PARAMETER, "id", "priority", "timeout", "headers", *SCHEDULING_PARAMETERS})
+SEED_KEY_PARAMETER = "seed_key"
+KNOWN_PARAMETERS = frozenset(
+    {KEY_PARAMETER, SEED_KEY_PARAMETER, "id", "priority", "timeout", "headers", *SCHEDULING_PARAMETERS}
+)
 FORWARDED_HEADERS = frozenset({"user-agent", "accept", "authorization", "traceparent", "tracestate", "content-type"})
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 TRITON_PREFIXES = ("triton_", "sequence_", "binary_data", "x-")

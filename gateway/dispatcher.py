@@ -94,7 +94,7 @@ class Dispatcher:
         self._count(request, instance.name, "cancelled")
         if request.key:
             self._metrics.aborts.labels(instance.name).inc()
-            send_abort(instance, request.key, repeat=was_sent)
+            send_abort(instance, request.copy_key, repeat=was_sent)
 
     def cut_short(self, request: Request) -> None:
         """Conclude a request of whose answer nothing more may follow."""
@@ -102,7 +102,7 @@ class Dispatcher:
         self._conclude(request, "filtered", ErrorCode.CANCEL)
         request.exchange.succeeded(request, ())
         if instance is not None:
-            send_abort(instance, request.key, repeat=False)
+            send_abort(instance, request.copy_key, repeat=False)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
@@ -138,6 +138,8 @@ class Dispatcher:
             instance.unavailable()
         if request.instance is not instance:
             return  # ending the instance's streams has already moved this one on
+        if not failure.is_answer and instance is not None and request.copy_key:
+            instance.leave_behind(request.copy_key)
         if failure.is_retryable and request.can_retry and request.attempts <= self._config.max_retries:
             self._retry(request, failure, code)
         elif failure.is_retryable and request.can_resume:
@@ -171,10 +173,9 @@ class Dispatcher:
             instance = request.instance
             if instance is None:
                 continue
-            message = f"instance {instance.name} has sent nothing for over {limit:g} s"
+            message, key = f"instance {instance.name} has sent nothing for over {limit:g} s", request.copy_key
             self.attempt_failed(request, Failure(Code.UNAVAILABLE, message), ErrorCode.CANCEL)
-            if request.instance is not instance:  # the key stays, so that an abort there would end the request here
-                send_abort(instance, request.key, repeat=False)
+            send_abort(instance, key, repeat=False)
         self._hub.flush()
 
     def instances_changed(self) -> None:
@@ -261,8 +262,9 @@ class Dispatcher:
         if not call.is_routed:
             request.send_kept()
             return
-        request.key = request.key or next(self._keys)  # kept over attempts: the engine makes a seed of it
-        request.send_message(engine_facts(request, self._loop.time()))
+        request.key = request.key or next(self._keys)
+        request.copy_key = request.next_key()
+        request.send_message(engine_facts(request, request.copy_key, self._loop.time()))
 
     def _give_up(self, request: Request) -> None:
         message = f"no instance became usable within {self._config.queue_timeout_s:g} s"

@@ -16,9 +16,14 @@ DEADLINE = b"deadline_ms"
 MAX_DEADLINE_SECONDS = 86400.0  # of a later one the engine need not know: the gateway ends the call itself
 
 
-def engine_facts(request: Request, now: float) -> bytes:
-    """Return the request's key, for whom it is, and in how many milliseconds nobody waits for it any more."""
-    facts = encode_parameter("request_key", request.key)
+def engine_facts(request: Request, key: str, now: float) -> bytes:
+    """Return what names this copy of the request, for whom it is, and in how many ms nobody waits for it any more.
+
+    Each copy has a `key` of its own, so that an abort means one of them; all have the seed of the first one's.
+    """
+    facts = encode_parameter("request_key", key)
+    if key != request.key:
+        facts += encode_parameter("seed_key", request.key)
     tenant = request.exchange.call.tenant
     if tenant is not None:
         facts += tenant.parameters

@@ -5,8 +5,10 @@ Knows the parts and passes signals between them. Does not know routing or client
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
+from gateway.abort import send_abort
 from gateway.address import authority
 from gateway.config import InstanceConfig
 from gateway.endpoint import Endpoint, Health, Signal
@@ -20,6 +22,7 @@ from gateway.upstream import Pool, Route
 from gateway.wire.faults import ErrorCode
 
 HEARTBEAT_MODELS = frozenset({"preprocessing", "llm_engine", "postprocessing"})
+MAX_LEFT_BEHIND = 1024  # keys; of more requests whose connection broke the oldest run to their end unread
 
 
 def make_route(config: InstanceConfig) -> Route:
@@ -57,6 +60,7 @@ class Instance:
         self.load = Load()
         self.pool = Pool(hub, self.name, make_route(config), self._connection_failed)
         self.report: Report | None = None
+        self._left_behind: deque[str] = deque(maxlen=MAX_LEFT_BEHIND)
         self._hub = hub
         self._metrics = metrics
         self._clock = clock
@@ -85,6 +89,16 @@ class Instance:
         """Count a request that is no longer there."""
         self.load.leave()
         self.load.prefill = self.load.prefill - prefill if self.load.in_flight else 0.0
+
+    def leave_behind(self, key: str) -> None:
+        """Have a request aborted whose connection broke: the engine may still be at it, once it can be told."""
+        self._left_behind.append(key)
+        if self.endpoint.health is Health.READY:
+            self._abort_left_behind()
+
+    def _abort_left_behind(self) -> None:
+        while self._left_behind:
+            send_abort(self, self._left_behind.popleft(), repeat=False)
 
     def unavailable(self) -> None:
         """Take an answer of UNAVAILABLE."""
@@ -142,4 +156,7 @@ class Instance:
             self._metrics.ejections.labels(self.name, health.name.lower()).inc()
         if health is Health.DEAD:
             self.cut(reason)
+        elif health is Health.READY:
+            self._abort_left_behind()
+            self._hub.flush()
         self._changed()

@@ -49,6 +49,8 @@ class Request:
         "complete",
         "concurrent",
         "continuation",
+        "copies",
+        "copy_key",
         "cutter",
         "exchange",
         "first_ns",
@@ -86,6 +88,8 @@ class Request:
         self.kept_bytes = 0
         self.complete = False
         self.key = ""
+        self.copies = 0  # sent so far, of a routed request
+        self.copy_key = ""  # what names the one that is under way to the engine
         self.tried: set[str] = set()
         self.attempts = 0
         self.instance: Instance | None = None
@@ -143,6 +147,11 @@ class Request:
         self.cutter = self._new_cutter()
         if self.observer is not None:
             self.observer.begin_again()
+
+    def next_key(self) -> str:
+        """Return the name of one more copy; the first has the request's own."""
+        self.copies += 1
+        return self.key if self.copies == 1 else f"{self.key}.{self.copies}"
 
     def send_kept(self) -> None:
         """Send what is there so far, as it came."""

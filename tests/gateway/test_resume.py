@@ -14,6 +14,7 @@ from gateway.wire.messages import frame_message
 from tests.gateway import backend as backend_module
 from tests.gateway import fake_llm
 from tests.gateway.backend import Backend
+from tests.gateway.cable import Cable
 from tests.gateway.clients import Client
 from tests.gateway.conftest import Start
 from tests.gateway.fake_llm import Completion, make_request, make_response, read_inputs, tokens_of
@@ -110,14 +111,16 @@ def test_64_streams_under_instances_that_die_say_what_an_undisturbed_run_says(
     assert gateway.metric("gateway_resumes_total") >= 20
 
 
-def test_a_core_that_restarts_ends_no_stream_and_keeps_the_key(start: Start) -> None:
+def test_a_core_that_restarts_ends_no_stream_and_keeps_the_seed(start: Start) -> None:
     gateway, backends = start()
     done = ask(gateway.url, [make_request(f"r{n}", 60, die_after=7 + n) for n in range(10)])
     for name, completion in done.items():
         assert (completion.errors, completion.token_ids) == ([], tokens_of(name, 60))
     sent = [item for backend in backends for item in backend.requests if item.id == "r3"]
     assert sorted("resume_token_ids" in read_inputs(item) for item in sent) == [False, True]
-    assert len({item.parameters["request_key"].string_param for item in sent}) == 1
+    keys = [{name: item.parameters[name].string_param for name in ("request_key", "seed_key")} for item in sent]
+    key = min(given["request_key"] for given in keys)
+    assert sorted(keys, key=str) == [{"request_key": key, "seed_key": ""}, {"request_key": f"{key}.2", "seed_key": key}]
     assert gateway.metric("gateway_ttft_seconds_count") == 10
 
 
@@ -129,6 +132,28 @@ def test_a_stream_that_falls_silent_goes_on_elsewhere_and_is_aborted(start: Star
     assert (done["r"].errors, done["r"].token_ids) == ([], tokens_of("r", 60))
     silent = next(b for b in backends if not any("resume_token_ids" in read_inputs(item) for item in b.requests))
     assert silent.wait_for(lambda: len(silent.aborted) == 1)
+
+
+def test_a_copy_whose_connection_broke_is_aborted_once_its_instance_can_be_reached_again() -> None:
+    backend = Backend("a", metrics=False)
+    with Cable(backend.port) as cable:
+        gateway = GatewayProcess(f"127.0.0.1:{cable.port}", flags=("--queue-timeout-s", "10"))
+        gateway.wait_usable(1)
+        with Client(gateway.url) as client:
+            stream = client.stream()
+            stream.send(make_request("r", 60, silent_after=9))
+            assert backend.wait_for(lambda: bool(backend.sent))
+            done = Completion()
+            done.take(stream.read())
+            cable.cut()
+            for message in stream.rest():
+                done.take(message)
+        assert (done.errors, done.token_ids) == ([], tokens_of("r", 60))
+        old, new = (item.parameters["request_key"].string_param for item in backend.requests)
+        assert new == f"{old}.2"
+        assert backend.wait_for(lambda: backend.aborted == [old])
+        gateway.stop()
+    backend.stop()
 
 
 @pytest.mark.parametrize(

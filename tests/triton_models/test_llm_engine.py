@@ -126,6 +126,17 @@ def test_a_response_tells_when_its_request_came_to_triton_and_to_the_engine(mode
     assert abs(engine_in - now) < 10**9
 
 
+def test_a_copy_has_a_key_of_its_own_and_the_seed_of_the_first(model: Any):
+    first, copy = (
+        request(given, temperature=1.0) for given in ({"request_key": "k"}, {"request_key": "k.2", "seed_key": "k"})
+    )
+    model.execute([first, copy])
+    assert model._client.submitted[0][1] == model._client.submitted[1][1]
+    model.execute([abort("k.2")])
+    assert finish_reasons(copy) == ["cancelled"]
+    assert not first.sender.done.is_set()
+
+
 def test_a_resumed_request_goes_on_behind_what_was_delivered_with_the_seed_of_its_key(model: Any):
     made = request({"request_key": "k"}, temperature=1.0)
     made.inputs().append(Tensor("resume_token_ids", np.array([70, 71, 72], dtype=np.int32)))

@@ -227,6 +227,7 @@ def test_messages_are_rendered_with_the_models_template(model: Any):
     [
         ({}, {}, False),
         ({"request_key": "k"}, {}, True),
+        ({"request_key": "k.2", "seed_key": "k"}, {}, True),
         ({"user-agent": "grpc-python/1.80"}, {}, True),
         ({"user-agent": "curl/8"}, {}, False),
         ({"request_key": "k"}, {"stream": np.array([False])}, False),

@@ -34,7 +34,7 @@ from engine.outputs import FinishReason, RequestOutput
 from engine.reply_stream import Delivery, Reply
 from engine.reply_tensors import ReplyTensors
 from engine.request_check import resumed_output
-from engine.request_inputs import KEY_PARAMETER, read_resume, read_string
+from engine.request_inputs import KEY_PARAMETER, SEED_KEY_PARAMETER, read_resume, read_string
 from engine.request_options import RequestOptions
 from engine.responder import Responder
 from engine.text.detokenizer import Chunk
@@ -102,8 +102,10 @@ class TritonPythonModel:
         if missing:
             raise InvalidRequest(f"{missing[0]} is missing; call the model llm, or give prompt_ids and request_options")
         options = RequestOptions.from_json(read_string("request_options", tensors["request_options"]))
-        own_key = json.loads(request.parameters() or "{}").get(KEY_PARAMETER)
-        params = options.sampling if own_key is None else options.sampling.with_seed_of(own_key)
+        given = json.loads(request.parameters() or "{}")
+        own_key = given.get(KEY_PARAMETER)
+        seed_key = given.get(SEED_KEY_PARAMETER, own_key)
+        params = options.sampling if seed_key is None else options.sampling.with_seed_of(seed_key)
         prompt_ids, resume_ids = tensors["prompt_ids"].reshape(-1).tolist(), read_resume(tensors)
         delivery = Delivery(resume_ids, prompt_ids if params.echo else (), params.prompt_logprobs)
         output_ids = resumed_output(prompt_ids, params, resume_ids)
