@@ -5,12 +5,14 @@ Knows when a process counts as dead and how long to wait before it is started ag
 Invariants:
 1. A process that died is swept away, its shared memory too, before it is started again at the same address.
 2. An instance that runs but whose model process is dead is healed, once in each of its lives, before it is restarted.
+   Healing takes minutes at worst and has a thread of its own: the other children are looked at meanwhile.
 3. The wait doubles with each death in a row and starts over after the process has lived for a while.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -48,6 +50,7 @@ class Watched:
     observed: float
     restart_at: float | None = None
     was_healed: bool = False
+    healing: Future[str | None] | None = None  # gives why it did not work, or None
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -66,32 +69,47 @@ class Supervisor:
     def check(self) -> None:
         """Look at each child once, and start the one whose waiting time is over."""
         for one in self._watched:
-            if one.restart_at is None:
+            if one.healing is not None:
+                self._follow_healing(one, one.healing)
+            elif one.restart_at is None:
                 self._look(one)
             elif time.monotonic() >= one.restart_at:
                 self._restart(one)
 
     def _look(self, one: Watched) -> None:
         trouble = self._trouble(one)
-        if trouble is None or self._healed(one, trouble):
+        if trouble is None or self._begins_healing(one, trouble):
             return
+        self._end(one, trouble)
+
+    def _end(self, one: Watched, trouble: str) -> None:
         one.child.kill()
         now = time.monotonic()
         wait = one.backoff.next_wait(now - one.started)
         one.restart_at = now + wait
         self._say(f"{one.child.name}: {trouble}; starting it again in {wait:g} s (log: {one.child.log})")
 
-    def _healed(self, one: Watched, trouble: str) -> bool:
+    def _begins_healing(self, one: Watched, trouble: str) -> bool:
         child = one.child
         if one.was_healed or not child.is_running or not isinstance(child, TritonInstance) or one.pulse.silent:
             return False
         one.was_healed = True
         self._say(f"{child.name}: {trouble}; loading its models again")
-        reason = self._heal(child.http_url)
+        one.healing = _in_a_thread(self._heal, child.http_url)
+        return True
+
+    def _follow_healing(self, one: Watched, healing: Future[str | None]) -> None:
+        if not healing.done():  # also of one that ended: what it is still told is not to reach its successor
+            return
+        one.healing = None
         one.observed = time.monotonic()
         one.pulse = Pulse(self._start_seconds)
-        self._say(f"{child.name}: healed" if reason is None else f"{child.name}: not healed: {reason}")
-        return reason is None
+        if not one.child.is_running:
+            self._end(one, f"it ended with exit code {one.child.exit_code}")
+        elif reason := healing.result():
+            self._end(one, f"not healed: {reason}")
+        else:
+            self._say(f"{one.child.name}: healed")
 
     def _trouble(self, one: Watched) -> str | None:
         if not one.child.is_running:
@@ -111,6 +129,20 @@ class Supervisor:
         one.started = one.observed = time.monotonic()
         one.pulse = Pulse(self._start_seconds)
         self._say(f"{one.child.name}: started again (pid {one.child.pid})")
+
+
+def _in_a_thread(heal_instance: Callable[[str], str | None], url: str) -> Future[str | None]:
+    """Call in a thread that nobody waits for at the end of the process."""
+    result: Future[str | None] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(heal_instance(url))
+        except Exception as error:  # noqa: BLE001 - told to whoever follows it
+            result.set_result(repr(error))
+
+    threading.Thread(target=run, name="healer", daemon=True).start()
+    return result
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +74,13 @@ def test_killed_child_is_started_again_after_the_wait_and_both_are_said(child: C
     assert f"pid {child.pid}" in said[1]
 
 
+def check_until(supervisor: Supervisor, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        supervisor.check()
+
+
 class Sleeper(TritonInstance):
     """An instance that only sleeps."""
 
@@ -105,6 +112,7 @@ def test_an_instance_whose_stub_died_is_healed_once_and_restarted_if_that_fails(
     dead = {"has_answered": True, "beats": {"llm_engine": 1.0}, "still": {"llm_engine": 99.0}}
     watched.pulse = Pulse(60.0, **dead)  # type: ignore[arg-type]
     supervisor.check()
+    check_until(supervisor, lambda: len(said) == 2)
     assert asked == [stubless.http_url]
     assert stubless.is_running == (trouble is None)
     assert "heartbeat of llm_engine" in said[0]
@@ -115,6 +123,29 @@ def test_an_instance_whose_stub_died_is_healed_once_and_restarted_if_that_fails(
         supervisor.check()
         assert len(asked) == 1
         assert not stubless.is_running
+
+
+def test_while_one_instance_is_healed_another_child_is_watched_and_its_own_death_is_seen_when_it_is_over(
+    stubless: Sleeper, child: Child
+) -> None:
+    said: list[str] = []
+    may_end = threading.Event()
+    cluster = cast("Cluster", cast("Any", SimpleNamespace(children=[stubless, child], ready_timeout=60.0)))
+    supervisor = Supervisor(cluster, said.append, lambda _url: None if may_end.wait(10) else "too late")
+    supervisor._watched[0].pulse = Pulse(60.0, has_answered=True, beats={"llm_engine": 1.0}, still={"llm_engine": 99.0})
+    supervisor.check()
+    before = child.pid
+    os.kill(before, signal.SIGKILL)
+    child.wait(5)
+    check_until(supervisor, lambda: child.is_running)
+    assert child.pid != before
+    os.kill(stubless.pid, signal.SIGKILL)
+    stubless.wait(5)
+    supervisor.check()
+    assert "instance 0: it ended" not in "\n".join(said)
+    may_end.set()
+    check_until(supervisor, lambda: stubless.is_running)
+    assert "instance 0: it ended with exit code -9" in "\n".join(said)
 
 
 @pytest.mark.parametrize(
