@@ -23,11 +23,21 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import EngineUnavailable, ModelError
-from engine.messages import AbortCommand, AddCommand, Message, ModelInfo, StartFailed, error_output
+from engine.messages import (
+    AbortCommand,
+    AdapterCommand,
+    AddCommand,
+    Command,
+    Message,
+    ModelInfo,
+    StartFailed,
+    error_output,
+)
 from engine.outputs import EngineStats, RequestOutput
 from engine.request_check import check_request
 from engine.sampling_params import SamplingParams
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
+from engine.task_params import DEFAULT_TASK, TaskParams
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.5
@@ -98,6 +108,7 @@ class EngineClient:
         resume_ids: tuple[int, ...] = (),
         *,
         scheduling: SchedulingParams = DEFAULT_SCHEDULING,
+        task: TaskParams = DEFAULT_TASK,
     ) -> int:
         """Hand a request to the core and return its id; outputs may arrive before this returns.
 
@@ -108,12 +119,26 @@ class EngineClient:
             EngineUnavailable: the core is down; it is being started again.
         """
         check_request(prompt_ids, params, self.info, resume_ids)
+        return self._send(
+            lambda request_id: AddCommand(request_id, prompt_ids, params, arrived, resume_ids, scheduling, task)
+        )
+
+    def manage_adapter(self, name: str = "", *, is_unload: bool = False) -> int:
+        """Load or unload an adapter or, without a name, ask which there are; return the id of the answer's output.
+
+        Raises:
+            EngineUnavailable: the core is down; it is being started again.
+        """
+        return self._send(lambda request_id: AdapterCommand(request_id, name, is_unload))
+
+    def _send(self, make: Callable[[int], Command]) -> int:
+        """Send a command that one output or more will answer."""
         with self._lock:
             if not self._is_up or self._connection is None:
                 raise EngineUnavailable("the engine core is restarting; try again or use another instance")
             request_id = next(self._ids)
             try:
-                self._connection.send(AddCommand(request_id, prompt_ids, params, arrived, resume_ids, scheduling))
+                self._connection.send(make(request_id))
             except OSError:
                 raise EngineUnavailable("the engine core has just died; it is being restarted") from None
             self._open.add(request_id)

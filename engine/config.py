@@ -39,6 +39,10 @@ class EngineConfig:
         max_model_len: most tokens of prompt and output together; 0 means the model's own limit.
         enable_prefix_caching: share the KV blocks of equal prefixes.
         num_threads: compute threads; 0 means one for each core.
+        adapters: folder whose folders are adapters in PEFT's format, each named by its own; None serves none.
+        max_adapters: most adapters in memory at once.
+        adapter_gib: memory for their weights, in GiB.
+        max_lora_rank: adapters of a larger rank are refused.
         watchdog_seconds: a core that says nothing for this long is killed and started again.
     """
 
@@ -55,6 +59,10 @@ class EngineConfig:
     max_model_len: int = 0
     enable_prefix_caching: bool = True
     num_threads: int = 0
+    adapters: Path | None = None
+    max_adapters: int = 8
+    adapter_gib: float = 1.0
+    max_lora_rank: int = 64
     watchdog_seconds: float = 120.0
 
     def __post_init__(self) -> None:
@@ -65,9 +73,11 @@ class EngineConfig:
         """
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens", "max_waiting", "max_waiting_tokens"):
             _require(name, getattr(self, name), 1)
+        for name in ("max_adapters", "max_lora_rank"):
+            _require(name, getattr(self, name), 1)
         for name in ("num_blocks", "max_model_len", "num_threads"):
             _require(name, getattr(self, name), 0)
-        for name in ("kv_cache_gib", "watchdog_seconds", "ageing_seconds"):
+        for name in ("kv_cache_gib", "watchdog_seconds", "ageing_seconds", "adapter_gib"):
             _require(name, getattr(self, name), 0)
         if self.scheduler_policy not in SCHEDULER_POLICIES:
             raise ModelError(
@@ -78,6 +88,8 @@ class EngineConfig:
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}), since every running sequence needs a token in each step"
             )
+        if self.adapters is not None and not self.adapters.is_dir():
+            raise ModelError(f"adapters must be a folder, got {self.adapters}")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **defaults: Any) -> "EngineConfig":
@@ -105,6 +117,7 @@ def _parse(name: str, text: str, default: object) -> Any:
         if isinstance(default, bool):
             return TRUE_WORDS[text.lower()]
         kind: Any = type(default)
-        return Path(text).expanduser().resolve() if isinstance(default, Path) else kind(text)  # the core runs elsewhere
+        is_path = default is None or isinstance(default, Path)
+        return Path(text).expanduser().resolve() if is_path else kind(text)  # the core runs elsewhere
     except (KeyError, ValueError):
         raise ModelError(f"{name} must be a {type(default).__name__}, got {text!r}") from None

@@ -28,7 +28,7 @@ from engine.sampler import SampledTokens
 from engine.sampling_params import MAX_SEED, SamplingParams
 from engine.scheduler import Scheduler
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
-from engine.sequence import Guide, Sequence
+from engine.sequence import Adapter, Guide, Sequence
 from engine.sequence_groups import SequenceGroups
 from engine.sequence_output import stop_token_chars, take_output
 from engine.sliding_window import SlidingWindow
@@ -85,10 +85,11 @@ class EngineCore:
         *,
         scheduling: SchedulingParams = DEFAULT_SCHEDULING,
         guide: Guide | None = None,
+        adapter: Adapter | None = None,
     ) -> list[RequestOutput]:
         """Queue a request, to go on behind `resume_ids` where the completion has begun elsewhere.
 
-        `guide` spares compiling it here; see `guides`.
+        `guide` spares compiling it here; see `guides`. `adapter` must fit the runner's `adapter_targets`.
 
         Returns:
             The one and last output where the resumed completion is over already, else none.
@@ -104,6 +105,7 @@ class EngineCore:
         for sequence in sequences:
             sequence.timings.arrived = arrived
             sequence.scheduling = scheduling
+            sequence.adapter = adapter
             sequence.deadline = scheduling.deadline(arrived)
         try:
             reason = resume(sequences[0], resume_ids)

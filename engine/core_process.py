@@ -4,28 +4,34 @@ Knows the core and the socket. Does not know Triton. Run as `python -m engine.co
 socket is the `EngineConfig`.
 
 Invariants:
-1. One thread reads commands, one compiles guides, and one steps and writes; they share nothing but a queue.
+1. One thread reads commands, one compiles guides, one loads adapters, and one steps and writes; they share nothing but
+   a queue.
 2. The process ends as soon as its parent's end of the socket closes, whatever it is doing.
 3. Something is written at least every `IDLE_SECONDS` while the loop turns, so that silence means a hang.
 """
 
+import json
 import os
 import queue
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import EngineError, QueueFull, RequestFailed
+from engine.errors import EngineError, InvalidRequest, QueueFull, RequestFailed
 from engine.guided_options import Guided
 from engine.guides import Guide
-from engine.messages import AbortCommand, AddCommand, Command, StartFailed, error_output
-from engine.outputs import FinishReason, RequestOutput
+from engine.lora.adapter_service import AdapterEvent, AdapterInspected, AdapterLoaded, AdapterService, Answer
+from engine.lora.lora_linear import LoadedAdapter
+from engine.messages import AbortCommand, AdapterCommand, AddCommand, Command, StartFailed, error_output
+from engine.outputs import EngineStats, FinishReason, RequestOutput
 
 IDLE_SECONDS = 0.25
 STATS_SECONDS = 0.1
@@ -40,11 +46,26 @@ class GuideReady:
     job: Future[Guide]
 
 
+@dataclass(slots=True, frozen=True)
+class Pending:
+    """What goes on once its adapter is there; `deadline` as in `Sequence`."""
+
+    start: Callable[[LoadedAdapter], list[RequestOutput]]
+    deadline: float | None
+
+
+Event = Command | GuideReady | AdapterEvent
+
+
 class CoreLoop:
     """Takes commands from a queue, steps the core while there is work, and sends what comes out."""
 
     def __init__(
-        self, core: EngineCore, connection: Connection, commands: "queue.SimpleQueue[Command | GuideReady]"
+        self,
+        core: EngineCore,
+        connection: Connection,
+        commands: "queue.SimpleQueue[Event]",
+        adapters: AdapterService | None = None,
     ) -> None:
         """Take over the writing side of `connection`."""
         self.core = core
@@ -53,19 +74,43 @@ class CoreLoop:
         self.stats_sent = 0.0
         self.compiling: set[int] = set()
         self.compiler = ThreadPoolExecutor(1, thread_name_prefix="guides")
+        self.pending: dict[int, Pending] = {}
+        self.adapters = adapters
 
     def turn(self) -> None:
         """Handle what has been asked, compute one step if there is work, and report."""
         outputs = self._take_commands()
         if self.core.has_work:
             outputs += self.core.step()
+        if self.adapters is not None:
+            self._settle(outputs, self.adapters)
         if outputs:
             self.connection.send(outputs)
         self.core.stats.heartbeat += 1
         now = time.monotonic()
         if now - self.stats_sent >= STATS_SECONDS or not self.core.has_work:
-            self.connection.send(self.core.read_stats())
+            self.connection.send(self.read_stats())
             self.stats_sent = now
+
+    def read_stats(self) -> EngineStats:
+        """Return the core's statistics and those of the adapters."""
+        stats = self.core.read_stats()
+        if self.adapters is not None:
+            stats.num_adapters = len(self.adapters.loaded)
+            stats.adapter_bytes = self.adapters.pool.num_bytes
+            stats.num_adapter_loads = self.adapters.num_loads
+            stats.num_pending = len(self.pending)
+        return stats
+
+    def _settle(self, outputs: list[RequestOutput], adapters: AdapterService) -> None:
+        """End what has waited for an adapter past its deadline, and let adapters go of what has ended."""
+        now = time.monotonic()
+        for request_id, pending in list(self.pending.items()):
+            if pending.deadline is not None and pending.deadline <= now:
+                outputs += self._drop(request_id, FinishReason.DEADLINE)
+        for output in outputs:  # grows: what gets an adapter now may end at once
+            if output.ends_request:
+                outputs += self._serve(adapters.release(output.request_id))
 
     def _take_commands(self) -> list[RequestOutput]:
         outputs: list[RequestOutput] = []
@@ -78,27 +123,81 @@ class CoreLoop:
         except queue.Empty:
             return outputs
 
-    def _handle(self, command: Command | GuideReady) -> list[RequestOutput]:
-        if isinstance(command, AbortCommand):
-            return self._abort(command.request_id)
+    def _handle(self, event: Event) -> list[RequestOutput]:
+        if isinstance(event, AbortCommand):
+            return self._abort(event.request_id)
+        if isinstance(event, AdapterInspected | AdapterLoaded):
+            return self._serve(self._adapters().handle(event))
         try:
-            if isinstance(command, GuideReady):
-                return self._add_guided(command)
-            if command.params.guided is not None:
-                return self._compile(command, command.params.guided)
-            return self._add(command)
+            if isinstance(event, AdapterCommand):
+                return self._manage(event)
+            if isinstance(event, GuideReady):
+                return self._add_guided(event)
+            if event.params.guided is not None:
+                return self._compile(event, event.params.guided)
+            return self._add(event)
         except EngineError as error:
-            return [error_output(command.request_id, error)]
+            return [error_output(event.request_id, error)]
 
     def _add(self, add: AddCommand, guide: Guide | None = None) -> list[RequestOutput]:
+        if not add.task.adapter:
+            return self._start(add, guide, None)
+        waiting = self.core.scheduler.waiting
+        if len(self.pending) >= waiting.max_requests:
+            raise QueueFull(f"{len(self.pending)} requests wait for adapters", waiting.max_requests)
+        start = partial(self._start, add, guide)
+        return self._wait(add.request_id, add.task.adapter, Pending(start, add.scheduling.deadline(add.arrived)))
+
+    def _start(self, add: AddCommand, guide: Guide | None, adapter: LoadedAdapter | None) -> list[RequestOutput]:
         where = add.request_id, add.prompt_ids, add.params, add.arrived, add.resume_ids
-        return self.core.add(*where, scheduling=add.scheduling, guide=guide)
+        return self.core.add(*where, scheduling=add.scheduling, guide=guide, adapter=adapter)
+
+    def _manage(self, command: AdapterCommand) -> list[RequestOutput]:
+        adapters = self._adapters()
+        if command.name and not command.is_unload:
+            return self._wait(command.request_id, command.name, Pending(partial(self._tell, command.request_id), None))
+        served = self._serve(adapters.unload(command.name)) if command.name else []
+        return served + self._tell(command.request_id)
+
+    def _tell(self, request_id: int, _loaded: LoadedAdapter | None = None) -> list[RequestOutput]:
+        text = json.dumps(self._adapters().describe())
+        return [RequestOutput(request_id, finish_reason=FinishReason.STOP, adapters=text)]
+
+    def _adapters(self) -> AdapterService:
+        if self.adapters is None:
+            raise InvalidRequest("this engine serves no adapters; the setting adapters names their folder")
+        return self.adapters
+
+    def _wait(self, request_id: int, name: str, pending: Pending) -> list[RequestOutput]:
+        adapters = self._adapters()
+        self.pending[request_id] = pending
+        return self._serve(adapters.ask(request_id, name))
+
+    def _serve(self, answers: list[Answer]) -> list[RequestOutput]:
+        """Let those go on who have got their adapter."""
+        outputs: list[RequestOutput] = []
+        for answer in answers:
+            pending = self.pending.pop(answer.user, None)
+            if pending is None:  # ended meanwhile, and about to be released
+                continue
+            try:
+                if isinstance(answer.result, EngineError):
+                    raise answer.result
+                outputs += pending.start(answer.result)
+            except EngineError as error:
+                outputs.append(error_output(answer.user, error))
+        return outputs
 
     def _abort(self, request_id: int) -> list[RequestOutput]:
-        if request_id in self.compiling:
-            self.compiling.remove(request_id)
-            return [RequestOutput(request_id, finish_reason=FinishReason.CANCELLED)]
+        if request_id in self.compiling or request_id in self.pending:
+            return self._drop(request_id, FinishReason.CANCELLED)
         return self.core.abort(request_id)
+
+    def _drop(self, request_id: int, reason: FinishReason) -> list[RequestOutput]:
+        """End a request that has not started."""
+        self.compiling.discard(request_id)
+        self.pending.pop(request_id, None)
+        return [RequestOutput(request_id, finish_reason=reason)]
 
     def _compile(self, command: AddCommand, guided: Guided) -> list[RequestOutput]:
         """Compile a request's guide beside the step loop; it comes back as a command."""
@@ -131,15 +230,18 @@ def main() -> int:
     except EngineError as error:
         connection.send(StartFailed(str(error)))
         return 1
-    commands: queue.SimpleQueue[Command | GuideReady] = queue.SimpleQueue()
+    commands: queue.SimpleQueue[Event] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, commands), name="commands", daemon=True).start()
     connection.send(core.info)
-    loop = CoreLoop(core, connection, commands)
+    adapters = None
+    if config.adapters is not None:
+        adapters = AdapterService(config.adapters, config, core.runner.adapter_targets, commands.put)
+    loop = CoreLoop(core, connection, commands, adapters)
     while True:
         loop.turn()
 
 
-def _read(connection: Connection, commands: "queue.SimpleQueue[Command | GuideReady]") -> None:
+def _read(connection: Connection, commands: "queue.SimpleQueue[Event]") -> None:
     try:
         while True:
             commands.put(connection.recv())

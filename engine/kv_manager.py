@@ -102,7 +102,7 @@ class KVManager:
             self._name_blocks(sequence, num_full)
             hashes = sequence.block_hashes
             for index in range(sequence.num_named_blocks, num_full):
-                parent = hashes[index - 1] if index else root(sequence.scheduling.cache_salt)
+                parent = hashes[index - 1] if index else _root(sequence)
                 self.pool.remember(sequence.block_table[index], hashes[index], parent)
             sequence.num_named_blocks = num_full
         if self.window is not None:
@@ -147,7 +147,7 @@ class KVManager:
         """Work out the names of the first `num_blocks` blocks; names stay known, since tokens never change."""
         hashes = sequence.block_hashes
         for index in range(len(hashes), num_blocks):
-            parent = hashes[-1] if hashes else root(sequence.scheduling.cache_salt)
+            parent = hashes[-1] if hashes else _root(sequence)
             start = index * self.block_size
             hashes.append(block_hash(parent, sequence.token_ids[start : start + self.block_size]))
 
@@ -157,3 +157,7 @@ class KVManager:
             self.pool.release(sequence.block_table[index])
             sequence.block_table[index] = NULL_BLOCK
         sequence.num_dropped_blocks = max(sequence.num_dropped_blocks, first_needed)
+
+
+def _root(sequence: Sequence) -> bytes:
+    return root(sequence.scheduling.cache_salt, b"" if sequence.adapter is None else sequence.adapter.digest)

@@ -9,6 +9,7 @@ from engine.errors import EngineError, grpc_code
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
+from engine.task_params import DEFAULT_TASK, TaskParams
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,6 +38,7 @@ class AddCommand:
     arrived: float
     resume_ids: tuple[int, ...] = ()
     scheduling: SchedulingParams = DEFAULT_SCHEDULING
+    task: TaskParams = DEFAULT_TASK
 
 
 @dataclass(slots=True, frozen=True)
@@ -47,13 +49,22 @@ class AbortCommand:
 
 
 @dataclass(slots=True, frozen=True)
+class AdapterCommand:
+    """Load or unload an adapter or, with an empty name, tell which there are; answered like a request."""
+
+    request_id: int
+    name: str = ""
+    is_unload: bool = False
+
+
+@dataclass(slots=True, frozen=True)
 class StartFailed:
     """The core could not start; the message is for the user."""
 
     message: str
 
 
-Command = AddCommand | AbortCommand
+Command = AddCommand | AbortCommand | AdapterCommand
 Message = ModelInfo | StartFailed | EngineStats | list[RequestOutput]
 
 

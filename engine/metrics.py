@@ -25,6 +25,9 @@ GAUGES = {
     "llm_kv_block_size": "Tokens in one KV-cache block",
     "llm_kv_num_blocks": "KV-cache blocks",
     "llm_engine_up": "1 while the engine core takes requests",
+    "llm_pending_requests": "Requests whose adapter is being loaded",
+    "llm_loaded_adapters": "Adapters that can be used at once",
+    "llm_adapter_bytes": "Memory of adapters in bytes",
     "llm_step_seconds": "Duration of the latest engine step in seconds",
 }
 COUNTERS = {
@@ -34,6 +37,7 @@ COUNTERS = {
     "llm_preemptions_total": "Sequences that gave their blocks back",
     "llm_finished_requests_total": "Requests that have ended",
     "llm_expired_requests_total": "Requests that their deadline has ended",
+    "llm_adapter_loads_total": "Adapters that have been read into memory",
 }
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -157,6 +161,9 @@ def _gauge_values(stats: EngineStats, is_up: bool) -> dict[str, float]:
         "llm_kv_block_size": stats.block_size,
         "llm_kv_num_blocks": stats.num_blocks,
         "llm_engine_up": float(is_up),
+        "llm_pending_requests": stats.num_pending,
+        "llm_loaded_adapters": stats.num_adapters,
+        "llm_adapter_bytes": stats.adapter_bytes,
         "llm_step_seconds": stats.last_step_seconds,
     }
 
@@ -169,4 +176,5 @@ def _counter_values(stats: EngineStats) -> dict[str, float]:
         "llm_preemptions_total": stats.num_preemptions,
         "llm_finished_requests_total": stats.num_finished,
         "llm_expired_requests_total": stats.num_expired,
+        "llm_adapter_loads_total": stats.num_adapter_loads,
     }

@@ -17,6 +17,8 @@ from engine.config import EngineConfig
 from engine.kv_cache import KVCache, num_blocks_for
 from engine.layers.packed_linear import can_pack, pack_linears
 from engine.log_probs import LoggedRows
+from engine.lora.lora_linear import wrap_linears
+from engine.lora.targets import find_targets
 from engine.models.config import ModelConfig
 from engine.models.registry import build_model
 from engine.sampler import SampledTokens, sample
@@ -65,10 +67,14 @@ class ModelRunner:
         limit = config.max_model_len or model_config.max_position_embeddings
         self.max_model_len = min(limit, model_config.max_position_embeddings, self.num_blocks * config.block_size)
         self.model = build_model(model_config, self.max_model_len, torch.device("cpu"))
-        load_weights(config.model, self.model.weight_views(), self.model.is_redundant)
+        views = self.model.weight_views()
+        load_weights(config.model, views, self.model.is_redundant)
+        self.adapter_targets = find_targets(self.model, views) if config.adapters is not None else {}
         if can_pack():
             pack_linears(self.model)
         logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
+        paths = [target.path for target in self.adapter_targets.values()]
+        self.adapter_rows = wrap_linears(self.model, paths, torch.device("cpu"))
         self.cache = KVCache.allocate(model_config, self.num_blocks, config.block_size)
 
     def warm_up(self) -> None:
@@ -81,6 +87,7 @@ class ModelRunner:
     def run(self, plan: StepPlan) -> StepRun:
         """Compute the plan's tokens and sample for the sequences whose last token was among them."""
         batch = build_batch(plan, self.block_size)
+        self.adapter_rows.assign([item.sequence.adapter for item in plan.scheduled], batch.token_to_seq)
         logits = self.model(batch, self.cache)
         items = [item for item in plan.scheduled if item.samples]
         num_drafts = sum(len(item.draft_ids) for item in items)

@@ -4,11 +4,13 @@ Knows a core and lists of prompts. Does not know processes or Triton.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.core import EngineCore
 from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.sequence import Adapter
 from engine.top_tokens import TopTokens
 
 
@@ -34,15 +36,21 @@ class Completion:
         self.num_cached_tokens = output.num_cached_tokens
 
 
-def generate(core: EngineCore, prompts: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
-    """Run all prompts at once and return their completions in order, `n` of each.
+def generate(
+    core: EngineCore,
+    prompts: list[list[int]],
+    params: list[SamplingParams],
+    adapters: Sequence[Adapter | None] | None = None,
+) -> list[Completion]:
+    """Run all prompts at once, each with its adapter, and return their completions in order, `n` of each.
 
     Raises:
         EngineError: a prompt or its options cannot be served.
     """
     completions = {(i, index): Completion() for i, options in enumerate(params) for index in range(options.n)}
-    for request_id, (prompt, options) in enumerate(zip(prompts, params, strict=True)):
-        core.add(request_id, prompt, options, time.monotonic())
+    chosen = adapters or [None] * len(prompts)
+    for request_id, (prompt, options, adapter) in enumerate(zip(prompts, params, chosen, strict=True)):
+        core.add(request_id, prompt, options, time.monotonic(), adapter=adapter)
     while core.has_work:
         for output in core.step():
             completion = completions[output.request_id, output.sequence_index]

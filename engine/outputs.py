@@ -55,6 +55,7 @@ class RequestOutput:
         prompt_log_probs: of each prompt token but the first; on a sequence's first output, where asked for.
         prompt_top: the likeliest tokens in their places.
         trim_chars: characters to drop from the end of this output's text, because a stop string begins there.
+        adapters: answer to an `AdapterCommand`: the adapters in memory, JSON.
         timings: stations passed so far.
     """
 
@@ -74,6 +75,7 @@ class RequestOutput:
     prompt_log_probs: list[float] | None = None
     prompt_top: TopTokens | None = None
     trim_chars: int = 0
+    adapters: str | None = None
     timings: Timings = field(default_factory=Timings)
 
     @property
@@ -104,3 +106,7 @@ class EngineStats:
     num_preemptions: int = 0
     num_finished: int = 0
     num_expired: int = 0
+    num_adapters: int = 0
+    adapter_bytes: int = 0
+    num_adapter_loads: int = 0
+    num_pending: int = 0

@@ -1,9 +1,9 @@
 """Names for full KV-cache blocks: a chained digest of every token up to the block's end, and which names still count.
 
-Knows token ids, salts, digests, and a way to look a digest up. Does not know sequences, references or memory.
+Knows token ids, salts, adapters' digests, and a way to look a digest up. Does not know sequences, references or memory.
 
-Invariant: two digests are equal only where the salt and all tokens from the start up to the block's end are equal, up
-to a collision of a 128-bit BLAKE2 digest.
+Invariant: two digests are equal only where the salt, the adapter and all tokens from the start up to the block's end
+are equal, up to a collision of a 128-bit BLAKE2 digest.
 """
 
 from array import array
@@ -13,9 +13,11 @@ from hashlib import blake2b
 DIGEST_BYTES = 16
 
 
-def root(salt: str) -> bytes:
-    """Return the parent of a sequence's first block; sequences find each other's blocks only under one salt."""
-    return blake2b(salt.encode(), digest_size=DIGEST_BYTES).digest() if salt else b""
+def root(salt: str, adapter_digest: bytes = b"") -> bytes:
+    """Return the parent of a sequence's first block; sequences find each other's only under one salt and adapter."""
+    if not salt and not adapter_digest:
+        return b""
+    return blake2b(salt.encode(), digest_size=DIGEST_BYTES, key=adapter_digest).digest()
 
 
 def block_hash(parent: bytes, token_ids: list[int]) -> bytes:

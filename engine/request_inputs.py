@@ -17,11 +17,21 @@ import numpy as np
 
 from engine.errors import InvalidRequest
 from engine.guided_options import KINDS
+from engine.input_arrays import (
+    read_bool,
+    read_float,
+    read_ids,
+    read_int,
+    read_object,
+    read_string,
+    read_texts,
+)
 from engine.messages import ModelInfo
 from engine.request_check import check_request, resumed_output
 from engine.request_options import RequestOptions, json_object
 from engine.sampling_params import SamplingParams
 from engine.scheduling_inputs import SCHEDULING_OPTIONS, SCHEDULING_PARAMETERS, read_scheduling
+from engine.task_params import TASK_OPTIONS, TaskParams
 from engine.text.chat_template import parse_messages, parse_tools
 from engine.text.tokenizer import Tokenizer
 
@@ -42,100 +52,38 @@ TRITON_PREFIXES = ("triton_", "sequence_", "binary_data", "x-")
 
 @dataclass(slots=True, frozen=True)
 class Field:
-    """How a tensor becomes a field of `SamplingParams`."""
+    """How a tensor becomes an option of that name."""
 
     name: str
     read: Callable[[str, np.ndarray], Any]
 
 
-def read_text(name: str, raw: object) -> str:
-    """Return one element of a BYTES tensor as text.
-
-    Raises:
-        InvalidRequest: it is no valid UTF-8.
-    """
-    if isinstance(raw, str):
-        return raw
-    try:
-        return bytes(raw).decode("utf-8")  # type: ignore[arg-type]
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{name} is not valid UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def read_one(name: str, array: np.ndarray) -> Any:
-    """Return the only element of `array`.
-
-    Raises:
-        InvalidRequest: it has another number of elements.
-    """
-    if array.size != 1:
-        raise InvalidRequest(f"{name} must hold exactly 1 element, got shape {list(array.shape)}")
-    return array.reshape(-1)[0]
-
-
-def _of_kind(name: str, array: np.ndarray, kinds: str, what: str) -> np.ndarray:
-    if array.dtype.kind not in kinds:
-        raise InvalidRequest(f"{name} must be of type {what}, got {array.dtype}")
-    return array
-
-
-def _read_int(name: str, array: np.ndarray) -> int:
-    return int(read_one(name, _of_kind(name, array, "iu", "INT32 or UINT64")))
-
-
-def _read_float(name: str, array: np.ndarray) -> float:
-    value = read_one(name, _of_kind(name, array, "f", "FP32"))
-    return float(str(value))  # the shortest decimal: 0.7 and not 0.699999988
-
-
-def _read_bool(name: str, array: np.ndarray) -> bool:
-    return bool(read_one(name, _of_kind(name, array, "b", "BOOL")))
-
-
-def _read_texts(name: str, array: np.ndarray) -> tuple[str, ...]:
-    return tuple(read_text(name, raw) for raw in _of_kind(name, array, "OSU", "BYTES").reshape(-1))
-
-
-def _read_ids(name: str, array: np.ndarray) -> tuple[int, ...]:
-    return tuple(_of_kind(name, array, "iu", "INT32").reshape(-1).tolist())
-
-
-def read_string(name: str, array: np.ndarray) -> str:
-    """Return the text of a BYTES tensor of one element.
-
-    Raises:
-        InvalidRequest: another type, another number of elements, or no valid UTF-8.
-    """
-    return read_text(name, read_one(name, _of_kind(name, array, "OSU", "BYTES")))
-
-
-def _read_object(name: str, array: np.ndarray) -> dict[str, Any]:
-    return json_object(name, read_string(name, array))
-
-
 OPTIONS = {
-    "max_tokens": Field("max_tokens", _read_int),
-    "min_tokens": Field("min_tokens", _read_int),
-    "temperature": Field("temperature", _read_float),
-    "top_k": Field("top_k", _read_int),
-    "top_p": Field("top_p", _read_float),
-    "min_p": Field("min_p", _read_float),
-    "repetition_penalty": Field("repetition_penalty", _read_float),
-    "presence_penalty": Field("presence_penalty", _read_float),
-    "frequency_penalty": Field("frequency_penalty", _read_float),
-    "random_seed": Field("seed", _read_int),
-    "stop_words": Field("stop", _read_texts),
-    "stop_token_ids": Field("stop_token_ids", _read_ids),
-    "ignore_eos": Field("ignore_eos", _read_bool),
-    "return_log_probs": Field("logprobs", _read_bool),
-    "num_top_log_probs": Field("top_logprobs", _read_int),
-    "return_prompt_log_probs": Field("prompt_logprobs", _read_bool),
-    "num_return_sequences": Field("n", _read_int),
-    "echo": Field("echo", _read_bool),
-    "bad_words": Field("bad_words", _read_texts),
-    "logit_bias": Field("logit_bias", _read_object),
+    "max_tokens": Field("max_tokens", read_int),
+    "min_tokens": Field("min_tokens", read_int),
+    "temperature": Field("temperature", read_float),
+    "top_k": Field("top_k", read_int),
+    "top_p": Field("top_p", read_float),
+    "min_p": Field("min_p", read_float),
+    "repetition_penalty": Field("repetition_penalty", read_float),
+    "presence_penalty": Field("presence_penalty", read_float),
+    "frequency_penalty": Field("frequency_penalty", read_float),
+    "random_seed": Field("seed", read_int),
+    "stop_words": Field("stop", read_texts),
+    "stop_token_ids": Field("stop_token_ids", read_ids),
+    "ignore_eos": Field("ignore_eos", read_bool),
+    "return_log_probs": Field("logprobs", read_bool),
+    "num_top_log_probs": Field("top_logprobs", read_int),
+    "return_prompt_log_probs": Field("prompt_logprobs", read_bool),
+    "num_return_sequences": Field("n", read_int),
+    "echo": Field("echo", read_bool),
+    "bad_words": Field("bad_words", read_texts),
+    "logit_bias": Field("logit_bias", read_object),
 }
-KNOWN_TENSORS = frozenset({*PROMPTS, *OPTIONS, TOOLS, "stream", "sampling_parameters", RESUME, GUIDE_TYPE, GUIDE})
+TASKS = {"adapter": Field("adapter", read_string)}
+KNOWN_TENSORS = frozenset(
+    {*PROMPTS, *OPTIONS, *TASKS, TOOLS, "stream", "sampling_parameters", RESUME, GUIDE_TYPE, GUIDE}
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -169,13 +117,15 @@ class RequestReader:
         if unknown:
             raise InvalidRequest(f"unknown input tensor {unknown[0]!r}; known are: {', '.join(sorted(KNOWN_TENSORS))}")
         asked = _read_json_options(tensors)
-        params = _read_sampling(tensors, {k: v for k, v in asked.items() if k not in SCHEDULING_OPTIONS})
+        others = {*SCHEDULING_OPTIONS, *TASK_OPTIONS}
+        params = _read_sampling(tensors, {k: v for k, v in asked.items() if k not in others})
+        task = _read_task(tensors, {k: v for k, v in asked.items() if k in TASK_OPTIONS})
         scheduling = read_scheduling(given, asked)
-        stream = _read_bool("stream", tensors["stream"]) if "stream" in tensors else streams_by_default(given)
+        stream = read_bool("stream", tensors["stream"]) if "stream" in tensors else streams_by_default(given)
         prompt_ids = self._read_prompt(tensors)
         resume_ids = read_resume(tensors)
         check_request(prompt_ids, params, self.info, resumed_output(prompt_ids, params, resume_ids))
-        return PreparedRequest(prompt_ids, RequestOptions(params, scheduling, stream).to_json(), resume_ids)
+        return PreparedRequest(prompt_ids, RequestOptions(params, scheduling, stream, task).to_json(), resume_ids)
 
     def _read_prompt(self, tensors: Mapping[str, np.ndarray]) -> list[int]:
         given = [name for name in PROMPTS if name in tensors]
@@ -186,7 +136,7 @@ class RequestReader:
         if TOOLS in tensors and name != "messages":
             raise InvalidRequest(f"tools are for messages, not for {name}")
         if name == "input_ids":
-            return list(_read_ids(name, tensors[name]))
+            return list(read_ids(name, tensors[name]))
         text = read_string(name, tensors[name])
         if name == "messages":
             tools = parse_tools(read_string(TOOLS, tensors[TOOLS])) if TOOLS in tensors else None
@@ -202,7 +152,7 @@ def read_resume(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
     Raises:
         InvalidRequest: they are no integers.
     """
-    return _read_ids(RESUME, tensors[RESUME]) if RESUME in tensors else ()
+    return read_ids(RESUME, tensors[RESUME]) if RESUME in tensors else ()
 
 
 def read_parameters(text: str) -> dict[str, Any]:
@@ -247,6 +197,14 @@ def _read_sampling(tensors: Mapping[str, np.ndarray], asked: Mapping[str, Any]) 
     if GUIDE in tensors or GUIDE_TYPE in tensors:
         _add_option(values, "guided", GUIDE, _read_guide(tensors))
     return SamplingParams.from_mapping(values)
+
+
+def _read_task(tensors: Mapping[str, np.ndarray], asked: Mapping[str, Any]) -> TaskParams:
+    values = dict(asked)
+    for name, field in TASKS.items():
+        if name in tensors:
+            _add_option(values, field.name, name, field.read(name, tensors[name]))
+    return TaskParams.from_mapping(values)
 
 
 def _add_option(values: dict[str, Any], option: str, tensor: str, value: object) -> None:

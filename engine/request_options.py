@@ -12,8 +12,9 @@ from typing import Any
 from engine.errors import InvalidRequest
 from engine.sampling_params import SamplingParams
 from engine.scheduling_params import SchedulingParams
+from engine.task_params import DEFAULT_TASK, TaskParams
 
-LAYOUT = '{"sampling": {...}, "scheduling": {...}, "stream": true or false}'
+LAYOUT = '{"sampling": {...}, "scheduling": {...}, "task": {...}, "stream": true or false}'
 
 
 @dataclass(slots=True, frozen=True)
@@ -23,28 +24,38 @@ class RequestOptions:
     sampling: SamplingParams
     scheduling: SchedulingParams
     stream: bool
+    task: TaskParams = DEFAULT_TASK
 
     def to_json(self) -> str:
         """Return the text that `from_json` takes back, defaults left out."""
         value: dict[str, Any] = {"sampling": json.loads(self.sampling.to_json()), "stream": self.stream}
         if scheduling := self.scheduling.to_mapping():
             value["scheduling"] = scheduling
+        if task := self.task.to_mapping():
+            value["task"] = task
         return json.dumps(value, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "RequestOptions":
-        """Read the text; `scheduling` may be left out.
+        """Read the text; `scheduling` and `task` may be left out.
 
         Raises:
             InvalidRequest: it is laid out otherwise, or an option is out of its limits.
         """
         value = json_object("request_options", text)
-        sampling, scheduling, stream = value.get("sampling"), value.get("scheduling", {}), value.get("stream")
-        if not isinstance(sampling, dict) or not isinstance(scheduling, dict) or not isinstance(stream, bool):
+        sampling: Any = value.get("sampling")
+        stream: Any = value.get("stream")
+        scheduling, task = value.get("scheduling", {}), value.get("task", {})
+        are_objects = all(isinstance(part, dict) for part in (sampling, scheduling, task))
+        is_complete = are_objects and isinstance(stream, bool)
+        if not is_complete or value.keys() - {"sampling", "scheduling", "task", "stream"}:
             raise InvalidRequest(f"request_options must be {LAYOUT}")
-        if value.keys() - {"sampling", "scheduling", "stream"}:
-            raise InvalidRequest(f"request_options must be {LAYOUT}")
-        return cls(SamplingParams.from_mapping(sampling), SchedulingParams.from_mapping(scheduling), stream)
+        return cls(
+            sampling=SamplingParams.from_mapping(sampling),
+            scheduling=SchedulingParams.from_mapping(scheduling),
+            stream=stream,
+            task=TaskParams.from_mapping(task),
+        )
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:

@@ -70,6 +70,15 @@ class Guide(Protocol):
         ...
 
 
+class Adapter(Protocol):
+    """What the model computes with besides its own weights; see `engine.lora`."""
+
+    @property
+    def digest(self) -> bytes:
+        """Names what it computes: KV of equal digests is the same."""
+        ...
+
+
 class SequenceStatus(Enum):
     """Where a sequence is."""
 
@@ -92,6 +101,7 @@ class Sequence:
         guide: keeps the output to a grammar.
         top_tokens: the likeliest tokens in the place of each output token but the resumed ones.
         prompt_log_probs: log-probability of each prompt token but the first, as far as known; `prompt_top` likewise.
+        adapter: what it is computed with.
         index: which of the sequences of its request this is.
         num_resumed: output tokens that another engine made and somebody has delivered; they come with the request.
         scheduling: for whom, how urgently and with which cache it is served.
@@ -116,6 +126,7 @@ class Sequence:
     stop_checker: StopChecker | None = None
     bad_sequences: tuple[tuple[int, ...], ...] = ()
     guide: Guide | None = None
+    adapter: Adapter | None = None
     index: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0

@@ -9,7 +9,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.offline import Completion, generate
 from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence
+from engine.sequence import Adapter, Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
 from tests.conftest import TinyModel
 
@@ -36,13 +36,14 @@ def random_prompts(lengths: list[int], vocab_size: int = 300, seed: int = 5) -> 
 
 
 @torch.inference_mode()
-def engine_logits(core: EngineCore, token_ids: list[int]) -> torch.Tensor:
+def engine_logits(core: EngineCore, token_ids: list[int], adapter: Adapter | None = None) -> torch.Tensor:
     """Return the logits after each token of one sequence computed in one step, [T, V]."""
     table = list(range(-(-len(token_ids) // core.runner.block_size)))
     params = SamplingParams(max_tokens=1)
     sequence = Sequence(0, token_ids, len(token_ids), params, len(token_ids) + 1, frozenset(), block_table=table)
     batch = build_batch(StepPlan([ScheduledSequence(sequence, len(token_ids))], len(token_ids)), core.runner.block_size)
     batch.logits_indices = torch.arange(len(token_ids))
+    core.runner.adapter_rows.assign([adapter], batch.token_to_seq)
     return core.runner.model(batch, core.runner.cache)
 
 

@@ -40,8 +40,10 @@ def test_the_steps_tensors_are_the_documented_ones():
     assert configured("preprocessing", "input") == inputs
     prepared = {n: steps[n] for n in ("prompt_ids", "request_options", "resume_token_ids", "received_ns")}
     assert configured("preprocessing", "output") == prepared
-    assert configured("llm_engine", "input") == {**prepared, "abort": steps["abort"]}
-    assert configured("llm_engine", "output") == {**outputs, "text_window": steps["text_window"]}
+    messages = {name: steps[name] for name in ("abort", "adapters")}
+    assert configured("llm_engine", "input") == {**prepared, **messages}
+    own = {name: steps[name] for name in ("text_window", "adapters")}
+    assert configured("llm_engine", "output") == {**outputs, **own}
     assert configured("postprocessing", "input") == {"text_window": steps["text_window"]}
     assert configured("postprocessing", "output") == {"text_output": text} == {"text_output": steps["text_output"]}
 

@@ -24,6 +24,8 @@ class FakeClient:
     def __init__(self, config: Any, on_outputs: Callable[[list[RequestOutput]], None]) -> None:
         self.on_outputs, self.submitted, self.aborted = on_outputs, [], []
         self.stats, self.is_up = EngineStats(num_running=3, block_size=16, num_generated_tokens=7), True
+        self.tasks: list[Any] = []
+        self.managed: list[tuple[str, bool]] = []
         self.failure: Exception | None = None
         self.closed = False
 
@@ -31,12 +33,24 @@ class FakeClient:
         pass
 
     def submit(
-        self, prompt_ids: list[int], params: Any, arrived: float, resume_ids: tuple[int, ...], *, scheduling: Any
+        self,
+        prompt_ids: list[int],
+        params: Any,
+        arrived: float,
+        resume_ids: tuple[int, ...],
+        *,
+        scheduling: Any,
+        task: Any,
     ) -> int:
         if self.failure is not None:
             raise self.failure
         self.submitted.append((prompt_ids, params, resume_ids, scheduling))
+        self.tasks.append(task)
         return len(self.submitted)
+
+    def manage_adapter(self, name: str = "", *, is_unload: bool = False) -> int:
+        self.managed.append((name, is_unload))
+        return 100 + len(self.managed)
 
     def abort(self, request_id: int) -> None:
         self.aborted.append(request_id)
@@ -77,6 +91,40 @@ def test_scheduling_facts_reach_the_engine_and_are_optional(model: Any):
     )
     model.execute([request(), with_facts])
     assert [scheduling.to_mapping() for *_, scheduling in model._client.submitted] == [{}, facts]
+
+
+def test_the_name_of_an_adapter_reaches_the_engine(model: Any):
+    with_adapter = request()
+    text = json.dumps({"sampling": {}, "task": {"adapter": "pirate"}, "stream": True})
+    with_adapter.inputs()[1] = Tensor("request_options", np.array([text.encode()], dtype=np.object_))
+    model.execute([request(), with_adapter])
+    assert [task.adapter for task in model._client.tasks] == ["", "pirate"]
+
+
+def adapters(text: str) -> InferenceRequest:
+    return InferenceRequest(adapters=np.array([text.encode()], dtype=np.object_))
+
+
+def test_adapters_are_listed_loaded_and_unloaded_by_messages(model: Any):
+    made = [adapters("{}"), adapters('{"load": "a"}'), adapters('{"unload": "a"}')]
+    model.execute(made)
+    assert model._client.managed == [("", False), ("a", False), ("a", True)]
+    for number, one in enumerate(made, 101):
+        told = '{"a": {"state": "ready"}}'
+        model._client.on_outputs([RequestOutput(number, finish_reason=FinishReason.STOP, adapters=told)])
+        assert finish_reasons(one) == ["stop"]
+        assert one.sender.responses[0].tensors["adapters"].tolist() == [told.encode()]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "x", '{"load": ""}', '{"load": 1}', '{"drop": "a"}', '{"load": "a", "unload": "b"}']
+)
+def test_other_messages_about_adapters_are_refused(model: Any, text: str):
+    made = adapters(text)
+    model.execute([made])
+    assert made.sender.done.wait(WAIT)
+    assert made.sender.responses[0].error().code() == TritonError.INVALID_ARG
+    assert not model._client.managed
 
 
 def abort(key: str, **more: Any) -> InferenceRequest:

@@ -54,6 +54,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "deep JSON": ({**PROMPT, "sampling_parameters": text("[" * 99999)}, "sampling_parameters is not valid JSON"),
     "a JSON list": ({**PROMPT, "sampling_parameters": text("[]")}, "must be a JSON object"),
     "an unknown option": ({**PROMPT, "sampling_parameters": text('{"m": 2}')}, "unknown sampling parameter 'm'"),
+    "a list of adapters": ({**PROMPT, "adapter": text("a", "b")}, "adapter must hold exactly 1 element"),
+    "an adapter that is no text": (
+        {**PROMPT, "sampling_parameters": text('{"adapter": 1}')},
+        "adapter must be a string",
+    ),
+    "two adapters": (
+        {**PROMPT, "adapter": text("a"), "sampling_parameters": text('{"adapter": "b"}')},
+        "adapter is given twice and differently: 'a' as a tensor and 'b'",
+    ),
     "a value given twice": (
         {**PROMPT, "max_tokens": ints(3), "sampling_parameters": text('{"max_tokens": 4}')},
         "max_tokens is given twice and differently: 3 as a tensor and 4",
@@ -208,6 +217,14 @@ def test_options_of_the_output_arrive_from_tensors_and_json_alike(
     by_json = InferenceRequest(**PROMPT, sampling_parameters=text(json.dumps(options)))
     first, second = (prepared(r) for r in model.execute([by_tensor, by_json]))
     assert first[1]["sampling"] == second[1]["sampling"] == options
+
+
+@pytest.mark.parametrize(
+    "given", [{"adapter": text("pirate")}, {"sampling_parameters": text('{"adapter": "pirate", "top_k": 2}')}]
+)
+def test_the_name_of_an_adapter_is_passed_on(model: Any, given: dict[str, Any]):
+    (response,) = model.execute([InferenceRequest(**PROMPT, **given)])
+    assert json.loads(response.tensors["request_options"][0])["task"] == {"adapter": "pirate"}
 
 
 def test_a_value_given_twice_and_alike_is_fine(model: Any):

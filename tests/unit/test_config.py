@@ -26,6 +26,8 @@ def test_the_environment_overrides_defaults() -> None:
         ({"SCALELLM_BLOCK_SIZE": "0"}, "block_size must be a finite number of at least 1, got 0"),
         ({"SCALELLM_AGEING_SECONDS": "inf"}, "ageing_seconds must be a finite number of at least 0, got inf"),
         ({"SCALELLM_SCHEDULER_POLICY": "fifo"}, "must be one of max_utilization, guaranteed_no_evict, got 'fifo'"),
+        ({"SCALELLM_ADAPTERS": "/no/such/folder"}, "adapters must be a folder, got /no/such/folder"),
+        ({"SCALELLM_MAX_ADAPTERS": "0"}, "max_adapters must be a finite number of at least 1, got 0"),
         ({"SCALELLM_MAX_NUM_BATCHED_TOKENS": "5"}, r"max_num_batched_tokens \(5\) must be at least max_num_seqs"),
     ],
 )

@@ -13,11 +13,11 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.core_process import CoreLoop, GuideReady
+from engine.core_process import CoreLoop, Event
 from engine.errors import InvalidRequest
 from engine.guided_options import Guided
 from engine.guides import GuideFactory
-from engine.messages import AbortCommand, AddCommand, Command
+from engine.messages import AbortCommand, AddCommand
 from engine.offline import generate
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -199,7 +199,7 @@ class Loop:
 
     def __init__(self, core: EngineCore) -> None:
         self.ours, theirs = Pipe()
-        self.commands: queue.SimpleQueue[Command | GuideReady] = queue.SimpleQueue()
+        self.commands: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.loop = CoreLoop(core, theirs, self.commands)
         self.outputs: list[RequestOutput] = []
 

@@ -20,9 +20,11 @@ PURE = [
         "scheduler", "stopping", "messages", "request_check", "client", "responder", "eviction_order", "sliding_window",
         "scheduling_params", "step_plan", "ordered_sequences", "ageing", "tenant_shares", "capacity_policy",
         "waiting_queue", "deadlines", "request_options", "scheduling_inputs",
+        "task_params", "adapter_commands", "input_arrays", "request_inputs",
         "option_checks", "guided_options", "logit_rules", "token_counts", "random_numbers", "top_tokens",
         "reply_stream", "sequence_groups", "guides",
     )),
+    *(f"engine/lora/{name}.py" for name in ("adapter_config", "adapter_pool")),
     *(f"engine/models/{name}.py" for name in ("config", "dialects", "moe_config", "rope_config")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "engine" / "text").glob("*.py")),
 ]  # fmt: skip

@@ -23,10 +23,12 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from engine.adapter_commands import read_adapter_command
 from engine.client import EngineClient
 from engine.config import EngineConfig
 from engine.errors import EngineError, InvalidRequest
 from engine.heartbeat import Heartbeat, watch_parent
+from engine.input_arrays import read_string
 from engine.metrics import EngineMetrics
 from engine.open_requests import OpenRequests
 from engine.output_timing import OutputTimer
@@ -34,7 +36,7 @@ from engine.outputs import FinishReason, RequestOutput
 from engine.reply_stream import Delivery, Reply
 from engine.reply_tensors import ReplyTensors
 from engine.request_check import resumed_output
-from engine.request_inputs import KEY_PARAMETER, SEED_KEY_PARAMETER, read_resume, read_string
+from engine.request_inputs import KEY_PARAMETER, SEED_KEY_PARAMETER, read_resume
 from engine.request_options import RequestOptions
 from engine.responder import Responder
 from engine.text.detokenizer import Chunk
@@ -98,6 +100,9 @@ class TritonPythonModel:
         if "abort" in tensors:
             self._abort(sender, tensors)
             return
+        if "adapters" in tensors:
+            self._manage(sender, tensors)
+            return
         missing = sorted({"prompt_ids", "request_options"} - set(tensors))
         if missing:
             raise InvalidRequest(f"{missing[0]} is missing; call the model llm, or give prompt_ids and request_options")
@@ -110,7 +115,7 @@ class TritonPythonModel:
         delivery = Delivery(resume_ids, prompt_ids if params.echo else (), params.prompt_logprobs)
         output_ids = resumed_output(prompt_ids, params, resume_ids)
         request_id = self._client.submit(
-            prompt_ids, params, time.monotonic(), output_ids, scheduling=options.scheduling
+            prompt_ids, params, time.monotonic(), output_ids, scheduling=options.scheduling, task=options.task
         )
         if own_key is None:
             self._watched[request_id] = sender
@@ -128,6 +133,13 @@ class TritonPythonModel:
             self._client.abort(request_id)
         answer = Reply(Chunk([], []), [], 0, RequestOutput(0, finish_reason=FinishReason.CANCELLED))
         sender.send(make_response(ReplyTensors().arrays(answer)), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _manage(self, sender: pb_utils.InferenceResponseSender, tensors: dict[str, np.ndarray]) -> None:
+        if len(tensors) > 1:
+            raise InvalidRequest("adapters must be the only input")
+        command = read_adapter_command(read_string("adapters", tensors["adapters"]))
+        request_id = self._client.manage_adapter(command.name, is_unload=command.is_unload)
+        self._responder.open(request_id, TritonSink(sender, self._forget, ReplyTensors()), stream=False)
 
     def _forget(self, request_id: int) -> None:
         self._open.forget(request_id)

@@ -1,0 +1,83 @@
+"""Values read from a request's named arrays.
+
+Knows arrays, types and shapes. Does not know which names there are or what the values mean. Whatever is of another type
+or size is an `InvalidRequest`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from engine.errors import InvalidRequest
+from engine.request_options import json_object
+
+
+def read_text(name: str, raw: object) -> str:
+    """Return one element of a BYTES tensor as text.
+
+    Raises:
+        InvalidRequest: it is no valid UTF-8.
+    """
+    if isinstance(raw, str):
+        return raw
+    try:
+        return bytes(raw).decode("utf-8")  # type: ignore[arg-type]
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} is not valid UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read_one(name: str, array: np.ndarray) -> Any:
+    """Return the only element of `array`.
+
+    Raises:
+        InvalidRequest: it has another number of elements.
+    """
+    if array.size != 1:
+        raise InvalidRequest(f"{name} must hold exactly 1 element, got shape {list(array.shape)}")
+    return array.reshape(-1)[0]
+
+
+def _of_kind(name: str, array: np.ndarray, kinds: str, what: str) -> np.ndarray:
+    if array.dtype.kind not in kinds:
+        raise InvalidRequest(f"{name} must be of type {what}, got {array.dtype}")
+    return array
+
+
+def read_int(name: str, array: np.ndarray) -> int:
+    """Return the only element, an integer."""
+    return int(read_one(name, _of_kind(name, array, "iu", "INT32 or UINT64")))
+
+
+def read_float(name: str, array: np.ndarray) -> float:
+    """Return the only element, a float, as the shortest decimal."""
+    value = read_one(name, _of_kind(name, array, "f", "FP32"))
+    return float(str(value))  # the shortest decimal: 0.7 and not 0.699999988
+
+
+def read_bool(name: str, array: np.ndarray) -> bool:
+    """Return the only element, a truth value."""
+    return bool(read_one(name, _of_kind(name, array, "b", "BOOL")))
+
+
+def read_texts(name: str, array: np.ndarray) -> tuple[str, ...]:
+    """Return all elements, texts."""
+    return tuple(read_text(name, raw) for raw in _of_kind(name, array, "OSU", "BYTES").reshape(-1))
+
+
+def read_ids(name: str, array: np.ndarray) -> tuple[int, ...]:
+    """Return all elements, integers."""
+    return tuple(_of_kind(name, array, "iu", "INT32").reshape(-1).tolist())
+
+
+def read_string(name: str, array: np.ndarray) -> str:
+    """Return the text of a BYTES tensor of one element.
+
+    Raises:
+        InvalidRequest: another type, another number of elements, or no valid UTF-8.
+    """
+    return read_text(name, read_one(name, _of_kind(name, array, "OSU", "BYTES")))
+
+
+def read_object(name: str, array: np.ndarray) -> dict[str, Any]:
+    """Return the JSON object that the only element, a text, holds."""
+    return json_object(name, read_string(name, array))

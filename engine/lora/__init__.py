@@ -1,0 +1,1 @@
+"""Low-rank adapters: reading them, holding several at once, and adding them to a model's projections."""

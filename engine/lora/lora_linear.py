@@ -1,0 +1,85 @@
+"""Linear layers whose rows may each have an adapter's update.
+
+Knows one projection and the step's rows. Does not know models, files or requests: `wrap_linears` is a pass over a
+built, loaded and packed model.
+
+Invariant: in a step without adapters a wrapped layer does what the layer inside does, and no more than look once.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from kernels import lora
+from kernels.lora import LowRankUpdate, RowGroup
+
+
+@dataclass(slots=True)
+class LoadedAdapter:
+    """An adapter in memory.
+
+    Attributes:
+        name: as requests say it.
+        digest: names its content; equal ones compute the same.
+        num_bytes: memory that it takes.
+        updates: what it adds, by the name of the model's linear module.
+    """
+
+    name: str
+    digest: bytes
+    num_bytes: int
+    updates: dict[str, LowRankUpdate]
+
+
+@dataclass(slots=True)
+class AdapterRows:
+    """Which of the step's rows have which adapter; one object is shared by all wrapped layers of a model."""
+
+    groups: list[tuple[torch.Tensor, LoadedAdapter]] = field(default_factory=list)
+
+    def assign(self, adapters: Sequence[object], token_to_seq: torch.Tensor) -> None:
+        """Take the next step's rows.
+
+        Args:
+            adapters: the `LoadedAdapter` of each sequence, or None.
+            token_to_seq: [T], the sequence of each row.
+        """
+        self.groups = []
+        for adapter in {id(a): a for a in adapters if isinstance(a, LoadedAdapter)}.values():
+            has_it = torch.tensor([other is adapter for other in adapters])
+            self.groups.append((has_it[token_to_seq.long()].nonzero().flatten(), adapter))
+
+
+class LoraLinear(nn.Module):
+    """`x W^T + b` and, in rows with an adapter, its update."""
+
+    def __init__(self, inner: nn.Module, path: str, rows: AdapterRows, device: torch.device) -> None:
+        """Wrap `inner`, which maps [T, C] to a new [T, O]; `path` is its name in the model."""
+        super().__init__()
+        self.inner = inner
+        self.path = path
+        self.rows = rows
+        self.add_updates = lora.select(device)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map [T, C] to [T, O]."""
+        out = self.inner(inputs)
+        if self.rows.groups:
+            groups = [
+                RowGroup(rows, update)
+                for rows, adapter in self.rows.groups
+                if (update := adapter.updates.get(self.path)) is not None
+            ]
+            self.add_updates(out, inputs, groups)
+        return out
+
+
+def wrap_linears(model: nn.Module, paths: Iterable[str], device: torch.device) -> AdapterRows:
+    """Wrap the modules of these names and return the object that says, before each step, who has which adapter."""
+    rows = AdapterRows()
+    for path in sorted(set(paths)):
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, LoraLinear(model.get_submodule(path), path, rows, device))
+    return rows

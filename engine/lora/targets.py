@@ -1,0 +1,75 @@
+"""Which outputs of which of a model's projections an adapter's module means.
+
+Knows the model's parameters and the checkpoint's names for them. Does not know adapters' weights or requests.
+
+Checkpoints name projections that are fused here; a view of a fused weight says by its place which outputs are meant.
+Left out are projections whose rows are not the batch's tokens in order: the head, which gets some of them, and experts.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.layers.checkpoint import View
+
+LAYER = re.compile(r"(?P<prefix>(?:(?:language_model|model)\.)*)layers\.(?P<layer>\d+)\.(?P<rest>.+)")
+EXPERTS = ".experts."
+
+
+@dataclass(slots=True, frozen=True)
+class Target:
+    """A run of outputs of one of the model's linear modules.
+
+    Attributes:
+        path: the linear module's name in the model.
+        start: index of the first output.
+        shape: number of outputs and inputs.
+    """
+
+    path: str
+    start: int
+    shape: tuple[int, int]
+
+
+@dataclass(slots=True, frozen=True)
+class ModuleName:
+    """A module's name as an adapter spells it: wrappers' names, the layer and the name within it."""
+
+    prefix: str
+    layer: int
+    rest: str
+
+    @classmethod
+    def parse(cls, name: str) -> "ModuleName | None":
+        """Take the name apart; None for a module outside the layers of the language model."""
+        found = LAYER.fullmatch(name)
+        return None if found is None else cls(found["prefix"], int(found["layer"]), found["rest"])
+
+    @property
+    def key(self) -> str:
+        """The name without wrappers, by which modules are found."""
+        return f"layers.{self.layer}.{self.rest}"
+
+
+def find_targets(model: nn.Module, views: Mapping[str, View]) -> dict[str, Target]:
+    """Return what adapters may change, by `ModuleName.key`; `views` are the model's, its weights still plain."""
+    linears = {
+        module.weight.data_ptr(): (path, module) for path, module in model.named_modules() if type(module) is nn.Linear
+    }
+    targets: dict[str, Target] = {}
+    for name, view in views.items():
+        module = ModuleName.parse(name.removesuffix(".weight"))
+        if module is None or isinstance(view, list) or view.ndim != 2 or EXPERTS in module.rest:
+            continue
+        path, linear = linears[view.untyped_storage().data_ptr()]
+        start = (view.storage_offset() - linear.weight.storage_offset()) // linear.in_features
+        targets[module.key] = Target(path, start, _shape(view))
+    return targets
+
+
+def _shape(view: torch.Tensor) -> tuple[int, int]:
+    num_outputs, num_inputs = view.shape
+    return num_outputs, num_inputs

@@ -1,0 +1,39 @@
+"""What one adapter adds to one projection, and which rows get it.
+
+Knows shapes. Does not know models or files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True, frozen=True)
+class UpdatePart:
+    """The update of a run of outputs.
+
+    Attributes:
+        start: index of the first output.
+        first: index of the first of this part's rows of `down`.
+        up: [n, Q], scaled.
+    """
+
+    start: int
+    first: int
+    up: torch.Tensor
+
+
+@dataclass(slots=True, frozen=True)
+class LowRankUpdate:
+    """All parts of one adapter in one projection, whose `down`, [Q1 + Q2 + ..., C], lie below each other."""
+
+    down: torch.Tensor
+    parts: tuple[UpdatePart, ...]
+
+
+@dataclass(slots=True, frozen=True)
+class RowGroup:
+    """The rows, [n] int64 and ascending, that one update is added to."""
+
+    rows: torch.Tensor
+    update: LowRankUpdate
