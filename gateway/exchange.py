@@ -3,16 +3,14 @@
 Knows one client stream. Does not know instances; the dispatcher places requests and reports how they end.
 
 Invariants:
-1. Answers of several requests meet only at message boundaries (`holder` is the request within a message, if any).
-2. The stream ends exactly once: with trailers, or with a reset.
-3. Every request of a routed stream that ends badly leaves one in-band error, or ends the stream: where the client asked
+1. The stream ends exactly once: with trailers, or with a reset.
+2. Every request of a routed stream that ends badly leaves one in-band error, or ends the stream: where the client asked
    for that, or where its instance was lost within a message too large to be gathered first.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import TYPE_CHECKING
 
 from gateway.call import Call
@@ -20,6 +18,7 @@ from gateway.compression import UnknownEncoding, decompress
 from gateway.request import Request
 from gateway.request_stages import Stage, Step
 from gateway.status import RESPONSE_HEADERS, Code, Failure, trailers_of
+from gateway.turns import Turns
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived
 from gateway.wire.headers import Headers, encode_headers
@@ -50,8 +49,7 @@ class Exchange:
         self._half_closed = False
         self._draining = False
         self._headers_sent = False
-        self._holder: Request | None = None
-        self._held: deque[tuple[Request, bytes, bool]] = deque()
+        self._turns = Turns(link.connection.outbox, stream, self.requests)
         self._uncredited = 0
         self.notes: dict[bytes, bytes] = {}  # trailing metadata of the gateway's own
         self._max_bytes = call.max_request_bytes(dispatcher.max_request_bytes)
@@ -187,8 +185,9 @@ class Exchange:
     @property
     def is_clear(self) -> bool:
         """Whether messages may pass to the client untouched."""
-        free = self._holder is None and not self._held and not self.stream.queue
-        return free and not self.ended and not self.link.connection.outbox.paused
+        return (
+            self._turns.is_free and not self.stream.queue and not self.ended and not self.link.connection.outbox.paused
+        )
 
     def response_headers(self, headers: Headers) -> None:
         """Send an instance's response headers, where they are the client's too."""
@@ -201,13 +200,7 @@ class Exchange:
             return
         self._send_headers(RESPONSE_HEADERS)
         self.dispatcher.delivered(num_messages, sum(len(piece) for piece, _ in pieces))
-        for piece, ends in pieces:
-            if self._holder is None or self._holder is request:
-                self._send_piece(request, piece, ends)
-            else:
-                self._held.append((request, piece, ends))
-        if self._held and self._holder is None:
-            self._send_held()
+        self._turns.take(request, pieces)
 
     def succeeded(self, request: Request, trailers: Headers) -> None:
         """Take the end of a request that its instance finished."""
@@ -223,7 +216,7 @@ class Exchange:
         self.requests.pop(request, None)
         if self.ended:
             return
-        if self._whole is not None or self.call.wants_status or self._holder is request:
+        if self._whole is not None or self.call.wants_status or self._turns.holder is request:
             self.end(failure)
             return
         self.notes |= dict(failure.notes)
@@ -244,26 +237,8 @@ class Exchange:
             self._headers_sent = True
             self.link.connection.outbox.send_headers(self.stream, encode_headers(headers))
 
-    def _send_piece(self, request: Request, piece: bytes, ends: bool) -> None:
-        if not ends and self._holder is None:
-            for other in self.requests:
-                other.leave_lane()
-        self._holder = None if ends else request
-        self.link.connection.outbox.send_data(self.stream, piece, request)
-
-    def _send_held(self) -> None:
-        """Send the first held piece that may go, again and again, so that each request's pieces keep their order."""
-        while True:
-            sendable = (i for i, (request, _, _) in enumerate(self._held) if self._holder in {None, request})
-            index = next(sendable, None)
-            if index is None:
-                return
-            request, piece, ends = self._held[index]
-            del self._held[index]
-            self._send_piece(request, piece, ends)
-
     def _finish_if_done(self) -> None:
-        if self.ended or self._whole is not None or self.requests or self._held:
+        if self.ended or self._whole is not None or self.requests or self._turns.held:
             return
         if self._half_closed:
             self._end_with(trailers_of(Code.OK), "ok")
@@ -285,7 +260,7 @@ class Exchange:
         self.outcome = outcome
         if self._timer is not None:
             self._timer.cancel()
-        self._held.clear()
+        self._turns.held.clear()
         for request in list(self.requests):
             self.dispatcher.cancelled(request)
         self.requests.clear()

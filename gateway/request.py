@@ -5,8 +5,7 @@ chosen or what the client's other requests do.
 
 Invariants:
 1. It leaves `DONE` never, and reaches it exactly once.
-2. Its bytes are kept until its first response: until then it can be sent again. Small ones are kept on, for their id.
-3. While it has a `tape`, its bytes and all that was delivered are known: it can go on elsewhere after a response too.
+2. Until its first response it can be sent again; while it has a `tape`, it can go on elsewhere after one too.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
+from gateway.request_memory import RequestMemory
 from gateway.request_stages import TRANSITIONS, Stage, Step
 from gateway.routing.asked import prefill_weight
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
-from gateway.tape import Delivered, NotResumable, Tape, continuation
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
@@ -34,29 +33,22 @@ if TYPE_CHECKING:
     from gateway.wire.stream import Stream
 
 MAX_KEPT_BYTES = 64 * 2**20
-MAX_RESUMABLE_BYTES = 1024 * 1024  # of a request that is kept while it is answered
-MAX_TAPE_BYTES = 4 * 1024 * 1024  # of its compressed responses
-MAX_ID_BYTES = 64 * 1024  # of an answered request's bytes, kept for the id in a late error; of larger ones only the id
 
 
-class Request:
+class Request(RequestMemory):
     """What the router places: one message of a `ModelStreamInfer` stream, or one other call as a whole."""
 
     __slots__ = (
         "arrived_at",
         "arrived_ns",
         "attempts",
-        "complete",
         "concurrent",
-        "continuation",
         "copies",
         "copy_key",
         "cutter",
         "exchange",
         "first_ns",
         "instance",
-        "kept",
-        "kept_bytes",
         "key",
         "line_since",
         "link",
@@ -68,12 +60,12 @@ class Request:
         "span",
         "stage",
         "stream",
-        "tape",
         "tried",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, arrived_at: float) -> None:
         """Begin with no bytes; `arrived_at` is in seconds of the loop's clock."""
+        super().__init__()
         self.exchange = exchange
         self.arrived_at = arrived_at
         self.arrived_ns = time.time_ns()  # of the wall clock, as all marks in ns
@@ -82,11 +74,7 @@ class Request:
         self.concurrent = 0
         self.line_since = arrived_at  # since when it has been looking for an instance
         self.prefill = 0.0  # what its prompt weighs at its instance, in requests, until there is an answer
-        self.continuation = b""  # fields that make it go on where another instance left it
         self.stage = Stage.WAITING
-        self.kept: list[bytes] | None = []
-        self.kept_bytes = 0
-        self.complete = False
         self.key = ""
         self.copies = 0  # sent so far, of a routed request
         self.copy_key = ""  # what names the one that is under way to the engine
@@ -99,7 +87,6 @@ class Request:
         self.screen: Screen | None = None
         self.span: Any = None  # OpenTelemetry's, where requests are traced
         self.owed = 0  # bytes that the instance has sent to a screen, not yet given back to it
-        self.tape: Tape | None = None
         self.cutter = self._new_cutter()
 
     def step(self, step: Step) -> None:
@@ -125,10 +112,7 @@ class Request:
 
     def add(self, payload: bytes, complete: bool) -> None:
         """Take more of the request's bytes, sending them on if it is under way."""
-        self.complete = complete
-        self.kept_bytes += len(payload)
-        if self.kept is not None:
-            self.kept.append(payload)
+        self.keep(payload, complete)
         if self.kept_bytes > MAX_KEPT_BYTES and self.stage is not Stage.WAITING:
             self.kept = None
         if self.stream is not None:
@@ -161,28 +145,18 @@ class Request:
         """Send what is there as one message, with the encoded fields `extra` appended."""
         self._send(frame_message(b"".join([*(self.kept or ()), self.continuation, extra])), complete=True)
 
-    @property
-    def num_delivered(self) -> int:
-        """Bytes on its tape so far, a number that changes whenever something is delivered."""
-        return 0 if self.tape is None else len(self.tape.raw) + self.tape.packed_bytes
-
-    def what_follows(self) -> tuple[Delivered, bytes]:
-        """Return what has been delivered, and the fields that make this request go on behind it.
-
-        Raises:
-            NotResumable: it cannot.
-        """
-        if self.tape is None:
-            raise NotResumable("too much was asked or answered to keep it")
-        delivered = self.tape.read()
-        return delivered, continuation(b"".join(self.kept or ()), delivered.token_ids)
-
     def go_on_from(self, continuation: bytes, now: float) -> None:
         """Prepare for another instance, which is to go on where this one has failed."""
         self.continuation = continuation
         self.line_since = now
         self.attempts = 1
         self.tried = {self.instance.name} if self.instance is not None else set()
+
+    def forget_tape(self) -> None:
+        """Give up going on elsewhere."""
+        super().forget_tape()
+        if self.stream is not None:
+            self.stream.tape = None
 
     def detach(self, code: int | None = None) -> None:
         """Let go of the upstream stream, resetting it where `code` says why."""
@@ -218,7 +192,7 @@ class Request:
         pieces, count = self.cutter.feed(event.payload)
         if pieces:
             self._note_answer()
-            self._record(pieces)
+            self.record(pieces)
             if self.screen is not None and self.screen.watches:
                 self.owed += sum(len(piece) for piece, _ in pieces)
                 pieces, count = self.screen.answer(pieces)
@@ -273,30 +247,12 @@ class Request:
     def _new_cutter(self) -> MessageCutter:
         return MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
 
-    def _record(self, pieces: list[tuple[bytes, bool]]) -> None:
-        if self.tape is None:
-            return
-        for piece, ends in pieces:
-            self.tape.add(piece, ends)
-        if self.tape.packed_bytes > MAX_TAPE_BYTES:
-            self.forget_tape()
-
-    def forget_tape(self) -> None:
-        """Give up going on elsewhere."""
-        self.tape = None
-        if self.stream is not None:
-            self.stream.tape = None
-
     def _note_answer(self) -> None:
         if self.stage is not Stage.SENT:
             return
         self.step(Step.ANSWER)
         self.first_ns = self.first_ns or time.time_ns()
-        if self.kept_bytes > MAX_RESUMABLE_BYTES:
-            self.forget_tape()
-        if self.kept_bytes > MAX_ID_BYTES and self.tape is None:
-            found = protobuf.request_id(b"".join(self.kept or ())) if self.exchange.call.is_routed else b""
-            self.kept = [protobuf.encode_field(protobuf.REQUEST_ID, found)]
+        self.shed(self.exchange.call.is_routed)
         if self.instance is not None:
             self.instance.request_answered(self.prefill)
         self.prefill = 0.0

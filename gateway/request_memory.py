@@ -1,0 +1,73 @@
+"""What is kept of one request, so that it can be sent again or go on at another instance.
+
+Knows the request's bytes and what its client was given. Does not know instances, stages or streams.
+
+Invariants:
+1. Its bytes are kept until its first response. Small ones are kept on, for their id.
+2. While it has a `tape`, its bytes and all that was delivered are known.
+"""
+
+from gateway.tape import Delivered, NotResumable, Tape, continuation
+from gateway.wire import protobuf
+
+MAX_RESUMABLE_BYTES = 1024 * 1024  # of a request that is kept while it is answered
+MAX_TAPE_BYTES = 4 * 1024 * 1024  # of its compressed responses
+MAX_ID_BYTES = 64 * 1024  # of an answered request's bytes, kept for the id in a late error; of larger ones only the id
+
+
+class RequestMemory:
+    """A request's bytes, and the tape of its answer where it has one."""
+
+    __slots__ = ("complete", "continuation", "kept", "kept_bytes", "tape")
+
+    def __init__(self) -> None:
+        """Begin with no bytes."""
+        self.continuation = b""  # fields that make it go on where another instance left it
+        self.kept: list[bytes] | None = []
+        self.kept_bytes = 0
+        self.complete = False
+        self.tape: Tape | None = None
+
+    def keep(self, payload: bytes, complete: bool) -> None:
+        """Take more of the request's bytes."""
+        self.complete = complete
+        self.kept_bytes += len(payload)
+        if self.kept is not None:
+            self.kept.append(payload)
+
+    @property
+    def num_delivered(self) -> int:
+        """Bytes on its tape so far, a number that changes whenever something is delivered."""
+        return 0 if self.tape is None else len(self.tape.raw) + self.tape.packed_bytes
+
+    def what_follows(self) -> tuple[Delivered, bytes]:
+        """Return what has been delivered, and the fields that make this request go on behind it.
+
+        Raises:
+            NotResumable: it cannot.
+        """
+        if self.tape is None:
+            raise NotResumable("too much was asked or answered to keep it")
+        delivered = self.tape.read()
+        return delivered, continuation(b"".join(self.kept or ()), delivered.token_ids)
+
+    def record(self, pieces: list[tuple[bytes, bool]]) -> None:
+        """Note what goes to the client; too much of it is forgotten."""
+        if self.tape is None:
+            return
+        for piece, ends in pieces:
+            self.tape.add(piece, ends)
+        if self.tape.packed_bytes > MAX_TAPE_BYTES:
+            self.forget_tape()
+
+    def forget_tape(self) -> None:
+        """Give up going on elsewhere."""
+        self.tape = None
+
+    def shed(self, has_id: bool) -> None:
+        """Keep less, now that there is an answer; `has_id` says whether the bytes are a request with an id."""
+        if self.kept_bytes > MAX_RESUMABLE_BYTES:
+            self.forget_tape()
+        if self.kept_bytes > MAX_ID_BYTES and self.tape is None:
+            found = protobuf.request_id(b"".join(self.kept or ())) if has_id else b""
+            self.kept = [protobuf.encode_field(protobuf.REQUEST_ID, found)]
