@@ -16,6 +16,8 @@ from engine.errors import ModelError
 
 ENV_PREFIX = "SCALELLM_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "demo_model"
+MAX_DRAFT_TOKENS = 16
+SPECULATION_METHODS = ("off", "ngram", "draft")
 SCHEDULER_POLICIES = ("max_utilization", "guaranteed_no_evict")
 TRUE_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -38,6 +40,12 @@ class EngineConfig:
         max_waiting_tokens: most tokens of waiting requests; one that would go over it is refused.
         max_model_len: most tokens of prompt and output together; 0 means the model's own limit.
         enable_prefix_caching: share the KV blocks of equal prefixes.
+        speculation: how draft tokens are made for requests that do not say: `off`, `ngram` (looked up in the request's
+            own text) or `draft` (by `draft_model`).
+        num_draft_tokens: draft tokens of a sequence in one step, where the request does not say.
+        max_speculating_seqs: a step of more sequences than this has no drafts; 0 turns speculation off.
+        draft_model: folder of a small checkpoint with the model's tokenizer; without one `draft` is refused.
+        draft_kv_cache_gib: memory for the draft model's KV cache in GiB.
         num_threads: compute threads; 0 means one for each core.
         adapters: folder whose folders are adapters in PEFT's format, each named by its own; None serves none.
         max_adapters: most adapters in memory at once.
@@ -58,6 +66,11 @@ class EngineConfig:
     max_waiting_tokens: int = 1 << 20
     max_model_len: int = 0
     enable_prefix_caching: bool = True
+    speculation: str = "off"
+    num_draft_tokens: int = 4
+    max_speculating_seqs: int = 8
+    draft_model: Path | None = None
+    draft_kv_cache_gib: float = 0.25
     num_threads: int = 0
     adapters: Path | None = None
     max_adapters: int = 8
@@ -75,10 +88,11 @@ class EngineConfig:
             _require(name, getattr(self, name), 1)
         for name in ("max_adapters", "max_lora_rank"):
             _require(name, getattr(self, name), 1)
-        for name in ("num_blocks", "max_model_len", "num_threads"):
+        for name in ("num_blocks", "max_model_len", "num_threads", "max_speculating_seqs"):
             _require(name, getattr(self, name), 0)
-        for name in ("kv_cache_gib", "watchdog_seconds", "ageing_seconds", "adapter_gib"):
+        for name in ("kv_cache_gib", "watchdog_seconds", "ageing_seconds", "adapter_gib", "draft_kv_cache_gib"):
             _require(name, getattr(self, name), 0)
+        self._check_speculation()
         if self.scheduler_policy not in SCHEDULER_POLICIES:
             raise ModelError(
                 f"scheduler_policy must be one of {', '.join(SCHEDULER_POLICIES)}, got {self.scheduler_policy!r}"
@@ -90,6 +104,14 @@ class EngineConfig:
             )
         if self.adapters is not None and not self.adapters.is_dir():
             raise ModelError(f"adapters must be a folder, got {self.adapters}")
+
+    def _check_speculation(self) -> None:
+        if self.speculation not in SPECULATION_METHODS:
+            raise ModelError(f"speculation must be one of {', '.join(SPECULATION_METHODS)}, got {self.speculation!r}")
+        if self.speculation == "draft" and self.draft_model is None:
+            raise ModelError("speculation 'draft' needs a draft_model")
+        if not 1 <= self.num_draft_tokens <= MAX_DRAFT_TOKENS:
+            raise ModelError(f"num_draft_tokens must be between 1 and {MAX_DRAFT_TOKENS}, got {self.num_draft_tokens}")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **defaults: Any) -> "EngineConfig":

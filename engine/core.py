@@ -12,16 +12,19 @@ import logging
 import secrets
 import time
 from dataclasses import replace
+from itertools import compress
 
 from engine.config import EngineConfig
+from engine.draft_model import DraftModel
 from engine.errors import EngineError, InvalidRequest, RequestFailed, grpc_code
 from engine.guides import GuideFactory
 from engine.isolation import run_isolated
-from engine.kv_manager import KVManager
+from engine.kv_manager import make_kv_manager
 from engine.logit_rules import bad_sequences
 from engine.messages import ModelInfo
 from engine.model_runner import ModelRunner, StepRun
 from engine.models.config import ModelConfig
+from engine.ngram_lookup import NgramLookup
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.request_check import check_request
 from engine.sampler import SampledTokens
@@ -31,8 +34,8 @@ from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from engine.sequence import Adapter, Guide, Sequence
 from engine.sequence_groups import SequenceGroups
 from engine.sequence_output import stop_token_chars, take_output
-from engine.sliding_window import SlidingWindow
-from engine.step_plan import StepPlan
+from engine.speculation import Proposer, Speculation
+from engine.step_plan import ScheduledSequence, StepPlan
 from engine.stopping import append_token, resume
 from engine.text.stop_strings import StopStringChecker
 from engine.text.tokenizer import Tokenizer
@@ -54,7 +57,13 @@ class EngineCore:
         self.tokenizer = Tokenizer.from_dir(config.model)
         self.runner = ModelRunner(config, self.model_config)
         self.runner.warm_up()
-        self.scheduler = Scheduler(self._make_kv_manager(config), config)
+        window = self.model_config.sliding_window
+        self.scheduler = Scheduler(make_kv_manager(config, self.runner.num_blocks, window), config)
+        proposers: dict[str, Proposer] = {"ngram": NgramLookup()}
+        if config.draft_model is not None:
+            proposers["draft"] = DraftModel(config, self.model_config.vocab_size, self.tokenizer)
+        self.has_draft_model = config.draft_model is not None
+        self.speculation = Speculation(config, self.scheduler.kv, proposers)
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
         self.guides = GuideFactory(self.tokenizer)
         self._groups = SequenceGroups()
@@ -68,6 +77,7 @@ class EngineCore:
             block_size=self.runner.block_size,
             num_blocks=self.runner.num_blocks,
             eos_token_ids=self.model_config.eos_token_ids,
+            has_draft_model=self.has_draft_model,
         )
 
     @property
@@ -128,6 +138,7 @@ class EngineCore:
             return outputs
         for item in plan.scheduled:
             item.sequence.timings.scheduled = item.sequence.timings.scheduled or started
+        self.stats.num_draft_tokens += self.speculation.extend(plan)
         runs, failures = run_isolated(self.runner.run, plan)
         outputs += [self._fail(sequence, error) for sequence, error in failures if not sequence.is_finished]
         self._account(plan)
@@ -144,12 +155,6 @@ class EngineCore:
         self.stats.kv_usage = self.scheduler.kv.usage
         self.stats.num_preemptions = self.scheduler.num_preemptions
         return self.stats
-
-    def _make_kv_manager(self, config: EngineConfig) -> KVManager:
-        width = self.model_config.sliding_window
-        window = None if width is None else SlidingWindow(width, config.block_size, config.max_num_batched_tokens)
-        caching = config.enable_prefix_caching
-        return KVManager(self.runner.num_blocks, config.block_size, enable_prefix_caching=caching, window=window)
 
     def _new_sequences(
         self, request_id: int, prompt_ids: list[int], params: SamplingParams, guide: Guide | None
@@ -191,18 +196,30 @@ class EngineCore:
             self.scheduler.kv.register(sequence)
 
     def _take_tokens(self, run: StepRun) -> list[RequestOutput]:
-        """Give each sequence its token, and return what sequences gained."""
-        outputs = [
-            output
-            for row, item in enumerate(run.items)
-            if (output := self._take_token(item.sequence, run.sampled, row)) is not None
-        ]
+        """Give each sequence its token, and those behind it as long as they are its draft; return what was gained."""
+        outputs: list[RequestOutput] = []
+        pending, sampled, number = list(range(len(run.items))), run.sampled, 0
+        while pending:
+            given = [(run.items[index], row) for row, index in enumerate(pending)]
+            outputs += [output for item, row in given if (output := self._take_token(item.sequence, sampled, row))]
+            right = [self._accept(item, number, sampled.token_ids[row]) for item, row in given]
+            pending, number = list(compress(pending, right)), number + 1
+            sampled = run.sample_behind(pending, number) if pending else sampled
         going_on = (item.sequence for item in run.items if not item.sequence.is_finished)
         return outputs + [
             take_output(sequence, len(self._groups.of(sequence.request_id)))
             for sequence in going_on
             if sequence.num_releasable > sequence.num_emitted
         ]
+
+    def _accept(self, item: ScheduledSequence, number: int, token_id: int) -> bool:
+        """Whether the token that a sequence has just got is its draft token `number`, from 0: computed already."""
+        if item.sequence.is_finished or item.draft_ids[number : number + 1] != [token_id]:
+            return False
+        self.scheduler.accept(item.sequence)
+        item.sequence.num_accepted_tokens += 1
+        self.stats.num_accepted_draft_tokens += 1
+        return True
 
     def _take_token(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
         """Give a sequence its token and return its last output if it ends; what goes wrong ends its request only."""

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from engine.block_pool import BlockPool
+from engine.config import EngineConfig
 from engine.prefix_cache import block_hash, find_prefix, root
 from engine.sequence import Sequence
 from engine.sliding_window import SlidingWindow
@@ -157,6 +158,12 @@ class KVManager:
             self.pool.release(sequence.block_table[index])
             sequence.block_table[index] = NULL_BLOCK
         sequence.num_dropped_blocks = max(sequence.num_dropped_blocks, first_needed)
+
+
+def make_kv_manager(config: EngineConfig, num_blocks: int, window: int | None) -> KVManager:
+    """Return a manager of `num_blocks` blocks for a model whose layers all have this window, in tokens, or not all."""
+    sliding = None if window is None else SlidingWindow(window, config.block_size, config.max_num_batched_tokens)
+    return KVManager(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching, window=sliding)
 
 
 def _root(sequence: Sequence) -> bytes:

@@ -21,6 +21,7 @@ class ModelInfo:
     block_size: int
     num_blocks: int
     eos_token_ids: tuple[int, ...]
+    has_draft_model: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -38,6 +38,8 @@ COUNTERS = {
     "llm_finished_requests_total": "Requests that have ended",
     "llm_expired_requests_total": "Requests that their deadline has ended",
     "llm_adapter_loads_total": "Adapters that have been read into memory",
+    "llm_draft_tokens_total": "Draft tokens that were computed",
+    "llm_accepted_draft_tokens_total": "Draft tokens that became output",
 }
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -177,4 +179,6 @@ def _counter_values(stats: EngineStats) -> dict[str, float]:
         "llm_finished_requests_total": stats.num_finished,
         "llm_expired_requests_total": stats.num_expired,
         "llm_adapter_loads_total": stats.num_adapter_loads,
+        "llm_draft_tokens_total": stats.num_draft_tokens,
+        "llm_accepted_draft_tokens_total": stats.num_accepted_draft_tokens,
     }

@@ -14,6 +14,7 @@ from numba.core import config as numba_config
 
 from engine.batch import build_batch
 from engine.config import EngineConfig
+from engine.errors import RequestFailed
 from engine.kv_cache import KVCache, num_blocks_for
 from engine.layers.packed_linear import can_pack, pack_linears
 from engine.log_probs import LoggedRows
@@ -48,8 +49,12 @@ class StepRun:
     def sample_behind(self, indexes: list[int], number: int) -> SampledTokens:
         """Sample behind draft token `number`, from 1, of some of the items; it is their sequences' last one by now."""
         starts = np.cumsum([0, *(len(item.draft_ids) for item in self.items)])
-        rows = starts[indexes] + number - 1
-        return sample(self.draft_logits[rows], [self.items[index].sequence for index in indexes])
+        try:
+            rows = self.draft_logits[starts[indexes] + number - 1]
+            return sample(rows, [self.items[index].sequence for index in indexes])
+        except Exception as error:
+            logger.exception("%d sequences could not be sampled behind their drafts", len(indexes))
+            return SampledTokens.failed(RequestFailed(f"the next token could not be chosen: {error!r}"), len(indexes))
 
 
 class ModelRunner:

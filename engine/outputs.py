@@ -49,6 +49,8 @@ class RequestOutput:
         num_cached_tokens: prompt tokens whose KV came from the prefix cache.
         num_completion_tokens: tokens generated so far, these included.
         num_preemptions: how many times the request has given its KV blocks back to others.
+        num_draft_tokens: tokens that were guessed for the sequence and computed with it.
+        num_accepted_tokens: how many of them became part of the completion.
         sequence_index: which of the request's sequences has gained this.
         num_open_sequences: how many sequences of the request are open after this output.
         top: the likeliest tokens in the place of each new token; None unless asked for with `log_probs`.
@@ -69,6 +71,8 @@ class RequestOutput:
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     sequence_index: int = 0
     num_open_sequences: int = 0
     top: TopTokens | None = None
@@ -110,3 +114,5 @@ class EngineStats:
     adapter_bytes: int = 0
     num_adapter_loads: int = 0
     num_pending: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0

@@ -68,7 +68,8 @@ def _extras(reply: Reply) -> dict[str, np.ndarray]:
 
 def _facts(reply: Reply) -> dict[str, np.ndarray]:
     last, times = reply.last, reply.last.timings
-    return {
+    drafts = {"draft_tokens": _ints(last.num_draft_tokens, last.num_accepted_tokens)} if last.num_draft_tokens else {}
+    return drafts | {
         "cached_tokens": _ints(last.num_cached_tokens),
         "preemptions": _ints(last.num_preemptions),
         "queue_seconds": _floats(times.scheduled - times.arrived if times.scheduled else 0.0),

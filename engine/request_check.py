@@ -33,6 +33,8 @@ def check_request(
     lists["resume_token_ids"] = resume_ids
     for name, ids in lists.items():
         _check_ids(name, ids, info.vocab_size)
+    if params.speculation == "draft" and not info.has_draft_model:
+        raise InvalidRequest("speculation by draft is not possible: the engine has no draft_model")
     if resume_ids and params.n > 1:
         raise InvalidRequest(f"resume_token_ids can continue one sequence only, and n is {params.n}")
     if params.max_tokens is not None and len(resume_ids) > params.max_tokens:

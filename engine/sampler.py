@@ -43,6 +43,11 @@ class SampledTokens:
     tops: list[TopTokens | None]
     errors: list[EngineError | None]
 
+    @classmethod
+    def failed(cls, error: EngineError, count: int) -> "SampledTokens":
+        """Return that `count` sequences have no token."""
+        return cls([0] * count, [None] * count, [None] * count, [error] * count)
+
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> SampledTokens:
     """Choose one token for each row of `logits` [R, V] fp32, which is changed in place."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any
 
+from engine.config import MAX_DRAFT_TOKENS, SPECULATION_METHODS
 from engine.errors import InvalidRequest
 from engine.guided_options import Guided
 from engine.option_checks import MAX_ID, check_bool, check_float, check_ids, check_int, check_strings
@@ -53,6 +54,8 @@ class SamplingParams:
         logit_bias: pairs of a token and what is added to its logit.
         bad_words: texts whose tokens may not follow each other.
         guided: what the text must follow.
+        speculation: how draft tokens are made, `off`, `ngram` or `draft`, or how many in a step; None leaves it to the
+            engine. The output is the same.
     """
 
     max_tokens: int | None = None
@@ -76,6 +79,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     bad_words: tuple[str, ...] = ()
     guided: Guided | None = None
+    speculation: str | int | None = None
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -114,9 +118,17 @@ class SamplingParams:
         check_strings("bad_words", "a bad word", self.bad_words, MAX_BAD_WORDS, MAX_STOP_STRING_CHARS)
         if len(self.logit_bias) > MAX_BIASED_TOKENS:
             raise InvalidRequest(f"logit_bias takes at most {MAX_BIASED_TOKENS} tokens, got {len(self.logit_bias)}")
+        self._check_speculation()
         for token_id, bias in self.logit_bias:
             check_int("logit_bias", token_id, 0, MAX_ID)
             check_float(f"logit_bias of token {token_id}", bias, -100.0, 100.0)
+
+    def _check_speculation(self) -> None:
+        if isinstance(self.speculation, str) and self.speculation not in SPECULATION_METHODS:
+            known = ", ".join(SPECULATION_METHODS)
+            raise InvalidRequest(f"speculation must be one of {known} or a number, got {self.speculation!r}")
+        if self.speculation is not None and not isinstance(self.speculation, str):
+            check_int("speculation", self.speculation, 0, MAX_DRAFT_TOKENS)
 
     @property
     def effective_temperature(self) -> float:

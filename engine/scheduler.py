@@ -130,6 +130,12 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
 
+    def accept(self, sequence: Sequence) -> None:
+        """Book the last token of a sequence, which was a draft token of this step, as computed already."""
+        sequence.num_computed_tokens += 1
+        self.kv.register(sequence)
+        self.shares.charge(sequence.scheduling.tenant, OUTPUT_TOKEN_COST)
+
     def check(self) -> None:
         """Assert the invariants of this module, of the block tables and of the pool."""
         waiting, running = list(self.waiting), list(self.running)

@@ -109,6 +109,7 @@ class Sequence:
         deadline: time of the machine's monotonic clock, in seconds, at which it ends with what it has; None is never.
         block_hashes: names of its full blocks as far as known, see `engine.prefix_cache`.
         num_named_blocks: blocks of its table whose content has been made known to the pool, or came from there.
+        num_draft_tokens: tokens that were guessed and computed with it; `num_accepted_tokens` of them were right.
         num_releasable: output tokens that may be sent on; behind the rest a stop string may be forming.
     """
 
@@ -143,6 +144,8 @@ class Sequence:
     num_emitted: int = 0
     trim_chars: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
     logit_rules: LogitRules = field(init=False)

@@ -37,6 +37,8 @@ def take_output(sequence: Sequence, num_open: int) -> RequestOutput:
         num_cached_tokens=min(sequence.num_cached_tokens, sequence.num_prompt_tokens),
         num_completion_tokens=sequence.num_output_tokens,
         num_preemptions=sequence.num_preemptions,
+        num_draft_tokens=sequence.num_draft_tokens,
+        num_accepted_tokens=sequence.num_accepted_tokens,
         trim_chars=sequence.trim_chars if sequence.is_finished else 0,
         timings=sequence.timings,
     )

@@ -28,6 +28,9 @@ def test_the_environment_overrides_defaults() -> None:
         ({"SCALELLM_SCHEDULER_POLICY": "fifo"}, "must be one of max_utilization, guaranteed_no_evict, got 'fifo'"),
         ({"SCALELLM_ADAPTERS": "/no/such/folder"}, "adapters must be a folder, got /no/such/folder"),
         ({"SCALELLM_MAX_ADAPTERS": "0"}, "max_adapters must be a finite number of at least 1, got 0"),
+        ({"SCALELLM_SPECULATION": "fast"}, "speculation must be one of off, ngram, draft, got 'fast'"),
+        ({"SCALELLM_SPECULATION": "draft"}, "speculation 'draft' needs a draft_model"),
+        ({"SCALELLM_NUM_DRAFT_TOKENS": "17"}, "num_draft_tokens must be between 1 and 16, got 17"),
         ({"SCALELLM_MAX_NUM_BATCHED_TOKENS": "5"}, r"max_num_batched_tokens \(5\) must be at least max_num_seqs"),
     ],
 )
@@ -51,7 +54,8 @@ def test_a_relative_model_folder_means_the_same_to_every_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert EngineConfig.from_env({"SCALELLM_MODEL": "models/mine"}).model == tmp_path / "models" / "mine"
+    config = EngineConfig.from_env({"SCALELLM_MODEL": "models/mine", "SCALELLM_DRAFT_MODEL": "small"})
+    assert (config.model, config.draft_model) == (tmp_path / "models" / "mine", tmp_path / "small")
 
 
 def test_each_policy_that_can_be_configured_exists() -> None:

@@ -23,6 +23,7 @@ PURE = [
         "task_params", "adapter_commands", "input_arrays", "request_inputs",
         "option_checks", "guided_options", "logit_rules", "token_counts", "random_numbers", "top_tokens",
         "reply_stream", "sequence_groups", "guides",
+        "speculation", "ngram_lookup", "sequence_output",
     )),
     *(f"engine/lora/{name}.py" for name in ("adapter_config", "adapter_pool")),
     *(f"engine/models/{name}.py" for name in ("config", "dialects", "moe_config", "rope_config")),

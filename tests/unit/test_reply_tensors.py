@@ -36,3 +36,10 @@ def test_each_sequence_has_a_first_reply_of_its_own() -> None:
     second = tensors.arrays(reply(sequence=1))
     assert second.keys() >= FACTS
     assert second["sequence_index"].tolist() == [1]
+
+
+def test_draft_tokens_are_told_where_there_were_any() -> None:
+    made = ReplyTensors().arrays(
+        Reply(Chunk([5], []), [], 0, RequestOutput(1, num_draft_tokens=9, num_accepted_tokens=4))
+    )
+    assert made["draft_tokens"].tolist() == [9, 4]

@@ -1,6 +1,7 @@
 """Every option is checked, named and never clamped."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,9 @@ from engine.sampling_params import SamplingParams
         ({"stop_token_ids": 3}, "stop_token_ids must be a list of integers, got 3"),
         ({"ignore_eos": 1}, "ignore_eos must be true or false, got 1"),
         ({"logprobs": "yes"}, "logprobs must be true or false"),
+        ({"speculation": "fast"}, "speculation must be one of off, ngram, draft or a number, got 'fast'"),
+        ({"speculation": 17}, "speculation must be between 0 and 16, got 17"),
+        ({"speculation": True}, "speculation must be an integer, got True"),
         ({"temprature": 1}, "unknown sampling parameter 'temprature'; known are: bad_words, echo"),
     ],
 )
@@ -46,6 +50,7 @@ def test_a_bad_value_is_refused_with_its_limit_and_itself(options: dict[str, obj
 
 def test_json_and_back_is_the_same() -> None:
     params = SamplingParams(max_tokens=9, temperature=0.5, stop=("a", "b"), stop_token_ids=(1,), seed=2**64 - 1)
+    params = replace(params, speculation=3)
     assert SamplingParams.from_mapping(json.loads(params.to_json())) == params
     assert SamplingParams().to_json() == "{}"
 
