@@ -11,6 +11,7 @@ import pytest
 from scripts.launcher.client import LlmClient, Sampling, text_inputs
 from scripts.launcher.cluster import Cluster
 from scripts.launcher.errors import LaunchError
+from scripts.launcher.heal import heal
 from scripts.launcher.heartbeat import STILL_SECONDS
 from scripts.launcher.instance import TritonInstance
 from scripts.launcher.leftovers import tagged_processes, tagged_regions
@@ -72,18 +73,22 @@ def test_killed_instance_comes_back_at_its_address_while_the_other_serves(cluste
     assert len(tagged_regions(victim.tag)) == 1
 
 
-def test_instance_whose_stub_died_is_found_by_its_heartbeat_and_restarted(cluster: Cluster) -> None:
+@pytest.mark.parametrize("can_be_healed", [True, False])
+def test_instance_whose_stub_died_is_found_by_its_heartbeat_and_healed_or_restarted(
+    cluster: Cluster, can_be_healed: bool
+) -> None:
     said: list[str] = []
-    supervisor = Supervisor(cluster, said.append)
+    supervisor = Supervisor(cluster, said.append, heal if can_be_healed else lambda _: "no such thing")
     victim = cluster.instances[0]
     assert until(lambda: is_beating(supervisor), supervisor.check, 10)
     before = victim.pid
     os.kill(stub_of(victim), signal.SIGKILL)
     killed = time.monotonic()
-    assert until(lambda: len(said) == 2, supervisor.check, 3 * STILL_SECONDS), said
+    num_reports = 2 if can_be_healed else 3
+    assert until(lambda: len(said) == num_reports, supervisor.check, 30 + 3 * STILL_SECONDS), said
     assert "heartbeat of llm has stood still" in said[0]
     assert time.monotonic() - killed > STILL_SECONDS
-    assert victim.pid != before
+    assert (victim.pid == before) == can_be_healed
     assert until(lambda: is_ready(victim), supervisor.check, 30)
     assert answer(victim) == "w1 w2 "
 
