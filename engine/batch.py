@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from engine.sequence import Sequence
-from engine.step_plan import StepPlan
+from engine.step_plan import ScheduledSequence, StepPlan
 
 
 @dataclass(slots=True)
@@ -31,6 +31,9 @@ class Batch:
             Behind these come all draft tokens, in the same order.
         prompts: sequences that want log-probabilities of their prompt, and for how many of this step's tokens; the rest
             of `logits_indices` are the tokens before those, in this order.
+        pooling: of which items the states of how many of their last tokens are wanted.
+        pooled_indices: [P] int64, these tokens, in this order.
+        pooled: [P, C], their states behind the last norm; None until the forward pass has put them here.
     """
 
     input_ids: torch.Tensor
@@ -41,6 +44,9 @@ class Batch:
     logits_indices: torch.Tensor
     sampling: list[Sequence]
     prompts: list[tuple[Sequence, int]]
+    pooling: list[tuple[ScheduledSequence, int]]
+    pooled_indices: torch.Tensor
+    pooled: torch.Tensor | None = None
 
 
 def build_batch(plan: StepPlan, block_size: int) -> Batch:
@@ -57,6 +63,8 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
     last = ends[samples] - 1 - num_drafts
     drafts = [end + np.arange(1, count + 1) for end, count in zip(last, num_drafts, strict=True) if count]
     logged = _prompt_tokens(plan, ends - counts)
+    pooling = _pooling(plan)
+    pooled = [end - count + np.arange(count) for end, count in zip(ends, pooling, strict=True) if count]
     return Batch(
         input_ids=torch.from_numpy(_token_ids(plan)),
         positions=torch.from_numpy(positions.astype(np.int32)),
@@ -66,6 +74,8 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
         logits_indices=torch.from_numpy(np.concatenate((last, *drafts, *(tokens for _, tokens in logged)))),
         sampling=[plan.scheduled[index].sequence for index in samples],
         prompts=[(sequence, len(tokens)) for sequence, tokens in logged],
+        pooling=[(item, count) for item, count in zip(plan.scheduled, pooling, strict=True) if count],
+        pooled_indices=torch.from_numpy(np.concatenate((np.empty(0, dtype=np.int64), *pooled))),
     )
 
 
@@ -80,6 +90,17 @@ def _prompt_tokens(plan: StepPlan, starts: np.ndarray) -> list[tuple[Sequence, n
             last = min(sequence.num_computed_tokens + item.num_tokens, sequence.num_prompt_tokens - 1)
             found.append((sequence, offset + np.arange(first, max(first, last), dtype=np.int64)))
     return found
+
+
+def _pooling(plan: StepPlan) -> list[int]:
+    """Return of how many last tokens of each item the states are wanted."""
+    counts: list[int] = []
+    for item in plan.scheduled:
+        sequence, first = item.sequence, item.sequence.num_computed_tokens
+        end = first + item.num_tokens
+        pooler = sequence.pooler
+        counts.append(0 if pooler is None else end - pooler.first_wanted(first, end, sequence.num_tokens))
+    return counts
 
 
 def _token_ids(plan: StepPlan) -> np.ndarray:

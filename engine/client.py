@@ -118,7 +118,7 @@ class EngineClient:
             InvalidRequest: the request can never be served.
             EngineUnavailable: the core is down; it is being started again.
         """
-        check_request(prompt_ids, params, self.info, resume_ids)
+        check_request(prompt_ids, params, self.info, resume_ids, task)
         return self._send(
             lambda request_id: AddCommand(request_id, prompt_ids, params, arrived, resume_ids, scheduling, task)
         )

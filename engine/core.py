@@ -9,7 +9,6 @@ Invariants:
 """
 
 import logging
-import secrets
 import time
 from dataclasses import replace
 from itertools import compress
@@ -20,24 +19,25 @@ from engine.errors import EngineError, InvalidRequest, RequestFailed, grpc_code
 from engine.guides import GuideFactory
 from engine.isolation import run_isolated
 from engine.kv_manager import make_kv_manager
-from engine.logit_rules import bad_sequences
 from engine.messages import ModelInfo
 from engine.model_runner import ModelRunner, StepRun
 from engine.models.config import ModelConfig
 from engine.ngram_lookup import NgramLookup
 from engine.outputs import EngineStats, FinishReason, RequestOutput
+from engine.pooling import Pooler
 from engine.request_check import check_request
 from engine.sampler import SampledTokens
-from engine.sampling_params import MAX_SEED, SamplingParams
+from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from engine.sequence import Adapter, Guide, Sequence
+from engine.sequence_factory import SequenceFactory
 from engine.sequence_groups import SequenceGroups
 from engine.sequence_output import stop_token_chars, take_output
 from engine.speculation import Proposer, Speculation
 from engine.step_plan import ScheduledSequence, StepPlan
 from engine.stopping import append_token, resume
-from engine.text.stop_strings import StopStringChecker
+from engine.task_params import DEFAULT_TASK, TaskParams
 from engine.text.tokenizer import Tokenizer
 from engine.top_tokens import TopTokens
 
@@ -66,6 +66,7 @@ class EngineCore:
         self.speculation = Speculation(config, self.scheduler.kv, proposers)
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
         self.guides = GuideFactory(self.tokenizer)
+        self.sequences = SequenceFactory(self.model_config, self.tokenizer, self.runner.max_model_len)
         self._groups = SequenceGroups()
 
     @property
@@ -95,11 +96,13 @@ class EngineCore:
         *,
         scheduling: SchedulingParams = DEFAULT_SCHEDULING,
         guide: Guide | None = None,
+        task: TaskParams = DEFAULT_TASK,
         adapter: Adapter | None = None,
     ) -> list[RequestOutput]:
         """Queue a request, to go on behind `resume_ids` where the completion has begun elsewhere.
 
-        `guide` spares compiling it here; see `guides`. `adapter` must fit the runner's `adapter_targets`.
+        `guide` spares compiling it here; see `guides`. `adapter` is the one that `task` names, loaded for the runner's
+        `adapter_targets`.
 
         Returns:
             The one and last output where the resumed completion is over already, else none.
@@ -108,15 +111,12 @@ class EngineCore:
             InvalidRequest: the prompt is empty, has ids outside the vocabulary, or is too long; or a bad guide.
             QueueFull: too many requests, or tokens, wait.
         """
-        check_request(prompt_ids, params, self.info, resume_ids)
+        check_request(prompt_ids, params, self.info, resume_ids, task)
         if params.guided is not None and guide is None:
             guide = self.guides.make(params.guided)
-        sequences = self._new_sequences(request_id, prompt_ids, params, guide)
-        for sequence in sequences:
-            sequence.timings.arrived = arrived
-            sequence.scheduling = scheduling
-            sequence.adapter = adapter
-            sequence.deadline = scheduling.deadline(arrived)
+        sequences = self.sequences.make(
+            request_id, prompt_ids, params, arrived, scheduling=scheduling, task=task, guide=guide, adapter=adapter
+        )
         try:
             reason = resume(sequences[0], resume_ids)
         except RequestFailed as error:
@@ -142,7 +142,7 @@ class EngineCore:
         runs, failures = run_isolated(self.runner.run, plan)
         outputs += [self._fail(sequence, error) for sequence, error in failures if not sequence.is_finished]
         self._account(plan)
-        outputs += [output for run in runs for output in self._take_tokens(run)]
+        outputs += [output for run in runs for output in self._take_tokens(run) + self._take_states(run)]
         self.stats.num_steps += 1
         self.stats.last_step_seconds = time.monotonic() - started
         return outputs
@@ -155,32 +155,6 @@ class EngineCore:
         self.stats.kv_usage = self.scheduler.kv.usage
         self.stats.num_preemptions = self.scheduler.num_preemptions
         return self.stats
-
-    def _new_sequences(
-        self, request_id: int, prompt_ids: list[int], params: SamplingParams, guide: Guide | None
-    ) -> list[Sequence]:
-        limit = self.runner.max_model_len
-        eos = () if params.ignore_eos else self.model_config.eos_token_ids
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        bad_words = bad_sequences(params.bad_words, self.tokenizer.encode_part)
-        return [
-            Sequence(
-                request_id=request_id,
-                token_ids=list(prompt_ids),
-                num_prompt_tokens=len(prompt_ids),
-                params=params,
-                max_total_tokens=limit
-                if params.max_tokens is None
-                else min(limit, len(prompt_ids) + params.max_tokens),
-                stop_token_ids=frozenset((*params.stop_token_ids, *eos)),
-                seed=(seed + index) % (MAX_SEED + 1),
-                stop_checker=StopStringChecker(self.tokenizer, params.stop) if params.stop else None,
-                bad_sequences=bad_words,
-                guide=guide.copy() if guide is not None else None,
-                index=index,
-            )
-            for index in range(params.n)
-        ]
 
     def _account(self, plan: StepPlan) -> None:
         """Book the step's tokens as computed and name the blocks they filled."""
@@ -220,6 +194,24 @@ class EngineCore:
         item.sequence.num_accepted_tokens += 1
         self.stats.num_accepted_draft_tokens += 1
         return True
+
+    def _take_states(self, run: StepRun) -> list[RequestOutput]:
+        """Pool the step's hidden states, and return the last outputs of texts that are complete."""
+        outputs: list[RequestOutput] = []
+        for item, states in run.states:
+            sequence = item.sequence
+            assert sequence.pooler is not None
+            sequence.pooler.take(states, sequence.num_computed_tokens - len(states))
+            if sequence.num_uncomputed_tokens == 0:
+                outputs.append(self._end_embedding(sequence, sequence.pooler))
+        return outputs
+
+    def _end_embedding(self, sequence: Sequence, pooler: Pooler) -> RequestOutput:
+        try:
+            embedding = pooler.result()
+        except EngineError as error:
+            return self._fail(sequence, error)
+        return replace(self._finish(sequence, FinishReason.STOP), embedding=embedding)
 
     def _take_token(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
         """Give a sequence its token and return its last output if it ends; what goes wrong ends its request only."""

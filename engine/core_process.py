@@ -150,7 +150,7 @@ class CoreLoop:
 
     def _start(self, add: AddCommand, guide: Guide | None, adapter: LoadedAdapter | None) -> list[RequestOutput]:
         where = add.request_id, add.prompt_ids, add.params, add.arrived, add.resume_ids
-        return self.core.add(*where, scheduling=add.scheduling, guide=guide, adapter=adapter)
+        return self.core.add(*where, scheduling=add.scheduling, guide=guide, task=add.task, adapter=adapter)
 
     def _manage(self, command: AdapterCommand) -> list[RequestOutput]:
         adapters = self._adapters()

@@ -75,10 +75,10 @@ class KVManager:
     def take_prefix(self, sequence: Sequence) -> None:
         """Give a sequence without blocks those that the cache has of it.
 
-        At least the last token is left to compute, since its logits are wanted; all of them where log-probabilities of
-        the prompt are.
+        At least the last token is left to compute, since its logits are wanted; all of them where something is wanted
+        of each.
         """
-        if not self._is_cacheable(sequence) or sequence.wants_prompt_log_probs:
+        if not self._is_cacheable(sequence) or sequence.computes_every_token:
             return
         num_blocks = (sequence.num_tokens - 1) // self.block_size
         self._name_blocks(sequence, num_blocks)

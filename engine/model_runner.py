@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba.core import config as numba_config
 
-from engine.batch import build_batch
+from engine.batch import Batch, build_batch
 from engine.config import EngineConfig
 from engine.errors import RequestFailed
 from engine.kv_cache import KVCache, num_blocks_for
@@ -39,11 +39,13 @@ class StepRun:
         items: these sequences.
         sampled: the tokens behind their last ones, in the same order.
         draft_logits: [D, V], behind each draft token, in the same order.
+        states: hidden states, [n, C], of the last n of the step's tokens, of items that pool them.
     """
 
     items: list[ScheduledSequence]
     sampled: SampledTokens
     draft_logits: torch.Tensor
+    states: list[tuple[ScheduledSequence, np.ndarray]]
 
     @torch.inference_mode()
     def sample_behind(self, indexes: list[int], number: int) -> SampledTokens:
@@ -98,7 +100,14 @@ class ModelRunner:
         num_drafts = sum(len(item.draft_ids) for item in items)
         first, drafted, prompts = logits.tensor_split((len(items), len(items) + num_drafts))
         _log_prompts(prompts, batch.prompts)
-        return StepRun(items, sample(first, batch.sampling), drafted)
+        return StepRun(items, sample(first, batch.sampling), drafted, _states(batch))
+
+
+def _states(batch: Batch) -> list[tuple[ScheduledSequence, np.ndarray]]:
+    if batch.pooled is None:
+        return []
+    rows = batch.pooled.split([count for _, count in batch.pooling])
+    return [(item, states.numpy()) for (item, _), states in zip(batch.pooling, rows, strict=True)]
 
 
 def _log_prompts(logits: torch.Tensor, prompts: list[tuple[Sequence, int]]) -> None:

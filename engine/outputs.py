@@ -11,6 +11,8 @@ Invariants:
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
+
 from engine.top_tokens import TopTokens
 
 
@@ -57,6 +59,7 @@ class RequestOutput:
         prompt_log_probs: of each prompt token but the first; on a sequence's first output, where asked for.
         prompt_top: the likeliest tokens in their places.
         trim_chars: characters to drop from the end of this output's text, because a stop string begins there.
+        embedding: fp32 [C], where it was asked for; on the last output.
         adapters: answer to an `AdapterCommand`: the adapters in memory, JSON.
         timings: stations passed so far.
     """
@@ -79,6 +82,7 @@ class RequestOutput:
     prompt_log_probs: list[float] | None = None
     prompt_top: TopTokens | None = None
     trim_chars: int = 0
+    embedding: np.ndarray | None = None
     adapters: str | None = None
     timings: Timings = field(default_factory=Timings)
 

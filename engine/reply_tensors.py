@@ -61,6 +61,8 @@ def _extras(reply: Reply) -> dict[str, np.ndarray]:
         "top_log_probs": _floats(*reply.top.log_probs),
         "prompt_log_probs": _floats(*reply.prompt_log_probs),
     }
+    if reply.last.embedding is not None:
+        made["embedding"] = reply.last.embedding
     if reply.last.adapters is not None:
         made["adapters"] = np.array([reply.last.adapters.encode()], dtype=np.object_)
     return {name: array for name, array in made.items() if array.size}

@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from engine.errors import InvalidRequest, PromptTooLong
 from engine.messages import ModelInfo
 from engine.sampling_params import SamplingParams
+from engine.task_params import DEFAULT_TASK, TaskParams
 
 
 def check_request(
-    prompt_ids: Sequence[int], params: SamplingParams, info: ModelInfo, resume_ids: Sequence[int] = ()
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    info: ModelInfo,
+    resume_ids: Sequence[int] = (),
+    task: TaskParams = DEFAULT_TASK,
 ) -> None:
     """Refuse what the model can never serve.
 
@@ -21,9 +26,11 @@ def check_request(
         params: the options.
         info: the model's limits.
         resume_ids: the completion's first tokens, where it is to be continued.
+        task: what to compute.
 
     Raises:
-        InvalidRequest: the prompt is empty, ids lie outside the vocabulary, or more is to be resumed than asked for.
+        InvalidRequest: the prompt is empty, ids lie outside the vocabulary, or more is to be resumed than asked for; or
+            an embedding is asked for with options of a completion.
         PromptTooLong: prompt and output together exceed the model's limit.
     """
     if not prompt_ids:
@@ -33,6 +40,9 @@ def check_request(
     lists["resume_token_ids"] = resume_ids
     for name, ids in lists.items():
         _check_ids(name, ids, info.vocab_size)
+    if task.embed:
+        _check_embedding(prompt_ids, params, info, resume_ids)
+        return
     if params.speculation == "draft" and not info.has_draft_model:
         raise InvalidRequest("speculation by draft is not possible: the engine has no draft_model")
     if resume_ids and params.n > 1:
@@ -56,6 +66,17 @@ def resumed_output(prompt_ids: Sequence[int], params: SamplingParams, resume_ids
     if list(resume_ids[:num_echoed]) != list(prompt_ids[:num_echoed]):
         raise InvalidRequest("resume_token_ids do not begin with the prompt, although echo was asked for")
     return tuple(resume_ids[num_echoed:])
+
+
+def _check_embedding(
+    prompt_ids: Sequence[int], params: SamplingParams, info: ModelInfo, resume_ids: Sequence[int]
+) -> None:
+    if params != SamplingParams():
+        raise InvalidRequest(f"embed takes no options of sampling or stopping, got {params.to_json()}")
+    if resume_ids:
+        raise InvalidRequest(f"embed gives no tokens to resume, got {len(resume_ids)} resume_token_ids")
+    if len(prompt_ids) > info.max_model_len:
+        raise PromptTooLong(len(prompt_ids), 0, info.max_model_len)
 
 
 def _check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:

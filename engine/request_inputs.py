@@ -80,7 +80,11 @@ OPTIONS = {
     "bad_words": Field("bad_words", read_texts),
     "logit_bias": Field("logit_bias", read_object),
 }
-TASKS = {"adapter": Field("adapter", read_string)}
+TASKS = {
+    "adapter": Field("adapter", read_string),
+    "embed": Field("embed", read_string),
+    "normalize_embedding": Field("normalize_embedding", read_bool),
+}
 KNOWN_TENSORS = frozenset(
     {*PROMPTS, *OPTIONS, *TASKS, TOOLS, "stream", "sampling_parameters", RESUME, GUIDE_TYPE, GUIDE}
 )
@@ -124,7 +128,7 @@ class RequestReader:
         stream = read_bool("stream", tensors["stream"]) if "stream" in tensors else streams_by_default(given)
         prompt_ids = self._read_prompt(tensors)
         resume_ids = read_resume(tensors)
-        check_request(prompt_ids, params, self.info, resumed_output(prompt_ids, params, resume_ids))
+        check_request(prompt_ids, params, self.info, resumed_output(prompt_ids, params, resume_ids), task)
         return PreparedRequest(prompt_ids, RequestOptions(params, scheduling, stream, task).to_json(), resume_ids)
 
     def _read_prompt(self, tensors: Mapping[str, np.ndarray]) -> list[int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.logit_rules import LogitRules
 from engine.outputs import FinishReason, Timings
+from engine.pooling import Pooler
 from engine.sampling_params import SamplingParams
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from engine.top_tokens import TopTokens
@@ -102,6 +103,7 @@ class Sequence:
         top_tokens: the likeliest tokens in the place of each output token but the resumed ones.
         prompt_log_probs: log-probability of each prompt token but the first, as far as known; `prompt_top` likewise.
         adapter: what it is computed with.
+        pooler: makes a vector of its tokens' states, instead of more tokens.
         index: which of the sequences of its request this is.
         num_resumed: output tokens that another engine made and somebody has delivered; they come with the request.
         scheduling: for whom, how urgently and with which cache it is served.
@@ -128,6 +130,7 @@ class Sequence:
     bad_sequences: tuple[tuple[int, ...], ...] = ()
     guide: Guide | None = None
     adapter: Adapter | None = None
+    pooler: Pooler | None = None
     index: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
@@ -173,6 +176,11 @@ class Sequence:
         """Whether log-probabilities of the prompt are asked for and not yet all known."""
         asked = self.params.prompt_logprobs or (self.params.echo and self.params.logprobs)
         return asked and len(self.prompt_log_probs) < self.num_prompt_tokens - 1
+
+    @property
+    def computes_every_token(self) -> bool:
+        """Whether no token may be left out because its KV is in the prefix cache."""
+        return self.wants_prompt_log_probs or (self.pooler is not None and self.pooler.needs_every_token)
 
     @property
     def is_finished(self) -> bool:

@@ -22,8 +22,8 @@ class ScheduledSequence:
 
     @property
     def samples(self) -> bool:
-        """Whether the step reaches the sequence's last token, so that its logits give the next one."""
-        return self.num_tokens == self.sequence.num_uncomputed_tokens
+        """Whether the step reaches the sequence's last token, and its logits are to give the next one."""
+        return self.num_tokens == self.sequence.num_uncomputed_tokens and self.sequence.pooler is None
 
 
 @dataclass(slots=True)

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from engine.errors import InvalidRequest
+from engine.option_checks import check_bool
+from engine.pooling import POOLINGS
 
 MAX_ADAPTER_CHARS = 256
 
@@ -20,9 +22,13 @@ class TaskParams:
 
     Attributes:
         adapter: name of the low-rank adapter to compute with; empty for the model as it is.
+        embed: how to pool the prompt's hidden states into one vector, `mean` or `last`; empty to generate tokens.
+        normalize_embedding: scale that vector to length 1.
     """
 
     adapter: str = ""
+    embed: str = ""
+    normalize_embedding: bool = True
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -34,6 +40,11 @@ class TaskParams:
             raise InvalidRequest(
                 f"adapter must be a string of at most {MAX_ADAPTER_CHARS} characters, got {self.adapter!r:.300}"
             )
+        if self.embed not in ("", *POOLINGS):
+            raise InvalidRequest(f"embed must be one of {', '.join(POOLINGS)}, got {self.embed!r:.300}")
+        check_bool("normalize_embedding", self.normalize_embedding)
+        if not self.embed and not self.normalize_embedding:
+            raise InvalidRequest("normalize_embedding is for requests with embed")
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any]) -> "TaskParams":

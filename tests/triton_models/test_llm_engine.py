@@ -101,6 +101,18 @@ def test_the_name_of_an_adapter_reaches_the_engine(model: Any):
     assert [task.adapter for task in model._client.tasks] == ["", "pirate"]
 
 
+def test_an_embedding_is_one_response_without_tokens(model: Any):
+    made = request()
+    text = json.dumps({"sampling": {}, "task": {"embed": "mean"}, "stream": True})
+    made.inputs()[1] = Tensor("request_options", np.array([text.encode()], dtype=np.object_))
+    model.execute([made])
+    vector = np.array([0.5, -1.5], dtype=np.float32)
+    model._client.on_outputs([RequestOutput(1, finish_reason=FinishReason.STOP, num_prompt_tokens=2, embedding=vector)])
+    assert finish_reasons(made) == ["stop"]
+    tensors = made.sender.responses[0].tensors
+    assert (tensors["embedding"].tolist(), tensors["token_ids"].tolist()) == ([0.5, -1.5], [])
+
+
 def adapters(text: str) -> InferenceRequest:
     return InferenceRequest(adapters=np.array([text.encode()], dtype=np.object_))
 

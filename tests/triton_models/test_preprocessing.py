@@ -63,6 +63,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {**PROMPT, "adapter": text("a"), "sampling_parameters": text('{"adapter": "b"}')},
         "adapter is given twice and differently: 'a' as a tensor and 'b'",
     ),
+    "an unknown pooling": ({**PROMPT, "embed": text("max")}, "embed must be one of mean, last, got 'max'"),
+    "an embedding with options": ({**PROMPT, "embed": text("mean"), "max_tokens": ints(3)}, "embed takes no options"),
+    "an embedding to resume": (
+        {**PROMPT, "embed": text("mean"), "resume_token_ids": ints(3)},
+        "embed gives no tokens to resume, got 1",
+    ),
+    "a completion to normalize": (
+        {**PROMPT, "normalize_embedding": np.array([False])},
+        "normalize_embedding is for requests with embed",
+    ),
     "a value given twice": (
         {**PROMPT, "max_tokens": ints(3), "sampling_parameters": text('{"max_tokens": 4}')},
         "max_tokens is given twice and differently: 3 as a tensor and 4",
@@ -225,6 +235,16 @@ def test_options_of_the_output_arrive_from_tensors_and_json_alike(
 def test_the_name_of_an_adapter_is_passed_on(model: Any, given: dict[str, Any]):
     (response,) = model.execute([InferenceRequest(**PROMPT, **given)])
     assert json.loads(response.tensors["request_options"][0])["task"] == {"adapter": "pirate"}
+
+
+def test_an_embedding_is_asked_for_by_tensors_or_json(model: Any):
+    requests = [
+        InferenceRequest(**PROMPT, embed=text("last"), normalize_embedding=np.array([False])),
+        InferenceRequest(**PROMPT, sampling_parameters=text('{"embed": "last", "normalize_embedding": false}')),
+    ]
+    for response in model.execute(requests):
+        task = json.loads(response.tensors["request_options"][0])["task"]
+        assert task == {"embed": "last", "normalize_embedding": False}
 
 
 def test_a_value_given_twice_and_alike_is_fine(model: Any):
