@@ -39,12 +39,13 @@ def run_isolated(
         except torch.AcceleratorError:
             raise
         except Exception as error:  # its traceback holds the step's tensors: they must be gone before the next try
-            logger.exception("a step of %d sequences failed", len(part.scheduled))
             reason = RequestFailed(f"the model could not be computed: {_describe(error)}")
-        if len(part.scheduled) > 1:
-            todo += part.halves()
-        else:
+            is_alone = len(part.scheduled) == 1
+            logger.error("a step of %d sequences failed: %s", len(part.scheduled), reason, exc_info=is_alone)
+        if is_alone:
             failures.append((part.scheduled[0].sequence, reason))
+        else:
+            todo += part.halves()
     return done, failures
 
 

@@ -52,4 +52,5 @@ class StepPlan:
     def halves(self) -> list["StepPlan"]:
         """Return two steps that compute this one's sequences."""
         middle = len(self.scheduled) // 2
-        return [StepPlan(part) for part in (self.scheduled[:middle], self.scheduled[middle:])]
+        parts = self.scheduled[:middle], self.scheduled[middle:]
+        return [StepPlan(part, sum(item.num_tokens + len(item.draft_ids) for item in part)) for part in parts]
