@@ -7,16 +7,17 @@ from rich.progress import Progress
 
 from scripts.benchmark.engine_side import EngineSide
 from scripts.benchmark.report import Report
+from scripts.benchmark.step_share import StepShare
 from scripts.benchmark.workload import BATCH, SHARED_PREFIX, SINGLE
 
 
 def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Report:
-    """Measure the three standard workloads in turn, `repeats` times each."""
+    """Measure the three standard workloads in turn, `repeats` times each, and what a step costs besides the model."""
     report = Report(
         f"engine alone, {model.name}, fp32, {num_threads} threads",
         "prompts of random tokens, greedy, end-of-sequence ignored, a new seed each run",
     )
-    task = progress.add_task("engine", total=3 * repeats)
+    task = progress.add_task("engine", total=4 * repeats)
     side = EngineSide(model, num_threads)
     try:
         side.run(SINGLE, seed=-1)
@@ -35,4 +36,9 @@ def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Repo
             progress.advance(task)
     finally:
         side.close()
+    share = StepShare(model, num_threads)
+    for seed in range(repeats):
+        total, outside = share.run(BATCH, seed)
+        report.add("64 decoding: outside the model, of a step", "%", 100 * outside / total)
+        progress.advance(task)
     return report
