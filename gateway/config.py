@@ -12,6 +12,7 @@ from pydantic import Field, FilePath, StringConstraints, TypeAdapter, Validation
 
 from gateway.address import PATTERN, split_address, unix_path
 from gateway.discovery.config import DiscoveryConfig
+from gateway.hedge_plan import HedgingConfig
 from gateway.observe.config import ObserveConfig
 from gateway.patience import Patience
 from gateway.routing.config import RoutingConfig
@@ -83,6 +84,7 @@ class GatewayConfig(Strict):
     max_retries: int = Field(2, ge=0)
     resume: bool = True
     stall_timeout_s: float | None = Field(60.0, gt=0)
+    hedging: HedgingConfig | None = None
     max_request_bytes: int = Field(64 * 2**20, gt=0)
     routing: RoutingConfig = RoutingConfig()
     safety: SafetyConfig = SafetyConfig()

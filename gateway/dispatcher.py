@@ -13,11 +13,13 @@ import asyncio
 import itertools
 import random
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
 from gateway.content.screen import Screening, screen_prompt
 from gateway.facts import engine_facts
+from gateway.hedges import Hedges
 from gateway.log import log
 from gateway.observe.observation import Observation
 from gateway.request import Request
@@ -26,7 +28,6 @@ from gateway.request_stages import Stage, Step
 from gateway.routing.router import Router
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
-from gateway.silence import SilenceWatch
 from gateway.status import Code, Failure
 from gateway.tape import NotResumable, Tape
 from gateway.wire.faults import ErrorCode
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.wire.headers import Headers
 
-LOOKS_IN_A_STALL = 10
 RETRY_DELAY = 0.25  # seconds, before an instance that has failed a request gets it again
 
 
@@ -50,19 +50,30 @@ class Dispatcher:
         """Begin without instances."""
         self.instances: dict[str, Instance] = {}
         self.max_request_bytes = config.max_request_bytes
-        self._config = config
+        self.config = config
         self._hub = hub
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._silence = SilenceWatch()
-        self._look_at = 0.0
         self._line: dict[Request, asyncio.TimerHandle] = {}
         self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self.observation = Observation(config.observe, metrics.registry)
         self._screening = Screening(config.safety.content) if config.safety.content is not None else None
         self.guard = Guard(config.safety, self._loop.time())
         self._gate = Gate(config.safety, self._place, self._fail, hub.flush) if self.guard.tenants else None
+        self._hedges = Hedges(
+            config.hedging,
+            self._choose,
+            observation=self.observation,
+            metrics=metrics,
+            hub=hub,
+            late=self._note_seconds,
+        )
         self._keys = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
+
+    @property
+    def num_in_line(self) -> int:
+        """Requests for which no instance is usable."""
+        return len(self._line)
 
     @property
     def num_waiting(self) -> int:
@@ -85,6 +96,7 @@ class Dispatcher:
     def cancelled(self, request: Request) -> None:
         """End a request that its client no longer wants, at its instance too."""
         self._leave_line(request)
+        self._hedges.settle(request)
         instance, was_sent = request.instance, request.stage is Stage.SENT
         request.detach(ErrorCode.CANCEL)
         request.step(Step.END)
@@ -117,6 +129,8 @@ class Dispatcher:
 
     def first_answer(self, request: Request) -> None:
         """Note the first response to a request."""
+        self._hedges.answered(request)
+        self._note_seconds(request)
         if request.instance is not None:
             request.instance.endpoint.answered()
         if request.exchange.call.is_routed and not request.continuation:
@@ -134,13 +148,17 @@ class Dispatcher:
         if request.stage is Stage.DONE:
             return
         instance = request.instance
+        if failure.is_answer and failure.is_instances_own and instance is not None:
+            self.router.failed(instance.name, self._loop.time())
         if failure.code is Code.UNAVAILABLE and failure.is_answer and instance is not None:
             instance.unavailable()
         if request.instance is not instance:
             return  # ending the instance's streams has already moved this one on
         if not failure.is_answer and instance is not None and request.copy_key:
             instance.leave_behind(request.copy_key)
-        if failure.is_retryable and request.can_retry and request.attempts <= self._config.max_retries:
+        if failure.is_retryable and self._hedges.take_over(request, code):
+            return
+        if failure.is_retryable and request.can_retry and request.attempts <= self.config.max_retries:
             self._retry(request, failure, code)
         elif failure.is_retryable and request.can_resume:
             self._resume(request, failure, code)
@@ -149,34 +167,11 @@ class Dispatcher:
 
     def apply(self, config: GatewayConfig) -> None:
         """Use another configuration from now on; a new routing begins with nothing remembered."""
-        if config.routing != self._config.routing:
+        if config.routing != self.config.routing:
             self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
-        self._config = config
+        self._hedges.apply(config.hedging)
+        self.config = config
         self.max_request_bytes = config.max_request_bytes
-
-    def tick(self) -> None:
-        """Follow the workload level, and move on what has stalled; called a few times a second."""
-        self._move_stalled()
-        in_flight = len(self._line) + sum(instance.load.in_flight_everywhere for instance in self.instances.values())
-        switch = self.router.observe(in_flight, self._loop.time())
-        if switch is not None:
-            log("level", level=switch.level.value, pool=switch.pool, reason=switch.reason)
-            self._metrics.level_switches.labels(switch.level.value).inc()
-
-    def _move_stalled(self) -> None:
-        limit, now = self._config.stall_timeout_s, self._loop.time()
-        if limit is None or now < self._look_at:
-            return
-        self._look_at = now + limit / LOOKS_IN_A_STALL
-        open_requests = [o for i in self.instances.values() for o in i.pool.owners() if isinstance(o, Request)]
-        for request in self._silence.stalled(open_requests, limit, now):
-            instance = request.instance
-            if instance is None:
-                continue
-            message, key = f"instance {instance.name} has sent nothing for over {limit:g} s", request.copy_key
-            self.attempt_failed(request, Failure(Code.UNAVAILABLE, message), ErrorCode.CANCEL)
-            send_abort(instance, key, repeat=False)
-        self._hub.flush()
 
     def instances_changed(self) -> None:
         """Place requests in line, if an instance has become usable."""
@@ -191,6 +186,7 @@ class Dispatcher:
         name = request.instance.name if request.instance is not None else "?"
         log("retry", instance=name, attempt=request.attempts, reason=failure.message)
         self._metrics.retries.labels(name).inc()
+        self._hedges.settle(request)
         request.detach(code)
         request.step(Step.RETRY)
         choice = self._choose(request)
@@ -223,10 +219,16 @@ class Dispatcher:
     def _conclude(self, request: Request, outcome: str, code: int | None) -> None:
         name = request.instance.name if request.instance is not None else ""
         self._leave_line(request)
+        self._hedges.settle(request)
         request.detach(code)
         request.step(Step.END)
         self._ended(request, name, outcome)
         self._count(request, name, outcome)
+
+    def _note_seconds(self, request: Request) -> None:
+        if request.instance is not None and request.exchange.call.is_routed:
+            seconds = (time.time_ns() - request.routed_ns) / 1e9
+            self.router.answered(request.instance.name, seconds, self._loop.time())
 
     # -- placing ------------------------------------------------------------------------------------------------------
 
@@ -243,7 +245,7 @@ class Dispatcher:
             self._send(request, instance)
             return
         waited = self._loop.time() - request.line_since
-        delay = max(0.0, self._config.queue_timeout_s - waited)
+        delay = max(0.0, self.config.queue_timeout_s - waited)
         self._line[request] = self._loop.call_later(delay, self._give_up, request)
 
     def _place_again(self, request: Request) -> None:
@@ -256,7 +258,7 @@ class Dispatcher:
         call = request.exchange.call
         link = instance.pool.acquire()
         stream = link.open(self.observation.upstream_block(request, instance.scheme, instance.authority), request)
-        if call.is_routed and self._config.resume and not request.attempts:
+        if call.is_routed and self.config.resume and not request.attempts:
             request.tape = Tape()
         request.attach(instance, link, stream)
         if not call.is_routed:
@@ -265,9 +267,10 @@ class Dispatcher:
         request.key = request.key or next(self._keys)
         request.copy_key = request.next_key()
         request.send_message(engine_facts(request, request.copy_key, self._loop.time()))
+        self._hedges.sent(request)
 
     def _give_up(self, request: Request) -> None:
-        message = f"no instance became usable within {self._config.queue_timeout_s:g} s"
+        message = f"no instance became usable within {self.config.queue_timeout_s:g} s"
         self._conclude(request, "unavailable", None)
         request.exchange.failed(request, Failure(Code.UNAVAILABLE, message))
         self._hub.flush()

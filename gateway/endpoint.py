@@ -73,6 +73,7 @@ class Endpoint:
     ready_at: float = 0.0
     recovered_at: float | None = None
     num_unavailable: int = 0
+    outlier: str = ""  # why it is left out while others of its pool are there; see `routing.outliers`
     expected_beats: frozenset[str] = frozenset()  # models that must beat once any of the instance's does
     beats: dict[str, tuple[float, float]] = field(default_factory=dict)  # model -> value, when it last moved
 

@@ -139,6 +139,7 @@ class Instance:
             "health": self.endpoint.health.name.lower(),
             "usable": self.endpoint.is_usable,
             "engine_up": self.endpoint.engine_up,
+            "outlier": self.endpoint.outlier or None,
             "in_flight": self.load.in_flight,
             "load": round(self.load.total(self._clock()), 2),
             "waiting": self.report.waiting if self.report is not None else None,

@@ -38,6 +38,14 @@ class Metrics:
         self.resumes = Counter(
             "gateway_resumes", "Answered requests that went on elsewhere.", ["instance"], registry=self.registry
         )
+        self.hedges = Counter(
+            "gateway_hedges", "Second copies of requests whose first answer was late.", ["instance"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.hedge_wins = Counter(
+            "gateway_hedge_wins", "Second copies that went on in the place of the first.", ["instance"],
+            registry=self.registry,
+        )  # fmt: skip
         self.level_switches = Counter(
             "gateway_level_switches", "Changes to a workload level.", ["level"], registry=self.registry
         )

@@ -27,6 +27,7 @@ from gateway.wire.stream import State
 if TYPE_CHECKING:
     from gateway.content.screen import Screen
     from gateway.exchange import Exchange
+    from gateway.hedges import Hedge
     from gateway.instance import Instance
     from gateway.observe.observer import Observer
     from gateway.upstream import UpstreamLink
@@ -48,6 +49,7 @@ class Request(RequestMemory):
         "cutter",
         "exchange",
         "first_ns",
+        "hedge",
         "instance",
         "key",
         "line_since",
@@ -69,8 +71,7 @@ class Request(RequestMemory):
         self.exchange = exchange
         self.arrived_at = arrived_at
         self.arrived_ns = time.time_ns()  # of the wall clock, as all marks in ns
-        self.routed_ns = 0
-        self.first_ns = 0
+        self.routed_ns = self.first_ns = 0
         self.concurrent = 0
         self.line_since = arrived_at  # since when it has been looking for an instance
         self.prefill = 0.0  # what its prompt weighs at its instance, in requests, until there is an answer
@@ -87,6 +88,7 @@ class Request(RequestMemory):
         self.screen: Screen | None = None
         self.span: Any = None  # OpenTelemetry's, where requests are traced
         self.owed = 0  # bytes that the instance has sent to a screen, not yet given back to it
+        self.hedge: Hedge | None = None
         self.cutter = self._new_cutter()
 
     def step(self, step: Step) -> None:
@@ -127,7 +129,10 @@ class Request(RequestMemory):
         self.instance, self.link, self.stream = instance, link, stream
         self.prefill = prefill_weight(self.kept_bytes) if self.exchange.call.is_routed else 0.0
         instance.request_joined(self.prefill)
-        self.stream.tape = None if self.tape is None else self.tape.raw
+        self._begin_answer(stream)
+
+    def _begin_answer(self, stream: Stream) -> None:
+        stream.tape = None if self.tape is None else self.tape.raw
         self.cutter = self._new_cutter()
         if self.observer is not None:
             self.observer.begin_again()
@@ -143,7 +148,18 @@ class Request(RequestMemory):
 
     def send_message(self, extra: bytes) -> None:
         """Send what is there as one message, with the encoded fields `extra` appended."""
-        self._send(frame_message(b"".join([*(self.kept or ()), self.continuation, extra])), complete=True)
+        self._send(self.message(extra), complete=True)
+
+    def message(self, extra: bytes) -> bytes:
+        """Return the framed message that is sent."""
+        return frame_message(b"".join([*(self.kept or ()), self.continuation, extra]))
+
+    def take_over(self, hedge: Hedge) -> None:
+        """Go on as the second copy, having let go of the first."""
+        self.instance, self.link, self.stream = hedge.instance, hedge.link, hedge.stream
+        self.copy_key, self.routed_ns, self.prefill = hedge.key, hedge.routed_ns, hedge.prefill
+        self.stream.owner = self
+        self._begin_answer(self.stream)
 
     def go_on_from(self, continuation: bytes, now: float) -> None:
         """Prepare for another instance, which is to go on where this one has failed."""

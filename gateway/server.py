@@ -34,6 +34,7 @@ from gateway.log import log
 from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
 from gateway.plain_answers import PlainAnswers
+from gateway.rounds import Rounds
 from gateway.tls import TlsError, server_context
 from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
@@ -52,6 +53,7 @@ class Server:
         self.hub = Hub()
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(config, self.hub, self.metrics)
+        self._rounds = Rounds(self.dispatcher, self.hub, self.metrics)
         self.clients: set[ClientLink] = set()
         self.stopping = asyncio.Event()
         self.cut = asyncio.Event()
@@ -196,7 +198,7 @@ class Server:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self.dispatcher.tick()
+            self._rounds.go()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():

@@ -47,6 +47,7 @@ RETRYABLE = frozenset(
         Code.CANCELLED,  # by an instance that is going down: what a client cancels is no longer listened to
     }
 )
+INSTANCES_OWN = frozenset({Code.UNAVAILABLE, Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS})
 RESET_NAMES = {int(code): code.name for code in ErrorCode}
 RESET_CODES: dict[int, Code] = {
     ErrorCode.REFUSED_STREAM: Code.UNAVAILABLE,
@@ -70,6 +71,11 @@ class Failure:
     def is_retryable(self) -> bool:
         """Whether another instance may do better."""
         return self.code in RETRYABLE
+
+    @property
+    def is_instances_own(self) -> bool:
+        """Whether it tells something about the instance, and not about the request or the load."""
+        return self.code in INSTANCES_OWN
 
 
 def trailers_of(code: Code, message: str = "") -> Headers:

@@ -6,6 +6,7 @@ Knows fields and limits. Does not know how they are used.
 from pydantic import Field, model_validator
 
 from gateway.routing.levels import Level, LevelRule
+from gateway.routing.outliers import OutliersConfig
 from gateway.routing.policy import PolicyName
 from gateway.strict import Strict
 
@@ -32,6 +33,7 @@ class RoutingConfig(Strict):
     split: dict[str, float] = Field(default_factory=dict)  # weight of each group of instances, as for a canary
     levels: LevelsConfig | None = None
     slow_start_s: float = Field(default=10.0, ge=0)
+    outliers: OutliersConfig | None = OutliersConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "RoutingConfig":

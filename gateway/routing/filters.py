@@ -19,6 +19,11 @@ def untried(request: Asked, candidates: Sequence[Candidate], _rng: random.Random
     return [candidate for candidate in candidates if candidate.name not in request.tried]
 
 
+def no_outliers(_request: Asked, candidates: Sequence[Candidate], _rng: random.Random) -> Sequence[Candidate]:
+    """Keep the instances that do about as well as the others of their pool."""
+    return [candidate for candidate in candidates if not candidate.endpoint.outlier]
+
+
 def within_bound(_request: Asked, candidates: Sequence[Candidate], _rng: random.Random) -> Sequence[Candidate]:
     """Keep the instances that with one more request have at most `BOUND` times the mean: affinity is to flood none."""
     limit = BOUND * (sum(candidate.depth for candidate in candidates) + 1) / len(candidates)

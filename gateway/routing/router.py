@@ -11,8 +11,9 @@ from gateway.endpoint import Endpoint
 from gateway.loads import Load
 from gateway.routing.asked import Asked
 from gateway.routing.config import RoutingConfig
-from gateway.routing.filters import Filter, in_pool, split
+from gateway.routing.filters import Filter, in_pool, no_outliers, split
 from gateway.routing.levels import LevelTracker, Switch
+from gateway.routing.outliers import Change, OutlierWatch
 from gateway.routing.pick import pick
 from gateway.routing.policy import make_policy
 
@@ -25,6 +26,7 @@ class Router:
         self.config = config
         self.policy = make_policy(config.policy)
         self.levels = LevelTracker(config.levels.rule()) if config.levels is not None else None
+        self.outliers = OutlierWatch(config.outliers) if config.outliers is not None else None
         self._rng = rng
         self._picks = itertools.count(1)
 
@@ -44,6 +46,26 @@ class Router:
         """Follow the workload level; return a switch, if there is one."""
         return self.levels.observe(in_flight, now) if self.levels is not None else None
 
+    def answered(self, name: str, seconds: float, now: float) -> None:
+        """Take the time to a first answer, of an instance that gave one."""
+        if self.outliers is not None:
+            self.outliers.answered(name, seconds, now)
+
+    def failed(self, name: str, now: float) -> None:
+        """Take a failure of an instance's own."""
+        if self.outliers is not None:
+            self.outliers.failed(name, now)
+
+    def judge(self, endpoints: Mapping[str, Endpoint], now: float) -> list[Change]:
+        """Leave out and take in again; return what has changed."""
+        watch = self.outliers
+        changes = watch.judge({name: endpoint.pool for name, endpoint in endpoints.items()}, now) if watch else []
+        for name, endpoint in endpoints.items():
+            was_out, endpoint.outlier = endpoint.outlier, watch.reason(name) if watch else ""
+            if was_out and not endpoint.outlier:
+                endpoint.recovered_at = now
+        return changes
+
     def status(self) -> dict[str, object]:
         """Return what a person wants to see: the policy, the level and its latest switches (by the loop's clock)."""
         facts: dict[str, object] = {"policy": self.config.policy.value, "split": self.config.split}
@@ -61,7 +83,7 @@ class Router:
         return facts
 
     def _filters(self) -> list[Filter]:
-        filters: list[Filter] = []
+        filters: list[Filter] = [no_outliers]
         if self.config.split:
             filters.append(split(self.config.split))
         if self.levels is not None:
