@@ -19,7 +19,7 @@ def rms_norm_cpu(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: floa
     out = torch.empty(x.shape)
     kernel = _on_all_threads if out.numel() >= PARALLEL_FROM else _on_one_thread
     width = x.shape[-1]
-    rows = x.reshape(-1, width).detach().numpy()
+    rows = x.detach().contiguous().view(-1, width).numpy()
     kernel(rows, weight.detach().numpy(), np.float32(eps), np.float32(offset), out.view(-1, width).numpy())
     return out
 

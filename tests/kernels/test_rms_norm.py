@@ -18,9 +18,10 @@ def test_every_implementation_equals_torchs_norm(shape: tuple[int, ...], offset:
     torch.testing.assert_close(rms_norm_cpu(x, weight, 1e-5, offset), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_heads_of_a_wider_row_are_normalized_as_they_lie() -> None:
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_heads_of_a_wider_row_are_normalized_as_they_lie(num_heads: int) -> None:
     torch.manual_seed(0)
-    heads = torch.randn(5, 7, 16)[:, :4]
+    heads = torch.randn(5, 7, 16)[:, :num_heads]
     weight = torch.randn(16)
     torch.testing.assert_close(rms_norm_cpu(heads, weight, 1e-6, 0.0), rms_norm_reference(heads, weight, 1e-6, 0.0))
 
