@@ -5,6 +5,7 @@ Knows flags and how they override a file. Does not know what the gateway does wi
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -69,9 +70,10 @@ def main() -> int:
     from gateway.workers.supervisor import supervise
 
     try:
+        source = ConfigSource(lambda: read_config(given), given.config)
         if config.workers > 1:
-            return supervise(config, work)
-        uvloop.run(serve(config, ConfigSource(lambda: read_config(given), given.config)))
+            return supervise(config, partial(work, config, source))
+        uvloop.run(serve(config, source))
     except TlsError as error:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2

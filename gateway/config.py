@@ -106,8 +106,6 @@ class GatewayConfig(Strict):
     def _check(self) -> "GatewayConfig":
         if not self.instances and self.discovery is None:
             raise ValueError("there are neither instances nor discovery")
-        if self.discovery is not None and self.workers > 1:
-            raise ValueError("discovery needs workers: 1, since workers share a table of the instances they start with")
         _check_names(self.instances)
         if self.discovery is None:
             self._check_labels()

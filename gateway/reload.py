@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gateway.config import ConfigError
 from gateway.log import log
 from gateway.tls import TlsError
+from gateway.workers.table import TableFull
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig
@@ -39,6 +40,22 @@ def check_change(before: GatewayConfig, after: GatewayConfig) -> None:
         raise ConfigError(f"only a restart can change {', '.join(changed)}")
 
 
+def keep_bound(
+    read: Callable[[], GatewayConfig], given: GatewayConfig, running: GatewayConfig
+) -> Callable[[], GatewayConfig]:
+    """Return a reading for one of several workers, who listen where the first of them was bound.
+
+    An address that is `given` as before, such as one with port 0, is read as the one of the `running` worker.
+    """
+
+    def read_bound() -> GatewayConfig:
+        new = read()
+        same = [name for name in ("grpc_address", "http_address") if getattr(new, name) == getattr(given, name)]
+        return new.model_copy(update={name: getattr(running, name) for name in same})
+
+    return read_bound
+
+
 def reload(
     current: GatewayConfig, read: Callable[[], GatewayConfig], apply: Callable[[GatewayConfig], None]
 ) -> GatewayConfig:
@@ -49,7 +66,7 @@ def reload(
         if new == current:
             return current
         apply(new)
-    except (ConfigError, TlsError) as error:
+    except (ConfigError, TlsError, TableFull) as error:
         log("config_refused", reason=str(error))
         return current
     changed = [name for name in type(new).model_fields if getattr(new, name) != getattr(current, name)]

@@ -34,6 +34,7 @@ from gateway.log import log
 from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
 from gateway.plain_answers import PlainAnswers
+from gateway.reload import keep_bound
 from gateway.rounds import Rounds
 from gateway.tls import TlsError, server_context
 from gateway.updates import ConfigSource, Updates
@@ -235,6 +236,8 @@ async def serve(
     if source is not None:
         loop.add_signal_handler(signal.SIGHUP, server.updates.reload, source)
         server.add_task(server.updates.watch_config(source))
+        if seat is not None:  # perhaps the successor of a worker that had read a newer one
+            server.updates.reload(source)
     gc.freeze()  # what is there now stays; what comes later dies young, or by its count of references
     gc.set_threshold(*GC_THRESHOLDS)
     (announce or _print_addresses)(addresses)
@@ -242,10 +245,17 @@ async def serve(
     await server.run_until_stopped()
 
 
-def work(config: GatewayConfig, seat: Seat, announce: Callable[[dict[str, str]], None]) -> int:
-    """Run one of several workers; return its exit status."""
+def work(
+    given: GatewayConfig,
+    source: ConfigSource,
+    config: GatewayConfig,
+    seat: Seat,
+    announce: Callable[[dict[str, str]], None],
+) -> int:
+    """Run one of several workers with `config`, which is `given` with the addresses bound; return its exit status."""
+    own_source = ConfigSource(keep_bound(source.read, given, config), source.path)
     try:
-        uvloop.run(serve(config, None, seat, announce))
+        uvloop.run(serve(config, own_source, seat, announce))
     except (OSError, TlsError) as error:
         sys.stderr.write(f"worker {seat.number} cannot start: {error}\n")
         return 1

@@ -17,6 +17,7 @@ from gateway.discovery.sources import Instances, watch_dns, watch_file
 from gateway.log import log
 from gateway.reload import reload
 from gateway.tls import TlsError
+from gateway.workers.table import TableFull
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig
@@ -77,7 +78,7 @@ class Updates:
         before, self.config = self.config, config
         try:
             self._set_instances("configured")
-        except TlsError:
+        except (TlsError, TableFull):
             self.config = before
             raise
         self._fleet.config = config
@@ -103,7 +104,7 @@ class Updates:
             before, self._found = self._found, found
             try:
                 self._set_instances(f"found by {config.kind}")
-            except TlsError as error:
+            except (TlsError, TableFull) as error:
                 log("discovery_failed", source=config.kind, reason=str(error))
                 self._found = before
 

@@ -53,14 +53,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until a signal; return the exit status."""
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # workers share a table of the instances they started with
-        for number in SIGNALS:
+        for number in (*SIGNALS, signal.SIGHUP):
             signal.signal(number, lambda received, _frame: self._signals.append(received))
         addresses: dict[str, str] = {}
         for number in range(self.config.workers):
             addresses |= self._start(number)
             if number not in self._workers:
-                self._stop(signal.SIGTERM)
+                self._is_stopping = True
+                self._pass_on(signal.SIGTERM)
                 self._wait()
                 return 1
             self.config = self.config.model_copy(update={"http_address": addresses["http"]})
@@ -74,7 +74,9 @@ class Supervisor:
         """Take one turn: pass on signals, note who has ended, start again who should not have."""
         wait([worker.sentinel for worker in self._workers.values()], timeout=POLL_SECONDS)
         while self._signals:
-            self._stop(self._signals.pop(0))
+            number = self._signals.pop(0)
+            self._is_stopping |= number in SIGNALS
+            self._pass_on(number)
         for number, worker in list(self._workers.items()):
             if worker.is_alive():
                 continue
@@ -86,8 +88,7 @@ class Supervisor:
                 time.sleep(max(0.0, self._started_at[number] + RESTART_SECONDS - time.monotonic()))
                 self._start(number)
 
-    def _stop(self, number: int) -> None:
-        self._is_stopping = True
+    def _pass_on(self, number: int) -> None:
         for worker in self._workers.values():
             if worker.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
@@ -143,6 +144,7 @@ def reserve(address: str) -> Iterator[str]:
 def _run(work: Work, config: GatewayConfig, seat: Seat, sender: Connection, parent: int) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it listens: it reads the configuration again by itself then
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(1)

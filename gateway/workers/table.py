@@ -14,7 +14,7 @@ import weakref
 from dataclasses import dataclass
 from hashlib import blake2b
 
-MAX_ROWS = 1024
+MAX_ROWS = 16384  # names, over the gateway's life; memory is taken only for those used
 KEY, DRAINING, FIRST_COUNT = 0, 1, 2
 CELL_BYTES = 8
 
@@ -43,13 +43,14 @@ class SharedTable:
         key = int.from_bytes(blake2b(name.encode(), digest_size=CELL_BYTES).digest(), "little", signed=True) or 1
         fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
-            for start in range(0, len(self._cells), self._width):
+            for number in range(MAX_ROWS):
+                start = (key + number) % MAX_ROWS * self._width
                 if self._cells[start + KEY] in {0, key}:
                     self._cells[start + KEY] = key
                     return Row(self._cells, start, self._width, worker)
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
-        raise TableFull(f"more than {MAX_ROWS} instances")
+        raise TableFull(f"more than {MAX_ROWS} names of instances since the start")
 
     def forget(self, worker: int) -> None:
         """Set the counts of a worker that is gone to zero."""

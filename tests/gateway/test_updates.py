@@ -88,11 +88,13 @@ def test_a_change_that_is_invalid_is_refused_whole(running: Running, fields: dic
     assert running.gateway.health() == {"a": "ready"}
 
 
-def test_instances_in_a_watched_file_are_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_instances_in_a_watched_file_are_used(tmp_path: Path, workers: int) -> None:
     backend, listed = Backend("a"), tmp_path / "instances.yaml"
     listed.write_text("[]")
     config = tmp_path / "gateway.json"
-    config.write_text(json.dumps({"discovery": {"kind": "file", "path": str(listed), "interval_s": 0.05}}))
+    discovery = {"kind": "file", "path": str(listed), "interval_s": 0.05}
+    config.write_text(json.dumps({"discovery": discovery, "workers": workers}))
     gateway = GatewayProcess(flags=("--config", str(config)), log=tmp_path / "log")
     listed.write_text(f"- {{grpc: '{backend.grpc_address}', name: found}}\n")
     gateway.wait_until(lambda: gateway.health() == {"found": "ready"})

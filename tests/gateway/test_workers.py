@@ -1,9 +1,11 @@
 """Several workers on one port: what they share, what is added up, and that none of it ends with one of them."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,10 +13,11 @@ import pytest
 from gateway.config import ConfigError, make_config
 from gateway.loads import Load, Report
 from gateway.workers.seat import merge
-from gateway.workers.table import SharedTable
+from gateway.workers.table import SharedTable, TableFull
+from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, indices, request
 from tests.gateway.conftest import Start
-from tests.gateway.process import ROOT
+from tests.gateway.process import ROOT, GatewayProcess
 
 
 def test_a_worker_counts_what_the_others_have_in_flight_too() -> None:
@@ -98,6 +101,56 @@ def test_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) -> Non
     gateway.terminate()
     assert gateway.process.wait(10) == 0
     assert not [worker for worker in workers if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_workers_take_a_changed_configuration_and_so_do_their_successors(tmp_path: Path) -> None:
+    backends = [Backend("a"), Backend("b")]
+    file, log = tmp_path / "gateway.json", tmp_path / "log"
+
+    def write(backend: Backend, **fields: object) -> None:
+        instance = {"grpc": backend.grpc_address, "metrics": backend.flag.partition(",")[2], "name": backend.name}
+        file.write_text(json.dumps({"instances": [instance], "workers": 2} | fields))
+
+    def call() -> set[str]:
+        for backend in backends:
+            backend.requests.clear()
+        for number in range(8):
+            with Client(gateway.url) as client:
+                stream = client.stream()
+                stream.send(request(f"r{number}"))
+                assert indices(stream.rest(), f"r{number}") == [0]
+        return {backend.name for backend in backends if backend.requests}
+
+    write(backends[0])
+    gateway = GatewayProcess(flags=("--config", str(file)), log=log)
+    gateway.wait_usable(1)
+    assert call() == {"a"}
+    write(backends[1])
+    gateway.process.send_signal(signal.SIGHUP)
+    gateway.wait_until(lambda: log.read_text().count("config_applied") == 2)
+    assert call() == {"b"}
+    write(backends[1], max_connections=5)
+    gateway.process.send_signal(signal.SIGHUP)
+    gateway.wait_until(lambda: log.read_text().count("config_refused") >= 2)
+    write(backends[1])
+    worker = psutil.Process(gateway.process.pid).children()[1]
+    worker.kill()
+    worker.wait(5)
+    gateway.wait_until(lambda: log.read_text().count("config_applied") == 3)
+    assert call() == {"b"}
+    gateway.stop()
+    for backend in backends:
+        backend.stop()
+
+
+def test_a_table_has_rows_for_many_names_and_says_when_it_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.workers.table.MAX_ROWS", 50)
+    table = SharedTable(1)
+    starts = {table.row(f"instance {number}", 0).start for number in range(50)}
+    assert len(starts) == 50
+    assert table.row("instance 7", 0).start in starts
+    with pytest.raises(TableFull, match="more than 50 names"):
+        table.row("one more", 0)
 
 
 def test_workers_on_a_port_that_is_taken_do_not_start(start: Start) -> None:
