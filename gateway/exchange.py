@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from gateway.call import Call
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.wire.stream import Stream
 
 MAX_OPEN_REQUESTS = 1024  # on one stream; above it the client's window is not given back
+CACHED_TRAILERS = 256
 MAX_BUFFERED_BYTES = 256 * 2**20  # of incomplete requests on one connection
 
 
@@ -199,7 +201,7 @@ class Exchange:
         if self.ended or not self.stream.can_send:
             return
         self._send_headers(RESPONSE_HEADERS)
-        self.dispatcher.delivered(num_messages, sum(len(piece) for piece, _ in pieces))
+        self.dispatcher.delivered(num_messages, sum([len(piece) for piece, _ in pieces]))
         self._turns.take(request, pieces)
 
     def succeeded(self, request: Request, trailers: Headers) -> None:
@@ -268,5 +270,6 @@ class Exchange:
         self.link.forget(self)
 
 
+@lru_cache(maxsize=CACHED_TRAILERS)
 def _only_trailers(headers: Headers) -> Headers:
     return tuple((name, value) for name, value in headers if name[:1] != b":" and name != b"content-type")

@@ -4,12 +4,12 @@ Knows names and labels. Does not know who counts. The hot path counts in plain i
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.cells import Counts, Spreads
 from gateway.routing.levels import LevelTracker
 from gateway.wire.express import Tally
 
@@ -26,11 +26,11 @@ class Metrics:
         self.slow = Tally()
         self.instances: Callable[[], Iterable[InstanceFacts]] = tuple
         self.level: Callable[[], LevelTracker | None] = lambda: None
-        self.requests = Counter(
-            "gateway_requests", "Requests that ended.", ["method", "instance", "outcome"], registry=self.registry
+        self.requests = Counts(
+            "gateway_requests", "Requests that ended.", ["method", "instance", "outcome"], self.registry
         )
-        self.calls = Counter(
-            "gateway_calls", "Calls of clients (streams) that ended.", ["method", "outcome"], registry=self.registry
+        self.calls = Counts(
+            "gateway_calls", "Calls of clients (streams) that ended.", ["method", "outcome"], self.registry
         )
         self.retries = Counter(
             "gateway_retries", "Requests sent again after failing at an instance.", ["instance"], registry=self.registry
@@ -55,12 +55,10 @@ class Metrics:
         self.aborts = Counter(
             "gateway_aborts", "Abort messages for requests that clients left.", ["instance"], registry=self.registry
         )
-        self.ttft = Histogram(
-            "gateway_ttft_seconds", "From a request's last byte to its first response.",
-            buckets=TTFT_BUCKETS, registry=self.registry,
-        )  # fmt: skip
-        self.request = cache(self.requests.labels)  # by labels, which Prometheus' client takes long to look up
-        self.call = cache(self.calls.labels)
+        self.ttft_seconds = Spreads(
+            "gateway_ttft_seconds", "From a request's last byte to its first response.", (), TTFT_BUCKETS, self.registry
+        )
+        self.request, self.call, self.ttft = self.requests.cell, self.calls.cell, self.ttft_seconds.cell()
         self.registry.register(_LiveCollector(self))
 
     def render(self) -> bytes:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.upstream import UpstreamLink
     from gateway.wire.stream import Stream
 
+HTTP_OK = (b":status", b"200")
 MAX_KEPT_BYTES = 64 * 2**20
 
 
@@ -196,7 +197,7 @@ class Request(RequestMemory):
         """Take response headers or trailers."""
         if event.end_stream:
             self._on_end(event)
-        elif dict(event.headers).get(b":status") != b"200":
+        elif HTTP_OK not in event.headers:
             self.exchange.dispatcher.attempt_failed(self, _unexpected(event), ErrorCode.CANCEL)
         else:
             self.exchange.response_headers(event.headers)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.observe.ledger import HOPS, STAGES
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter, Histogram
+    from prometheus_client.registry import Collector
 
     from gateway.dispatcher import Dispatcher
     from gateway.metrics import Metrics
@@ -71,8 +71,8 @@ class Feed:
             refused=_total(self._metrics.requests, outcome=REFUSED),
             messages=self._metrics.slow.messages + sum(instance.pool.tally.messages for instance in instances),
             tokens=sum(instance.report.generated_tokens for instance in instances if instance.report is not None),
-            answered=_total(self._metrics.ttft, "_count"),
-            answer_seconds=_total(self._metrics.ttft, "_sum"),
+            answered=_total(self._metrics.ttft_seconds, "_count"),
+            answer_seconds=_total(self._metrics.ttft_seconds, "_sum"),
         )
 
     def data(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def level_facts(levels: LevelTracker | None) -> dict[str, str] | None:
     return {"name": levels.level.value, "pool": levels.pool, "reason": reason}
 
 
-def _total(metric: Counter | Histogram, suffix: str = "_total", **labels: str) -> float:
+def _total(metric: Collector, suffix: str = "_total", **labels: str) -> float:
     samples = [sample for family in metric.collect() for sample in family.samples if sample.name.endswith(suffix)]
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 

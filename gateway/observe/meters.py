@@ -7,6 +7,7 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from gateway.cells import Counts, Spreads
 from gateway.observe.observer import Usage
 
 LABELS = ["tenant", "instance"]
@@ -19,14 +20,11 @@ class Meters:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register all."""
-        ended = Counter("gateway_tenant_requests", "Requests that ended.", ["tenant", "outcome"], registry=registry)
-        wait = Histogram(
-            "gateway_wait_seconds", "From arrival to an instance.", ["tenant"], buckets=WAIT_BUCKETS, registry=registry
+        ended = Counts("gateway_tenant_requests", "Requests that ended.", ["tenant", "outcome"], registry)
+        wait = Spreads("gateway_wait_seconds", "From arrival to an instance.", ["tenant"], WAIT_BUCKETS, registry)
+        first = Spreads(
+            "gateway_first_answer_seconds", "From arrival to the first response.", LABELS, WAIT_BUCKETS, registry
         )
-        first = Histogram(
-            "gateway_first_answer_seconds", "From arrival to the first response.", LABELS,
-            buckets=WAIT_BUCKETS, registry=registry,
-        )  # fmt: skip
         gap = Histogram(
             "gateway_gap_seconds", "Between responses of a watched request.", LABELS,
             buckets=GAP_BUCKETS, registry=registry,
@@ -37,8 +35,8 @@ class Meters:
         tokens = Counter(
             "gateway_tokens", "Tokens of watched requests.", [*LABELS, "kind"], registry=registry
         )  # fmt: skip
-        self._ended, self._tokens = cache(ended.labels), cache(tokens.labels)
-        self._wait, self._first, self._gap = cache(wait.labels), cache(first.labels), cache(gap.labels)
+        self._ended, self._wait, self._first = ended.cell, wait.cell, first.cell
+        self._tokens, self._gap = cache(tokens.labels), cache(gap.labels)
 
     def gap(self, tenant: str, instance: str, seconds: float) -> None:
         """Take the time between two responses."""

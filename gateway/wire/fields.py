@@ -28,6 +28,7 @@ def fault_of_trailers(headers: Headers) -> str | None:
     return _fault_of_fields(headers)
 
 
+@lru_cache(maxsize=CACHED_LISTS)
 def content_length(headers: Headers) -> int | None:
     """Return how much DATA a well-formed request announces, or None where it does not say."""
     return next((int(value) for name, value in headers if name == b"content-length"), None)
