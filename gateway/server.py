@@ -18,6 +18,7 @@ from typing import Any
 
 import uvloop
 
+from gateway import compiled
 from gateway.address import UNIX, bound_address, listen, remove_socket, split_address
 from gateway.client import ClientLink, Terms
 from gateway.config import GatewayConfig, InstanceConfig
@@ -241,7 +242,7 @@ async def serve(
     gc.freeze()  # what is there now stays; what comes later dies young, or by its count of references
     gc.set_threshold(*GC_THRESHOLDS)
     (announce or _print_addresses)(addresses)
-    log("listening", **addresses, instances=[instance.name for instance in config.instances])
+    log("listening", **addresses, wire=compiled.mode(), instances=[instance.name for instance in config.instances])
     await server.run_until_stopped()
 
 

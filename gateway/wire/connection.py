@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from gateway.wire import express, frames
 from gateway.wire.events import ConnectionFailed, Event, StreamReset
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
-from gateway.wire.frames import FrameType
+from gateway.wire.frames import CONTINUATION, DATA, HEADERS, SETTINGS, FrameType
 from gateway.wire.handlers import FrameHandlers
 from gateway.wire.limits import DEFAULT_LIMITS, Limits
 from gateway.wire.outbox import Outbox
@@ -56,8 +56,6 @@ class Connection(FrameHandlers):
         self.incomplete_since: float | None = None  # when what has arrived of a frame or header block began to
         self._preface = frames.PREFACE if role is Role.SERVER else b""
         self._handlers: dict[int, Callable[[int, int, bytes], Event | None]] = {
-            FrameType.DATA: self._on_data,
-            FrameType.HEADERS: self._on_headers,
             FrameType.PRIORITY: self._on_priority,
             FrameType.RST_STREAM: self._on_reset,
             FrameType.SETTINGS: self._on_settings,
@@ -151,6 +149,18 @@ class Connection(FrameHandlers):
 
     def _one_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> Event | None:
         self._check_order(kind, stream_id)
+        try:
+            if kind == DATA:
+                event = self._on_data(flags, stream_id, payload)
+            elif kind == HEADERS:
+                event = self._on_headers(flags, stream_id, payload)
+            else:
+                event = self._control_frame(kind, flags, stream_id, payload)
+        except StreamFault as fault:
+            return self._fail_stream(fault)
+        return event
+
+    def _control_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> Event | None:
         expected = SIZES.get(kind)
         if expected is not None and len(payload) != expected:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{FrameType(kind).name} of {len(payload)} bytes")
@@ -158,18 +168,15 @@ class Connection(FrameHandlers):
         if handler is None:
             self._guards.idle_frames.spend(self._now)
             return None
-        try:
-            event = handler(flags, stream_id, payload)
-        except StreamFault as fault:
-            return self._fail_stream(fault)
+        event = handler(flags, stream_id, payload)
         self._settings_seen = True
         return event
 
     def _check_order(self, kind: int, stream_id: int) -> None:
         block = self._block
-        if block is not None and (kind != FrameType.CONTINUATION or stream_id != block.stream_id):
+        if block is not None and (kind != CONTINUATION or stream_id != block.stream_id):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
-        if not self._settings_seen and kind != FrameType.SETTINGS:
+        if not self._settings_seen and kind != SETTINGS:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
 
     def _fail_stream(self, fault: StreamFault) -> Event | None:

@@ -10,33 +10,39 @@ from gateway.wire.headers import Headers
 from gateway.wire.stream import Stream
 
 
-@dataclass(slots=True)
 class HeadersReceived:
     """A header block is complete: the beginning of a stream, or its trailers."""
 
-    stream: Stream
-    headers: Headers
-    end_stream: bool
-    opens: bool
+    __slots__ = ("end_stream", "headers", "opens", "stream")
+
+    def __init__(self, stream: Stream, headers: Headers, end_stream: bool, opens: bool) -> None:
+        self.stream = stream
+        self.headers = headers
+        self.end_stream = end_stream
+        self.opens = opens
 
 
-@dataclass(slots=True)
 class DataReceived:
     """One DATA frame without its padding; `size` bytes of window are to be given back."""
 
-    stream: Stream
-    payload: bytes
-    size: int
-    end_stream: bool
+    __slots__ = ("end_stream", "payload", "size", "stream")
+
+    def __init__(self, stream: Stream, payload: bytes, size: int, end_stream: bool) -> None:
+        self.stream = stream
+        self.payload = payload
+        self.size = size
+        self.end_stream = end_stream
 
 
-@dataclass(slots=True)
 class StreamReset:
     """A stream is gone, by the peer's RST_STREAM or, with a fault, by ours."""
 
-    stream: Stream
-    code: int
-    fault: WireFault | None = None
+    __slots__ = ("code", "fault", "stream")
+
+    def __init__(self, stream: Stream, code: int, fault: WireFault | None = None) -> None:
+        self.stream = stream
+        self.code = code
+        self.fault = fault
 
 
 @dataclass(slots=True)

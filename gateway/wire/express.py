@@ -10,7 +10,6 @@ closes the lane and is left to the ordinary path, which opens it again. Adjacent
 slice: ids are rewritten in the receive buffer itself.
 """
 
-from dataclasses import dataclass
 from struct import Struct
 
 from gateway.wire.frames import pack_window_update
@@ -24,12 +23,14 @@ _HEAD = Struct(">IBIBI")  # frame length << 8 | type, flags, stream id; message:
 _ID = Struct(">I")
 
 
-@dataclass(slots=True)
 class Tally:
     """How much went through."""
 
-    messages: int = 0
-    num_bytes: int = 0
+    __slots__ = ("messages", "num_bytes")
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self.num_bytes = 0
 
 
 def forward(  # noqa: C901 - one loop, so that a frame costs no call

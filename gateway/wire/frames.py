@@ -36,6 +36,8 @@ class FrameType(IntEnum):
     CONTINUATION = 9
 
 
+DATA, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 8, 9  # plain numbers are faster
+
 END_STREAM = 0x1
 ACK = 0x1
 END_HEADERS = 0x4
@@ -66,12 +68,12 @@ def pack_settings(settings: dict[int, int]) -> bytes:
 
 def pack_window_update(stream_id: int, increment: int) -> bytes:
     """Return a WINDOW_UPDATE frame; stream 0 is the connection."""
-    return pack_frame(FrameType.WINDOW_UPDATE, 0, stream_id, WORD.pack(increment))
+    return pack_frame(WINDOW_UPDATE, 0, stream_id, WORD.pack(increment))
 
 
 def pack_reset(stream_id: int, code: int) -> bytes:
     """Return a RST_STREAM frame."""
-    return pack_frame(FrameType.RST_STREAM, 0, stream_id, WORD.pack(code))
+    return pack_frame(RST_STREAM, 0, stream_id, WORD.pack(code))
 
 
 def pack_ping(payload: bytes, ack: bool = False) -> bytes:
@@ -88,9 +90,9 @@ def pack_headers(stream_id: int, block: bytes, end_stream: bool, max_frame_size:
     """Return a header block as HEADERS and as many CONTINUATION frames as its size needs."""
     end = END_STREAM if end_stream else 0
     if len(block) <= max_frame_size:
-        return pack_frame(FrameType.HEADERS, end | END_HEADERS, stream_id, block)
+        return pack_frame(HEADERS, end | END_HEADERS, stream_id, block)
     pieces = [block[start : start + max_frame_size] for start in range(0, len(block), max_frame_size)]
-    frames = [pack_frame(FrameType.HEADERS, end, stream_id, pieces[0])]
+    frames = [pack_frame(HEADERS, end, stream_id, pieces[0])]
     frames += [pack_frame(FrameType.CONTINUATION, 0, stream_id, piece) for piece in pieces[1:-1]]
     return b"".join([*frames, pack_frame(FrameType.CONTINUATION, END_HEADERS, stream_id, pieces[-1])])
 

@@ -3,8 +3,6 @@
 Knows complete frames. Does not know how bytes are cut into them.
 """
 
-from dataclasses import dataclass, field
-
 from gateway.wire import frames
 from gateway.wire.events import DataReceived, Event, GoAwayReceived, HeadersReceived, PingAnswered, StreamReset
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
@@ -20,14 +18,16 @@ from gateway.wire.table import CONNECTION_WINDOW, Role, StreamTable
 PRIORITY_BYTES = 5
 
 
-@dataclass(slots=True)
 class HeaderBlock:
     """A header block that is still arriving."""
 
-    stream_id: int
-    end_stream: bool
-    data: bytearray = field(default_factory=bytearray)
-    num_continuations: int = 0
+    __slots__ = ("data", "end_stream", "num_continuations", "stream_id")
+
+    def __init__(self, stream_id: int, end_stream: bool) -> None:
+        self.stream_id = stream_id
+        self.end_stream = end_stream
+        self.data = bytearray()
+        self.num_continuations = 0
 
 
 class FrameHandlers(StreamTable):
@@ -92,8 +92,12 @@ class FrameHandlers(StreamTable):
             if len(payload) < PRIORITY_BYTES:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
             payload = payload[PRIORITY_BYTES:]
-        self._block = HeaderBlock(stream_id, bool(flags & frames.END_STREAM))
-        return self._extend_block(flags, payload)
+        end_stream = bool(flags & frames.END_STREAM)
+        if not flags & frames.END_HEADERS:
+            self._block = HeaderBlock(stream_id, end_stream)
+            return self._extend_block(flags, payload)
+        self._guards.check_header_block(len(payload), 0)
+        return self._take_headers(stream_id, self._decoder.decode(payload), end_stream)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         if self._block is None:

@@ -65,6 +65,11 @@ class Outbox:
 
     def send_data(self, stream: Stream, piece: bytes, owner: Any = None, end_stream: bool = False) -> None:
         """Send or queue bytes; `owner` comes back in `released` with the bytes written."""
+        size = len(piece)
+        is_free = not stream.queue and not self.paused and stream.ending is None
+        if is_free and 0 < size <= min(stream.send_window, self.window, self.max_frame, LARGEST_FRAME):
+            self._send_whole(stream, piece, owner, end_stream)
+            return
         stream.queue.append((piece, owner))
         if end_stream:
             stream.ending = b""
@@ -110,6 +115,18 @@ class Outbox:
             block, self._table_update = self._table_update + block, b""
         self.put(frames.pack_headers(stream.stream_id, block, end_stream, self.max_frame))
 
+    def _send_whole(self, stream: Stream, piece: bytes, owner: Any, end_stream: bool) -> None:
+        """Send a piece that fits into one frame and both windows, as most do; nothing is queued before it."""
+        size = len(piece)
+        stream.send_window -= size
+        self.window -= size
+        self.put(frames.pack_frame(frames.DATA, frames.END_STREAM if end_stream else 0, stream.stream_id, piece))
+        if end_stream:
+            stream.ending = b""
+            stream.move(Move.SEND_END)
+        if owner is not None:
+            self.released.append((owner, size))
+
     def _send_some(self, stream: Stream, piece: bytes | memoryview, owner: Any) -> None:
         size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME)
         if size < len(piece):
@@ -129,4 +146,4 @@ class Outbox:
         for start in range(0, len(piece) or 1, step):
             part = piece[start : start + step] if len(piece) > step else piece
             flags = frames.END_STREAM if end_stream and start + step >= len(piece) else 0
-            self.put(frames.pack_frame(frames.FrameType.DATA, flags, stream_id, part))
+            self.put(frames.pack_frame(frames.DATA, flags, stream_id, part))

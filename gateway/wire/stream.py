@@ -6,7 +6,6 @@ Knows one stream. Does not know other streams or what the bytes mean.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +60,6 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
 SENDABLE = frozenset({State.OPEN, State.HALF_CLOSED_REMOTE})
 
 
-@dataclass(slots=True, eq=False)
 class Stream:
     """A stream and its two windows, in bytes.
 
@@ -69,22 +67,39 @@ class Stream:
     while it is in the express lane (see `express`), where `lane_credit` bytes may still pass; a full tape closes it.
     """
 
-    stream_id: int
-    outbox: Outbox
-    send_window: int
-    recv_window: int
-    state: State = State.IDLE
-    queue: deque[tuple[bytes | memoryview, Any]] = field(default_factory=deque)
-    ending: bytes | None = (
-        None  # trailers that end our side once the queue is empty; b"" is END_STREAM on the last DATA
-    )
-    consumed: int = 0  # received and passed on, not yet given back to the peer
-    announced: int | None = None  # DATA still to come by the request's content length
-    owner: Any = None
-    target: Stream | None = None
-    lane_credit: int = 0
-    tape: bytearray | None = None  # a copy of all DATA that went through the lane, where one is wanted
-    lane_start: int = 0
+    __slots__ = (
+        "announced",
+        "consumed",
+        "ending",
+        "lane_credit",
+        "lane_start",
+        "outbox",
+        "owner",
+        "queue",
+        "recv_window",
+        "send_window",
+        "state",
+        "stream_id",
+        "tape",
+        "target",
+    )  # fmt: skip
+
+    def __init__(self, stream_id: int, outbox: Outbox, send_window: int, recv_window: int) -> None:
+        """Begin idle."""
+        self.stream_id = stream_id
+        self.outbox = outbox
+        self.send_window = send_window
+        self.recv_window = recv_window
+        self.state = State.IDLE
+        self.queue: deque[tuple[bytes | memoryview, Any]] = deque()
+        self.ending: bytes | None = None  # trailers behind the queue; b"" is END_STREAM on the last DATA
+        self.consumed = 0  # received and passed on, not yet given back to the peer
+        self.announced: int | None = None  # DATA still to come by the request's content length
+        self.owner: Any = None
+        self.target: Stream | None = None
+        self.lane_credit = 0
+        self.lane_start = 0
+        self.tape: bytearray | None = None  # a copy of all DATA that went through the lane, where one is wanted
 
     def move(self, move: Move) -> None:
         """Take one step in the table.

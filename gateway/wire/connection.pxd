@@ -1,0 +1,15 @@
+cimport cython
+from gateway.wire.express cimport Tally
+from gateway.wire.handlers cimport FrameHandlers, HeaderBlock
+
+cdef class Connection(FrameHandlers):
+    cdef public Tally tally
+    cdef public bytes _tail, _preface
+    cdef public Py_ssize_t _pos
+    cdef public object incomplete_since
+    cdef public dict _handlers
+    cpdef _note_incomplete(self, bint some_complete, double now)
+    cpdef Py_ssize_t _express(self, bytearray buffer, Py_ssize_t pos, Py_ssize_t end) except -1
+    cpdef _one_frame(self, long kind, long flags, long stream_id, bytes payload)
+    @cython.locals(block=HeaderBlock)
+    cpdef _check_order(self, long kind, long stream_id)

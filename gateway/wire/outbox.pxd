@@ -1,0 +1,19 @@
+from gateway.wire.stream cimport Stream
+
+cdef class Outbox:
+    cdef public list dirty, chunks, ended, released
+    cdef public long window, initial_window, max_frame, _table_size
+    cdef public bint paused
+    cdef public bytes _table_update
+    cdef public dict blocked
+    cdef public object sink
+    cpdef put(self, chunk)
+    cpdef send_headers(self, Stream stream, block, end_stream=*)
+    cpdef send_data(self, Stream stream, piece, owner=*, end_stream=*)
+    cpdef finish(self, Stream stream, trailers=*)
+    cpdef flush(self, Stream stream)
+    cpdef flush_all(self)
+    cpdef forget(self, Stream stream)
+    cpdef _put_headers(self, Stream stream, block, bint end_stream)
+    cpdef _send_some(self, Stream stream, piece, owner)
+    cpdef _put_data(self, long stream_id, piece, bint end_stream)

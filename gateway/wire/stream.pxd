@@ -1,0 +1,6 @@
+cdef class Stream:
+    cdef public long stream_id, send_window, recv_window, consumed, lane_credit, lane_start
+    cdef public object outbox, state, queue, ending, announced, owner
+    cdef public Stream target
+    cdef public bytearray tape
+    cpdef move(self, move)
