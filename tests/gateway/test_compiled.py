@@ -31,12 +31,14 @@ def run(folder: Path | str, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_tests_of_wire_and_relay_pass_compiled(folder: Path) -> None:
     files = [str(HERE / f"test_{suite}.py") for suite in SUITES]
     result = run(folder, "-m", "pytest", "-p", "no:cacheprovider", *files)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_every_typed_module_is_the_compiled_one(folder: Path) -> None:
     names = list(compiled.modules())
     code = f"import importlib; [print(importlib.import_module(name).__file__) for name in {names}]"
@@ -44,6 +46,7 @@ def test_every_typed_module_is_the_compiled_one(folder: Path) -> None:
     assert result.stdout.split() == [str(folder / f"{name}{compiled.SUFFIX}") for name in names], result.stderr
 
 
+@pytest.mark.slow
 def test_modules_of_other_sources_are_refused(folder: Path, tmp_path: Path) -> None:
     assert compiled.is_current(folder)
     (tmp_path / compiled.STAMP).write_text("0" * 64)
@@ -53,6 +56,7 @@ def test_modules_of_other_sources_are_refused(folder: Path, tmp_path: Path) -> N
     assert "holds no modules compiled from these sources" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_gateway_says_what_it_runs(folder: Path) -> None:
     code = "from gateway import compiled; print(compiled.mode())"
     assert run(folder, "-c", code).stdout.strip() == "compiled"
