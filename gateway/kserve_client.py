@@ -55,6 +55,7 @@ class Chunk:
     log_probs: tuple[float, ...] = ()
     top_token_ids: tuple[int, ...] = ()  # so many in the place of each token
     top_log_probs: tuple[float, ...] = ()
+    embedding: bytes = b""  # fp32, little-endian
 
 
 def text_tensor(name: str, texts: Sequence[str]) -> Tensor:
@@ -167,6 +168,7 @@ def _read(message: Any) -> list[Chunk]:
             log_probs=_numbers(raw, "log_probs", "f"),
             top_token_ids=_numbers(raw, "top_token_ids", "i"),
             top_log_probs=_numbers(raw, "top_log_probs", "f"),
+            embedding=raw.get("embedding", b""),
         )
     ]
 

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -25,8 +24,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError
 from gateway.log import log
-from gateway.openai_bodies import Body, ChatBody, CompletionBody, Unsupported, without_neutral
+from gateway.openai_bodies import Body, ChatBody, CompletionBody
+from gateway.openai_embeddings import embed
 from gateway.openai_errors import ApiError, of_kserve
+from gateway.openai_parsing import parse_body, parse_embedding_body
 from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, usage
 from gateway.safety.guard import Denied, Guard
 
@@ -70,9 +71,10 @@ class OpenAiApi:
     def routes(self) -> list[Route]:
         """Return all of them; what is unknown under `/v1` is refused in OpenAI's shape."""
         made = [Route(path, self._guarded(self._generate), methods=["POST"]) for path in KINDS]
+        embeddings = Route("/v1/embeddings", self._guarded(self._embed), methods=["POST"])
         models = Route("/v1/models", self._guarded(self._models), methods=["GET"])
         other = Route("/v1/{path:path}", self._guarded(self._other), methods=["GET", "POST", "DELETE"])
-        return [*made, models, other]
+        return [*made, embeddings, models, other]
 
     async def _models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
@@ -105,6 +107,12 @@ class OpenAiApi:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(_events(reply, completion, first, chunks, with_usage), completion)
 
+    async def _embed(self, request: Request) -> Response:
+        body = parse_embedding_body(await _read_body(request))
+        work = embed(self._client, body, _metadata(request), _timeout(request))
+        answer = await _while_connected(request, work)
+        return CLOSED if answer is None else JSONResponse(answer)
+
     def _guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def run(request: Request) -> Response:
             try:
@@ -123,46 +131,6 @@ class OpenAiApi:
                 return ApiError(500, "internal error").response()
 
         return run
-
-
-def parse_body(kind: type[Body], raw: bytes) -> Body:
-    """Return the checked body of a request.
-
-    Raises:
-        ApiError: it is malformed, or asks for something we do not do.
-    """
-    try:
-        fields = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, or a number of thousands of digits
-        raise ApiError(400, f"the body is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ApiError(400, "the body must be a JSON object")
-    try:
-        body = kind.model_validate(without_neutral(fields))
-    except Unsupported as error:
-        raise ApiError(400, str(error), error.name, "unsupported_value") from error
-    except ValidationError as error:
-        raise _explain(error) from error
-    if body.model != MODEL:
-        raise ApiError(404, f"the model {body.model!r} does not exist; there is {MODEL!r}", "model", "model_not_found")
-    if body.stream_options is not None and not body.stream:
-        raise ApiError(400, "stream_options is allowed only with stream", "stream_options")
-    return body
-
-
-def _explain(error: ValidationError) -> ApiError:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    first = max((item for item in found if item["loc"][:1] == found[0]["loc"][:1]), key=lambda item: len(item["loc"]))
-    place = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))
-    param = str(first["loc"][0]) if first["loc"] else None
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"the field {place!r} is unknown or not supported", param, "unknown_parameter")
-    return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param)
-
-
-def _is_alternative(part: int | str) -> bool:
-    """Whether this part of a place names a type of a union and not a field."""
-    return isinstance(part, str) and (part == "str" or "[" in part)
 
 
 def _metadata(request: Request) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from gateway.kserve_client import Tensor, int_tensor, text_tensor
-from gateway.openai_parts import Message, ResponseFormat, Strict, Text, Tool
+from gateway.openai_parts import ForModel, Message, ResponseFormat, Strict, Text, TokenId, Tool
 
 MAX_INT32 = 2**31 - 1
 MAX_TOP = 20
@@ -30,7 +30,6 @@ NEUTRAL: dict[str, list[Any]] = {
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -51,10 +50,9 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Body(Strict):
+class Body(ForModel):
     """What both kinds of request share; null is the same as absent."""
 
-    model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
@@ -67,6 +65,7 @@ class Body(Strict):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logit_bias: dict[TokenKey, Bias] | None = None
     user: str | None = None
+    adapter: Text | None = None
 
     @property
     def limit(self) -> int | None:
@@ -104,6 +103,8 @@ class Body(Strict):
             made.append(Tensor("random_seed", "UINT64", struct.pack("<Q", self.seed)))
         if self.stop:
             made.append(text_tensor("stop_words", [self.stop] if isinstance(self.stop, str) else self.stop))
+        if self.adapter is not None:
+            made.append(text_tensor("adapter", [self.adapter]))
         if options := self.options():
             made.append(text_tensor("sampling_parameters", [json.dumps(options)]))
         return made

@@ -17,6 +17,7 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
@@ -24,6 +25,12 @@ class Strict(BaseModel):
     """Takes no unknown fields and converts nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ForModel(Strict):
+    """A body that names the model it is for."""
+
+    model: str
 
 
 class TextPart(Strict):

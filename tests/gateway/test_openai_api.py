@@ -10,9 +10,9 @@ import openai
 import pytest
 from openai import OpenAI
 
-from gateway.openai_api import parse_body
 from gateway.openai_bodies import CompletionBody
 from gateway.openai_errors import ApiError
+from gateway.openai_parsing import parse_body
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.process import GatewayProcess

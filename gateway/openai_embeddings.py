@@ -1,0 +1,118 @@
+"""OpenAI's embeddings: one request to the model for each text, and one answer of them all.
+
+Knows the body, the answer and how many texts are asked for at once. Does not know HTTP.
+
+Invariant: when `embed` returns or raises, none of its requests is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from gateway.kserve_client import MODEL, Chunk, KserveClient, KserveError, Tensor, int_tensor, text_tensor
+from gateway.openai_parts import ForModel, Text, TokenId
+
+MAX_INPUTS = 2048
+MAX_AT_ONCE = 16
+FLOAT_BYTES = 4
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+NonEmptyText = Annotated[Text, Field(min_length=1)]
+
+
+class EmbeddingBody(ForModel):
+    """`POST /v1/embeddings`; null is the same as absent."""
+
+    input: (
+        NonEmptyText
+        | TokenIds
+        | Annotated[list[NonEmptyText], Field(min_length=1)]
+        | Annotated[list[TokenIds], Field(min_length=1)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    pooling: Literal["last", "mean"] | None = None
+    adapter: Text | None = None
+    user: str | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _not_too_many(cls, value: Any) -> Any:
+        if isinstance(value, list) and not isinstance(value[0], int) and len(value) > MAX_INPUTS:
+            raise ValueError(f"at most {MAX_INPUTS} texts in one request, got {len(value)}")
+        return value
+
+    def requests(self) -> list[list[Tensor]]:
+        """Return the inputs of the model for each text."""
+        shared = [text_tensor("embed", [self.pooling or "last"])]
+        if self.adapter is not None:
+            shared.append(text_tensor("adapter", [self.adapter]))
+        return [[prompt, *shared] for prompt in self._prompts()]
+
+    def _prompts(self) -> list[Tensor]:
+        given = self.input
+        items: Any = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+        return [
+            text_tensor("text_input", [item]) if isinstance(item, str) else int_tensor("input_ids", item)
+            for item in items
+        ]
+
+
+async def embed(
+    client: KserveClient, body: EmbeddingBody, metadata: Sequence[tuple[str, str]], timeout: float | None
+) -> dict[str, Any]:
+    """Return OpenAI's answer to the body.
+
+    Raises:
+        KserveError: a text could not be embedded.
+    """
+    places = asyncio.Semaphore(MAX_AT_ONCE)
+    tasks = [
+        asyncio.ensure_future(_embed_one(client, tensors, metadata, timeout, places)) for tensors in body.requests()
+    ]
+    try:
+        answers = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    num_tokens = sum(answer.prompt_tokens for answer in answers)
+    as_text = body.encoding_format == "base64"
+    return {
+        "object": "list",
+        "data": [_item(index, answer.embedding, as_text=as_text) for index, answer in enumerate(answers)],
+        "model": MODEL,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }
+
+
+async def _embed_one(
+    client: KserveClient,
+    tensors: Sequence[Tensor],
+    metadata: Sequence[tuple[str, str]],
+    timeout: float | None,
+    places: asyncio.Semaphore,
+) -> Chunk:
+    async with places:
+        completion = await client.open(tensors, metadata, timeout)
+        try:
+            async with aclosing(completion.chunks()) as chunks:
+                last = [chunk async for chunk in chunks][-1]
+        finally:
+            completion.cancel()
+    if not last.embedding:
+        raise KserveError("INTERNAL", "the model's answer holds no embedding")
+    return last
+
+
+def _item(index: int, raw: bytes, *, as_text: bool) -> dict[str, Any]:
+    """Return one vector, fp32 in little-endian order, as a list or in base64."""
+    values: Any = (
+        base64.b64encode(raw).decode() if as_text else list(struct.unpack(f"<{len(raw) // FLOAT_BYTES}f", raw))
+    )
+    return {"object": "embedding", "index": index, "embedding": values}

@@ -1,0 +1,76 @@
+"""From the bytes of an OpenAI request to its checked body.
+
+Knows what is malformed and how OpenAI says so. Does not know HTTP, or what bodies mean.
+"""
+
+import json
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from gateway.kserve_client import MODEL
+from gateway.openai_bodies import Body, Unsupported, without_neutral
+from gateway.openai_embeddings import EmbeddingBody
+from gateway.openai_errors import ApiError
+from gateway.openai_parts import ForModel
+
+M = TypeVar("M", bound=ForModel)
+
+
+def parse_body(kind: type[Body], raw: bytes) -> Body:
+    """Return the checked body of a request for a completion.
+
+    Raises:
+        ApiError: it is malformed, or asks for something we do not do.
+    """
+    try:
+        body = _validated(kind, without_neutral(_fields(raw)))
+    except Unsupported as error:
+        raise ApiError(400, str(error), error.name, "unsupported_value") from error
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is allowed only with stream", "stream_options")
+    return body
+
+
+def parse_embedding_body(raw: bytes) -> EmbeddingBody:
+    """Return the checked body of a request for embeddings.
+
+    Raises:
+        ApiError: it is malformed, or asks for something we do not do.
+    """
+    return _validated(EmbeddingBody, _fields(raw))
+
+
+def _fields(raw: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, or a number of thousands of digits
+        raise ApiError(400, f"the body is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    return fields
+
+
+def _validated(kind: type[M], fields: dict[str, Any]) -> M:
+    try:
+        body = kind.model_validate(fields)
+    except ValidationError as error:
+        raise _explain(error) from error
+    if body.model != MODEL:
+        raise ApiError(404, f"the model {body.model!r} does not exist; there is {MODEL!r}", "model", "model_not_found")
+    return body
+
+
+def _explain(error: ValidationError) -> ApiError:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    first = max((item for item in found if item["loc"][:1] == found[0]["loc"][:1]), key=lambda item: len(item["loc"]))
+    place = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))
+    param = str(first["loc"][0]) if first["loc"] else None
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"the field {place!r} is unknown or not supported", param, "unknown_parameter")
+    return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param)
+
+
+def _is_alternative(part: int | str) -> bool:
+    """Whether this part of a place names a type of a union and not a field."""
+    return isinstance(part, str) and (part == "str" or "[" in part)
