@@ -11,6 +11,7 @@ from pathlib import Path
 import uvloop
 
 from gateway.config import ConfigError, GatewayConfig, make_config, parse_instance, read_fields
+from gateway.config_help import describe, describe_field
 
 FLAGS = (
     "grpc_address",
@@ -21,6 +22,13 @@ FLAGS = (
     "max_retries",
     "resume",
     "workers",
+)
+
+
+DESCRIPTION = "Relay KServe v2 gRPC, and OpenAI's API over HTTP, to the tritonserver with the shortest queue."
+EPILOG = (
+    "SIGTERM drains and stops, a second one cuts. SIGHUP, or a change of FILE, applies it to the running gateway, with "
+    "all its workers; addresses, tls, safety, observe, limits, patience, max_connections and workers need a restart."
 )
 
 
@@ -35,12 +43,26 @@ def parse_arguments(arguments: list[str]) -> GatewayConfig:
 
 def parse_flags(arguments: list[str]) -> argparse.Namespace:
     """Return the flags of the command line."""
-    parser = argparse.ArgumentParser("python -m gateway", description="Relay KServe v2 gRPC to the shortest queue.")
-    parser.add_argument("--config", type=Path, help="YAML or JSON file; flags override it")
-    parser.add_argument("--instance", action="append", default=[], metavar="HOST:GRPC_PORT[,HOST:METRICS_PORT]")
+    parser = argparse.ArgumentParser("python -m gateway", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON; flags override it")
+    parser.add_argument("--help-config", action=HelpConfig, nargs=0, help="show every field of FILE and exit")
+    parser.add_argument(
+        "--instance", action="append", default=[], metavar="ADDRESS",
+        help="HOST:GRPC_PORT[,HOST:METRICS_PORT] of a tritonserver; may be given several times",
+    )  # fmt: skip
     for flag in FLAGS:
-        parser.add_argument("--" + flag.replace("_", "-"), default=None)
+        text = describe_field(GatewayConfig.model_fields[flag]).replace("%", "%%")
+        parser.add_argument("--" + flag.replace("_", "-"), default=None, metavar="VALUE", help=text)
     return parser.parse_args(arguments)
+
+
+class HelpConfig(argparse.Action):
+    """Shows what a configuration file may hold."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_given: object) -> None:
+        """Print and exit."""
+        sys.stdout.write("\n".join(describe(GatewayConfig)) + "\n")
+        parser.exit()
 
 
 def read_config(given: argparse.Namespace) -> GatewayConfig:

@@ -3,9 +3,9 @@
 Knows fields and their limits. Does not know the command line.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import yaml
 from pydantic import Field, FilePath, StringConstraints, TypeAdapter, ValidationError, model_validator
@@ -32,18 +32,20 @@ class ConfigError(Exception):
 class TlsConfig(Strict):
     """TLS of the gateway's gRPC port; with `client_ca`, clients must show a certificate that it signed."""
 
-    certificate: FilePath
-    key: FilePath
-    client_ca: FilePath | None = None
+    certificate: FilePath = Field(description="PEM file of our certificate")
+    key: FilePath = Field(description="PEM file of its key")
+    client_ca: FilePath | None = Field(default=None, description="PEM file; absent: clients show no certificate")
 
 
 class InstanceTlsConfig(Strict):
     """TLS towards an instance: who must have signed its certificate, and what we show for ourselves."""
 
-    ca: FilePath | None = None
-    certificate: FilePath | None = None
-    key: FilePath | None = None
-    server_name: str | None = None
+    ca: FilePath | None = Field(
+        default=None, description="PEM file of who signs instances' certificates; absent: the system's"
+    )
+    certificate: FilePath | None = Field(default=None, description="PEM file that we show")
+    key: FilePath | None = Field(default=None, description="PEM file of its key")
+    server_name: str | None = Field(default=None, description="name in the instance's certificate; absent: its host")
 
 
 class InstanceConfig(Strict):
@@ -53,11 +55,15 @@ class InstanceConfig(Strict):
     metrics tells sooner.
     """
 
-    grpc: Address
-    metrics: TcpAddress | None = None
-    name: str = ""
-    pool: str = ""
-    group: str = ""
+    grpc: Address = Field(description="host:port, [host]:port or unix:/path of its gRPC port")
+    metrics: TcpAddress | None = Field(
+        default=None, description="host:port of its metrics; absent: neither its load nor its heartbeat is known"
+    )
+    name: str = Field(default="", description="unique; absent: its gRPC address")
+    pool: str = Field(
+        default="", description="instances of the same parallelism, for routing.levels and routing.outliers"
+    )
+    group: str = Field(default="", description="for routing.split")
     tls: InstanceTlsConfig | None = None
     patience: Patience = Patience(message_s=None, keepalive_s=None)
 
@@ -72,27 +78,46 @@ class InstanceConfig(Strict):
 class GatewayConfig(Strict):
     """Everything that can be set."""
 
-    grpc_address: Address = "127.0.0.1:8001"
-    http_address: TcpAddress = "127.0.0.1:8080"
+    grpc_address: Address = Field(
+        default="127.0.0.1:8001", description="host:port, [host]:port or unix:/path to listen at; port 0: any"
+    )
+    http_address: TcpAddress = Field(
+        default="127.0.0.1:8080", description="host:port for OpenAI's API, metrics, health and dashboard"
+    )
     tls: TlsConfig | None = None
     instances: tuple[InstanceConfig, ...] = ()
     discovery: DiscoveryConfig | None = None
-    queue_timeout_s: float = Field(5.0, ge=0)
-    heartbeat_timeout_s: float = Field(3.0, gt=0)
-    scrape_interval_s: float = Field(0.1, gt=0)
-    drain_timeout_s: float = Field(30.0, ge=0)
-    max_retries: int = Field(2, ge=0)
-    resume: bool = True
-    stall_timeout_s: float | None = Field(60.0, gt=0)
+    queue_timeout_s: float = Field(default=5.0, ge=0, description="seconds that a request waits for a usable instance")
+    heartbeat_timeout_s: float = Field(
+        default=3.0, gt=0, description="seconds after which an instance whose heartbeat stands still is dead"
+    )
+    scrape_interval_s: float = Field(
+        default=0.1, gt=0, description="seconds between two reads of an instance's metrics"
+    )
+    drain_timeout_s: float = Field(
+        default=30.0, ge=0, description="seconds that open requests have at the end, or when their instance leaves"
+    )
+    max_retries: int = Field(
+        default=2, ge=0, description="times a request is sent again that has failed before its first answer"
+    )
+    resume: bool = Field(default=True, description="whether a stream whose instance dies goes on at another")
+    stall_timeout_s: float | None = Field(
+        default=60.0, gt=0, description="seconds of silence after which a stream goes on elsewhere; null: never"
+    )
     hedging: HedgingConfig | None = None
-    max_request_bytes: int = Field(64 * 2**20, gt=0)
+    max_request_bytes: int = Field(default=64 * 2**20, gt=0, description="bytes of one request")
     routing: RoutingConfig = RoutingConfig()
     safety: SafetyConfig = SafetyConfig()
-    max_connections: int = Field(10_000, gt=0)
+    max_connections: int = Field(default=10_000, gt=0, description="clients' connections, of each worker")
     limits: Limits = DEFAULT_LIMITS
     patience: Patience = Patience()
     observe: ObserveConfig = ObserveConfig()
-    workers: int = Field(1, ge=1, le=64)
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="processes on the gRPC port; above 1 tenants, journal and a Unix socket are refused",
+    )
 
     @model_validator(mode="after")
     def _check_workers(self) -> "GatewayConfig":
@@ -160,6 +185,15 @@ def make_instances(items: object) -> tuple[InstanceConfig, ...]:
     return instances
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans, `true` and `false`: `on` is a field of content rules."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def read_document(path: Path) -> object:
     """Return what a YAML or JSON file holds.
 
@@ -167,7 +201,7 @@ def read_document(path: Path) -> object:
         ConfigError: it cannot be read.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -191,5 +225,11 @@ def _check_names(instances: Sequence[InstanceConfig]) -> None:
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    lines = [f"{'.'.join(map(str, item['loc'])) or 'configuration'}: {item['msg']}" for item in error.errors()]
-    return ConfigError("; ".join(lines))
+    return ConfigError("; ".join(_explain_one(item) for item in error.errors()))
+
+
+def _explain_one(item: Mapping[str, Any]) -> str:
+    where = ".".join(map(str, item["loc"])) or "configuration"
+    value = item["input"]
+    given = f", not {value!r}" if isinstance(value, str | int | float) and repr(value) not in item["msg"] else ""
+    return f"{where}: {item['msg']}{given}"

@@ -29,11 +29,17 @@ def _usable(pattern: str) -> str:
 class RuleConfig(Strict):
     """One pattern, or one list of whole words in any case, and what happens where it is found."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-    pattern: Annotated[str, AfterValidator(_usable)] | None = None
-    words: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = ()
-    action: Action
-    on: tuple[Place, ...] = Field(default=("prompt", "output"), min_length=1)
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = Field(
+        description="letters, digits, _, . and -; at most 64"
+    )
+    pattern: Annotated[str, AfterValidator(_usable)] | None = Field(
+        default=None, description="a regular expression of the package regex"
+    )
+    words: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(
+        default=(), description="whole words, in any case"
+    )
+    action: Action = Field(description="what happens where it is found")
+    on: tuple[Place, ...] = Field(default=("prompt", "output"), min_length=1, description="where it is looked for")
 
     @model_validator(mode="after")
     def _check(self) -> "RuleConfig":
@@ -54,11 +60,13 @@ class ContentConfig(Strict):
     """The rules, and where a check of the operator's own is."""
 
     rules: tuple[RuleConfig, ...] = ()
-    hook: Annotated[str, StringConstraints(pattern=r"^[\w.]+:\w+$")] | None = (
-        None  # module:callable that makes a `Check`
+    hook: Annotated[str, StringConstraints(pattern=r"^[\w.]+:\w+$")] | None = Field(
+        default=None, description="module:callable that makes a check of your own"
     )
-    mask: str = "***"
-    max_held_chars: int = Field(default=256, ge=1)  # of an answer, while they may be the beginning of something
+    mask: str = Field(default="***", description="what stands in the place of what is masked")
+    max_held_chars: int = Field(
+        default=256, ge=1, description="characters of an answer held back while they may begin a finding"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "ContentConfig":

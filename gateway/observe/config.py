@@ -21,18 +21,20 @@ def _has_folder(path: Path) -> Path:
 class JournalConfig(Strict):
     """Where requests and metrics are written down, and how many of them are kept."""
 
-    path: Annotated[Path, AfterValidator(_has_folder)]
-    max_rows: int = Field(default=1_000_000, ge=1)
-    max_age_s: float = Field(default=7 * 86400.0, gt=0)
-    snapshot_interval_s: float = Field(default=10.0, gt=0)
+    path: Annotated[Path, AfterValidator(_has_folder)] = Field(description="SQLite file")
+    max_rows: int = Field(default=1_000_000, ge=1, description="rows kept in each table")
+    max_age_s: float = Field(default=7 * 86400.0, gt=0, description="seconds that they are kept")
+    snapshot_interval_s: float = Field(default=10.0, gt=0, description="seconds between two snapshots of the metrics")
 
 
 class TracingConfig(Strict):
     """Where spans go; needs the extra `tracing`."""
 
-    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]  # OTLP over HTTP, as .../v1/traces
-    service: str = "scalellm-gateway"
-    sample: float = Field(default=1.0, ge=0, le=1)  # of requests whose client has not decided
+    endpoint: Annotated[str, StringConstraints(pattern=r"^https?://\S+$")] = Field(
+        description="OTLP over HTTP, as http://host:4318/v1/traces"
+    )
+    service: str = Field(default="scalellm-gateway", description="name of the service in spans")
+    sample: float = Field(default=1.0, ge=0, le=1, description="share of requests whose client has not decided")
 
     @model_validator(mode="after")
     def _is_installed(self) -> "TracingConfig":
@@ -48,6 +50,6 @@ class TracingConfig(Strict):
 class ObserveConfig(Strict):
     """How closely requests are watched: a watched one is read message by message, outside the express lane."""
 
-    sample: float = Field(default=0.0, ge=0, le=1)  # share of requests that are watched
+    sample: float = Field(default=0.0, ge=0, le=1, description="share of requests that are watched")
     journal: JournalConfig | None = None
     tracing: TracingConfig | None = None

@@ -14,11 +14,11 @@ from gateway.strict import Strict
 class LevelsConfig(Strict):
     """Two pools of instances, one for few requests in flight and one for many."""
 
-    low_pool: str
-    high_pool: str
-    threshold: float = Field(64.0, gt=0)
-    hysteresis: float = Field(0.1, ge=0, lt=1)
-    window_s: float = Field(5.0, ge=0)
+    low_pool: str = Field(description="pool below the threshold")
+    high_pool: str = Field(description="pool from it on")
+    threshold: float = Field(default=64.0, gt=0, description="requests in flight")
+    hysteresis: float = Field(default=0.1, ge=0, lt=1, description="share of the threshold by which it must be passed")
+    window_s: float = Field(default=5.0, ge=0, description="seconds over which requests in flight are averaged")
 
     def rule(self) -> LevelRule:
         """Return the rule."""
@@ -29,10 +29,14 @@ class LevelsConfig(Strict):
 class RoutingConfig(Strict):
     """How instances are chosen."""
 
-    policy: PolicyName = PolicyName.QUEUE_DEPTH
-    split: dict[str, float] = Field(default_factory=dict)  # weight of each group of instances, as for a canary
+    policy: PolicyName = Field(default=PolicyName.QUEUE_DEPTH, description="how an instance is chosen")
+    split: dict[str, float] = Field(
+        default_factory=dict, description="weight of each group of instances, as for a canary"
+    )
     levels: LevelsConfig | None = None
-    slow_start_s: float = Field(default=10.0, ge=0)
+    slow_start_s: float = Field(
+        default=10.0, ge=0, description="seconds in which a recovered instance gets less than its share"
+    )
     outliers: OutliersConfig | None = OutliersConfig()
 
     @model_validator(mode="after")

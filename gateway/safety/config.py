@@ -18,37 +18,43 @@ TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 class LimitConfig(Strict):
     """So many requests or tokens in so many seconds; a budget is a limit over a long time."""
 
-    what: Literal["requests", "tokens"]
-    amount: int = Field(gt=0)
-    per_s: float = Field(default=60.0, gt=0)
-    burst: int | None = Field(default=None, gt=0)  # most at once; absent: the amount
+    what: Literal["requests", "tokens"] = Field(description="what is counted")
+    amount: int = Field(gt=0, description="so many")
+    per_s: float = Field(default=60.0, gt=0, description="in so many seconds")
+    burst: int | None = Field(default=None, gt=0, description="most at once; absent: the amount")
 
 
 class TenantConfig(Strict):
     """One group of callers and what it is entitled to."""
 
-    name: TenantName
-    weight: int = Field(default=1, ge=1, le=1000)  # its share of an engine, against other tenants'
-    priority_class: int = Field(default=4, ge=0, le=100)  # the lower, the sooner; the engine's own default is 4
+    name: TenantName = Field(description="letters, digits, _, . and -; at most 64")
+    weight: int = Field(default=1, ge=1, le=1000, description="its share of an engine, against other tenants'")
+    priority_class: int = Field(default=4, ge=0, le=100, description="the lower, the sooner")
     limits: tuple[LimitConfig, ...] = ()
-    max_concurrent: int | None = Field(default=None, ge=1)
-    max_request_bytes: int | None = Field(default=None, ge=1)
-    is_admin: bool = False  # may drain and resume instances
+    max_concurrent: int | None = Field(default=None, ge=1, description="requests in flight; absent: any")
+    max_request_bytes: int | None = Field(
+        default=None, ge=1, description="bytes of one request; absent: the gateway's limit"
+    )
+    is_admin: bool = Field(default=False, description="whether it may drain and resume instances")
 
 
 class SafetyConfig(Strict):
     """Everything about who may ask for what; without tenants everybody may ask for everything but management."""
 
-    allow_management: bool = False
+    allow_management: bool = Field(default=False, description="whether clients reach Triton's management calls")
     tenants: tuple[TenantConfig, ...] = ()
-    keys_file: Path | None = None
-    keys_env: str | None = None
-    anonymous_tenant: TenantName | None = None  # of calls without a key; absent: they are refused
-    max_in_flight: int | None = Field(default=None, ge=1)
-    queue_size: int = Field(default=1024, ge=0)
-    max_wait_s: float = Field(default=1.0, ge=0)
+    keys_file: Path | None = Field(default=None, description="file of lines TENANT sha256:HEX")
+    keys_env: str | None = Field(default=None, description="environment variable with such lines")
+    anonymous_tenant: TenantName | None = Field(
+        default=None, description="tenant of calls without a key; absent: they are refused"
+    )
+    max_in_flight: int | None = Field(default=None, ge=1, description="requests of all tenants together; absent: any")
+    queue_size: int = Field(default=1024, ge=0, description="requests that may wait for a limit")
+    max_wait_s: float = Field(default=1.0, ge=0, description="seconds that they may wait")
     content: ContentConfig | None = None
-    assumed_completion_tokens: int = Field(default=256, ge=1)  # of a request that does not say `max_tokens`
+    assumed_completion_tokens: int = Field(
+        default=256, ge=1, description="tokens of a request that does not say max_tokens"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "SafetyConfig":

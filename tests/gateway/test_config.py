@@ -1,6 +1,7 @@
 """Configuration, headers and statuses: read as meant or refused with a reason."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 
 from gateway.__main__ import parse_arguments
 from gateway.call import BadCall, parse_call, parse_timeout, upstream_headers
-from gateway.config import ConfigError
+from gateway.config import ConfigError, GatewayConfig, make_config, read_fields
+from gateway.config_help import describe
 from gateway.request_stages import TRANSITIONS, Stage, Step
 from gateway.status import Code, failure_of_reset, failure_of_trailers, trailers_of
 from tests.gateway.process import ROOT
@@ -53,6 +55,52 @@ def test_a_wrong_configuration_is_refused_as_a_whole(tmp_path: Path, text: str, 
     file.write_text(text)
     with pytest.raises(ConfigError, match=reason):
         parse_arguments(["--config", str(file)])
+
+
+def test_a_refusal_names_field_limit_and_value() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config({"instances": [{"grpc": "h:1"}], "workers": 65, "hedging": {"max_share": "much"}, "extra": 3})
+    assert str(caught.value).split("; ") == [
+        "hedging.max_share: Input should be a valid number, unable to parse string as a number, not 'much'",
+        "workers: Input should be less than or equal to 64, not 65",
+        "extra: Extra inputs are not permitted, not 3",
+    ]
+
+
+def test_the_example_in_the_docs_is_valid() -> None:
+    config = parse_arguments(["--config", str(ROOT / "docs" / "gateway.yaml")])
+    assert [instance.name for instance in config.instances] == ["left", "right"]
+
+
+BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split(":")[0])
+def test_every_piece_of_configuration_in_the_docs_is_valid(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SCALELLM_KEYS", f"guests sha256:{'1' * 64}")
+    (tmp_path / "my_module.py").write_text("class MyCheck: pass")
+    (tmp_path / "keys.txt").write_text(f"staff sha256:{'0' * 64}\n")
+    for name in re.findall(r"[\w.]+\.(?:pem|key)", block):
+        (tmp_path / name).touch()
+    file = tmp_path / "gateway.yaml"
+    file.write_text(block.replace("/var/lib/scalellm", str(tmp_path)))
+    make_config({"instances": [{"grpc": "h:1"}]} | read_fields(file))
+
+
+def test_the_help_names_every_field_with_its_meaning_limits_and_default() -> None:
+    lines = list(describe(GatewayConfig))
+    assert not [line for line in lines if line.count(":") == 0 or line.endswith(":")]
+    assert not [line for line in lines if re.search(r": \((?!above 0)(?!one of)", line)]
+    assert "workers: processes on the gRPC port" in "\n".join(lines)
+    assert "hedging.max_share: share of requests that may have a second copy (> 0; <= 1; default 0.05)" in lines
+    assert any(line.startswith("routing.policy:") and "one of queue_depth, least_kv" in line for line in lines)
+    done = run_python("-m", "gateway", "--help-config")
+    assert (done.returncode, done.stdout.splitlines()) == (0, lines)
+    assert "seconds that a request waits for a usable instance" in run_python("-m", "gateway", "--help").stdout
 
 
 def test_the_command_says_what_is_wrong_and_exits_with_2() -> None:
