@@ -21,7 +21,7 @@ from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
-from gateway.wire.messages import MessageCutter, frame_message
+from gateway.wire.messages import MessageCutter
 from gateway.wire.stream import State
 
 if TYPE_CHECKING:
@@ -150,10 +150,6 @@ class Request(RequestMemory):
     def send_message(self, extra: bytes) -> None:
         """Send what is there as one message, with the encoded fields `extra` appended."""
         self._send(self.message(extra), complete=True)
-
-    def message(self, extra: bytes) -> bytes:
-        """Return the framed message that is sent."""
-        return frame_message(b"".join([*(self.kept or ()), self.continuation, extra]))
 
     def take_over(self, hedge: Hedge) -> None:
         """Go on as the second copy, having let go of the first."""

@@ -9,6 +9,7 @@ Invariants:
 
 from gateway.tape import Delivered, NotResumable, Tape, continuation
 from gateway.wire import protobuf
+from gateway.wire.messages import frame_message
 
 MAX_RESUMABLE_BYTES = 1024 * 1024  # of a request that is kept while it is answered
 MAX_TAPE_BYTES = 4 * 1024 * 1024  # of its compressed responses
@@ -34,6 +35,10 @@ class RequestMemory:
         self.kept_bytes += len(payload)
         if self.kept is not None:
             self.kept.append(payload)
+
+    def message(self, extra: bytes) -> bytes:
+        """Return the framed message that is sent: what is there, with the encoded fields `extra` appended."""
+        return frame_message(b"".join([*(self.kept or ()), self.continuation, extra]))
 
     @property
     def num_delivered(self) -> int:

