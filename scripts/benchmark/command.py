@@ -76,6 +76,21 @@ def sampler(threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOp
 
 
 @app.command()
+def speculation(
+    model: Annotated[Path, typer.Option(help="Model folder.")] = paths.DEFAULT_MODEL,
+    threads: ThreadsOption = 0,
+    repeats: RepeatsOption = 3,
+    json: JsonOption = None,
+) -> None:
+    """Measure one stream with and without draft tokens looked up in its text."""
+    from scripts.benchmark.speculation import run
+
+    with _progress() as progress:
+        report = run(model, _threads(threads), repeats, progress)
+    _finish(report, json)
+
+
+@app.command()
 def endpoint(
     model: ModelOption = None, threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None
 ) -> None:

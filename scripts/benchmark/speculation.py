@@ -1,0 +1,67 @@
+"""`scripts/bench speculation`: what draft tokens looked up in the text gain for one stream.
+
+Knows an engine core and three texts. Does not know how drafts are made.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.guided_options import Guided
+from engine.offline import Completion, generate
+from engine.sampling_params import SamplingParams
+from scripts.benchmark.report import Report
+
+NUM_TOKENS = 256
+WAYS: tuple[str | int, ...] = ("off", 2, 4, 8)
+VERSE = "Once there was a fox who said to the cat: I am the king of this forest, and you will do what I say. "
+TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a story": ("Once upon a time there was a poor woodcutter who lived", {}),
+    "a dialogue that repeats itself": (
+        '"Good day, Hans." "Good day, mother." "Where do you come from?" "From Gretel." ' * 4 + '"Good day',
+        {},
+    ),
+    "a text copied from the prompt": (VERSE, {"guided": Guided("regex", f"({VERSE})*".replace(".", r"\."))}),
+}
+
+
+def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Report:
+    """Let one stream write each text with and without drafts, in turn.
+
+    Raises:
+        ValueError: drafts have changed an answer.
+    """
+    report = Report(
+        f"one stream, {model.name}, fp32, {num_threads} threads, drafts by n-grams",
+        f"{NUM_TOKENS} tokens, greedy, the same ones every way; acceptance does not depend on the machine",
+    )
+    core = EngineCore(EngineConfig.from_env(model=model, num_threads=num_threads))
+    task = progress.add_task("speculation", total=repeats * len(TEXTS) * len(WAYS))
+    for _ in range(repeats):
+        for name in TEXTS:
+            answers = [_measure(core, name, way, report) for way in WAYS]
+            progress.advance(task, len(WAYS))
+            if any(answer.token_ids != answers[0].token_ids for answer in answers):
+                raise ValueError(f"drafts have changed what the engine says to {name}")
+    return report
+
+
+def _measure(core: EngineCore, name: str, way: str | int, report: Report) -> Completion:
+    text, options = TEXTS[name]
+    params = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True, speculation=way, **options)
+    before = core.read_stats()
+    num_steps, num_drafts, num_accepted = before.num_steps, before.num_draft_tokens, before.num_accepted_draft_tokens
+    started = time.monotonic()
+    [completion] = generate(core, [core.tokenizer.encode(text)], [params])
+    seconds, after = time.monotonic() - started, core.read_stats()
+    series = f"{name}, {way}" if isinstance(way, str) else f"{name}, up to {way} drafts"
+    report.add(series, "tokens/s", len(completion.token_ids) / seconds)
+    report.add(f"{series}: a step", "tokens", len(completion.token_ids) / (after.num_steps - num_steps))
+    if after.num_draft_tokens > num_drafts:
+        accepted = after.num_accepted_draft_tokens - num_accepted
+        report.add(f"{series}: accepted", "%", 100 * accepted / (after.num_draft_tokens - num_drafts))
+    return completion
