@@ -2,7 +2,8 @@
 
 One work item is one token and one KV head with its G query heads: it walks the token's blocks in order with an online
 softmax (arXiv 1805.02867), so keys and values are read once, in place, and nothing is gathered. Work items are dealt
-out in turn to the threads, since later tokens of a prompt cost more than earlier ones. fp32 throughout.
+out in turn to the threads, since later tokens of a prompt cost more than earlier ones; all tokens of a head come one
+after the other, so that blocks they share stay in the cache. fp32 throughout.
 
 Sizes and which variations apply are compile-time constants, so that the loops over D become straight vector code and
 what is not asked for costs nothing. They are plain integers in the closure: a captured function would change the key
@@ -99,14 +100,15 @@ def _compile(
         out: Any,
     ):
         num_kv_heads = keys.shape[1]
-        num_items = rows.shape[0] * num_kv_heads
+        num_tokens = rows.shape[0]
+        num_items = num_tokens * num_kv_heads
         for worker in numba.prange(num_workers):
             q = np.empty((G, D), np.float32)
             acc = np.empty((G, D), np.float32)
             state = np.empty((G, 2), np.float32)  # running maximum and sum
             scores = np.empty(B, np.float32)
             for item in range(worker, num_items, num_workers):
-                token, head = item // num_kv_heads, item % num_kv_heads
+                head, token = item // num_tokens, item % num_tokens
                 for g in range(G):
                     state[g, 0] = sinks[head * G + g] if SINKS else -np.inf
                     state[g, 1] = 1.0 if SINKS else 0.0
