@@ -37,7 +37,7 @@ class RoutingConfig(Strict):
     slow_start_s: float = Field(
         default=10.0, ge=0, description="seconds in which a recovered instance gets less than its share"
     )
-    outliers: OutliersConfig | None = OutliersConfig()
+    outliers: OutliersConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "RoutingConfig":
