@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from engine.errors import InvalidRequest
+from engine.option_checks import check_bool, check_int
 
 LOWEST_PRIORITY_CLASS = 100
 MAX_TENANT_WEIGHT = 1000
@@ -45,12 +46,11 @@ class SchedulingParams:
         """
         _check_name("tenant", self.tenant)
         _check_name("cache_salt", self.cache_salt)
-        _check_int("tenant_weight", self.tenant_weight, 1, MAX_TENANT_WEIGHT)
-        _check_int("priority_class", self.priority_class, 0, LOWEST_PRIORITY_CLASS)
+        check_int("tenant_weight", self.tenant_weight, 1, MAX_TENANT_WEIGHT)
+        check_int("priority_class", self.priority_class, 0, LOWEST_PRIORITY_CLASS)
         if self.deadline_ms is not None:
-            _check_int("deadline_ms", self.deadline_ms, 1, MAX_DEADLINE_MS)
-        if not isinstance(self.enable_prefix_cache, bool):
-            raise InvalidRequest(f"enable_prefix_cache must be true or false, got {self.enable_prefix_cache!r}")
+            check_int("deadline_ms", self.deadline_ms, 1, MAX_DEADLINE_MS)
+        check_bool("enable_prefix_cache", self.enable_prefix_cache)
 
     @classmethod
     def from_mapping(cls, facts: Mapping[str, Any]) -> "SchedulingParams":
@@ -81,13 +81,6 @@ def _check_name(name: str, value: object) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"{name} must be valid Unicode, got {value!r}: {error.reason}") from None
-
-
-def _check_int(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}")
 
 
 DEFAULT_SCHEDULING = SchedulingParams()
