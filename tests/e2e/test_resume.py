@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scripts.launcher.cluster import Cluster
+from scripts.launcher.instance import TritonInstance
 from scripts.launcher.supervisor import supervised
 from tests.e2e.kserve import Answer, ask_all, make_request, read_metrics
 from tests.e2e.test_faults import kill_core, wait_for_recovery
@@ -55,6 +56,18 @@ def undisturbed(healing_cluster: Cluster) -> list[Answer]:
     return ask_all(healing_cluster.gateway.grpc_url, seeded_requests())
 
 
+def wait_for_progress(instance: TritonInstance, tokens_per_stream: int) -> None:
+    """Return once `instance`, which has some of the streams, has made about this many tokens of each."""
+    deadline = time.monotonic() + 60
+    start = read_metrics(instance.metrics_url)["llm_generated_tokens_total"]
+    while time.monotonic() < deadline:
+        now = read_metrics(instance.metrics_url)
+        running = now["llm_running_requests"]
+        if running and now["llm_generated_tokens_total"] - start >= tokens_per_stream * running:
+            return
+    raise AssertionError("the load did not reach instance 0")
+
+
 @pytest.mark.parametrize("kill", [kill_core, kill_instance])
 def test_a_death_changes_nothing_that_a_client_sees(
     healing_cluster: Cluster, undisturbed: list[Answer], kill: Callable[[Cluster], None]
@@ -63,11 +76,7 @@ def test_a_death_changes_nothing_that_a_client_sees(
     answers: list[Answer] = []
     load = threading.Thread(target=lambda: answers.extend(ask_all(healing_cluster.gateway.grpc_url, seeded_requests())))
     load.start()
-    metrics_url = healing_cluster.instances[0].metrics_url
-    target = read_metrics(metrics_url)["llm_generated_tokens_total"] + random.randint(500, 4000)
-    deadline = time.monotonic() + 60
-    while read_metrics(metrics_url)["llm_generated_tokens_total"] < target:
-        assert time.monotonic() < deadline, "the load did not reach instance 0"
+    wait_for_progress(healing_cluster.instances[0], random.randint(1, MAX_TOKENS // 2))
     kill(healing_cluster)
     load.join(timeout=120)
     assert not load.is_alive(), "a stream hangs"
