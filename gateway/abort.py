@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.call import SERVER_READY, STREAM_INFER, own_block
+from gateway.safety.commands import ABORT_TENSOR, ENGINE_MODEL
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from gateway.upstream import UpstreamLink
     from gateway.wire.stream import Stream
 
-ENGINE_MODEL = "llm_engine"
-ABORT_TENSOR = "abort"
 REPEAT_DELAY = 0.5  # seconds; a request that had not answered may not have reached the engine when its abort did
 CALL_TIMEOUT = 2.0
 

@@ -26,6 +26,7 @@ from gateway.request import Request
 from gateway.request_facts import describe
 from gateway.request_stages import Stage, Step
 from gateway.routing.router import Router
+from gateway.safety.commands import refuse_command
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
 from gateway.status import Code, Failure
@@ -58,6 +59,7 @@ class Dispatcher:
         self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self.observation = Observation(config.observe, metrics.registry)
         self._screening = Screening(config.safety.content) if config.safety.content is not None else None
+        self._allow_commands = config.safety.allow_management
         self.guard = Guard(config.safety, self._loop.time())
         self._gate = Gate(config.safety, self._place, self._fail, hub.flush) if self.guard.tenants else None
         self._hedges = Hedges(
@@ -86,7 +88,7 @@ class Dispatcher:
         """Take a new request."""
         request.concurrent = 1 + sum(instance.load.in_flight for instance in self.instances.values())
         self.observation.arrived(request)
-        if self._screening is not None and (failure := screen_prompt(self._screening, request)) is not None:
+        if (failure := self._refusal(request)) is not None:
             self._fail(request, failure)
         elif self._gate is None:
             self._place(request)
@@ -229,6 +231,13 @@ class Dispatcher:
         if request.instance is not None and request.exchange.call.is_routed:
             seconds = (time.time_ns() - request.routed_ns) / 1e9
             self.router.answered(request.instance.name, seconds, self._loop.time())
+
+    def _refusal(self, request: Request) -> Failure | None:
+        if not request.exchange.call.is_routed:  # no command either: Triton takes those on streams only
+            return None
+        if not self._allow_commands and (failure := refuse_command(b"".join(request.kept or ()))) is not None:
+            return failure
+        return screen_prompt(self._screening, request) if self._screening is not None else None
 
     # -- placing ------------------------------------------------------------------------------------------------------
 

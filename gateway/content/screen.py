@@ -119,9 +119,7 @@ class Screen:
 
 
 def screen_prompt(screening: Screening, request: Request) -> Failure | None:
-    """Put a request under the check; return why it may not go on, if so."""
-    if not request.exchange.call.is_routed:
-        return None
+    """Put a message of a routed stream under the check; return why it may not go on, if so."""
     request.screen = Screen(screening)
     screened = request.screen.prompt(b"".join(request.kept or ()))
     if isinstance(screened, Failure):

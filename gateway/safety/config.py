@@ -41,7 +41,9 @@ class TenantConfig(Strict):
 class SafetyConfig(Strict):
     """Everything about who may ask for what; without tenants everybody may ask for everything but management."""
 
-    allow_management: bool = Field(default=False, description="whether clients reach Triton's management calls")
+    allow_management: bool = Field(
+        default=False, description="whether clients reach Triton's management calls and the engine's commands"
+    )
     tenants: tuple[TenantConfig, ...] = ()
     keys_file: Path | None = Field(default=None, description="file of lines TENANT sha256:HEX")
     keys_env: str | None = Field(default=None, description="environment variable with such lines")

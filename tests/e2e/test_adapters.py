@@ -61,10 +61,10 @@ def core(folder: Path) -> EngineCore:
 
 
 def manage(cluster: Cluster, wish: dict[str, str]) -> Any:
-    """Ask about adapters; return the states, or the error."""
+    """Ask the instance about adapters; return the states, or the error."""
     request = pb.ModelInferRequest(model_name="llm_engine")
     add_tensor(request, "adapters", "BYTES", json.dumps(wish))
-    with connect(cluster.gateway.grpc_url) as stub:
+    with connect(cluster.instances[0].grpc_url) as stub:
         for message in stub.ModelStreamInfer(iter([request]), timeout=60):
             if message.error_message:
                 return message.error_message

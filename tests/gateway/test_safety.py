@@ -12,6 +12,8 @@ import pytest
 import yaml
 from openai import OpenAI
 
+from gateway.safety.commands import refuse_command
+from gateway.wire import protobuf
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, request
@@ -89,6 +91,44 @@ def test_management_is_refused_unless_allowed(start: Start) -> None:
     with Client(gateway.url) as client:
         for method, message in MANAGEMENT.items():  # reaches the backend, which has none of them
             assert code_of(lambda m=method, r=message: getattr(client.stub, m)(r)) is grpc.StatusCode.UNIMPLEMENTED
+
+
+def command(tensor: str, value: bytes = b"some-key") -> Any:
+    made = pb.ModelInferRequest(model_name="llm_engine", id="9")
+    made.inputs.add(name=tensor, datatype="BYTES", shape=[1])
+    made.raw_input_contents.append(len(value).to_bytes(4, "little") + value)
+    return made
+
+
+@pytest.mark.parametrize("tensor", ["abort", "adapters"])
+def test_commands_to_the_engine_are_refused_in_band_unless_allowed(start: Start, tensor: str) -> None:
+    for allowed in (False, True):
+        gateway, backend = start(allow_management=allowed)
+        with Client(gateway.url) as client:
+            stream = client.stream()
+            stream.send(command(tensor), request("1"))
+            errors = [item for item in stream.rest() if item.error_message]
+        assert [item.infer_response.id for item in errors] == ([] if allowed else ["9"])
+        assert all(item.error_message.startswith("PERMISSION_DENIED: ") for item in errors)
+        assert backend.aborted == (["some-key"] if allowed else [])
+        assert len(backend.requests) == 1
+
+
+def test_a_command_is_known_however_it_is_written_and_nothing_else_is_taken_for_one() -> None:
+    plain = command("abort").SerializeToString()
+    typed = pb.ModelInferRequest(model_name="llm_engine")
+    typed.inputs.add(name="abort", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"k")
+    late_model = pb.ModelInferRequest(model_name="llm").SerializeToString() + plain
+    with_others = plain + protobuf.encode_int32_input(b"x", [1], typed=True)
+    for body in (plain, typed.SerializeToString(), late_model, with_others):
+        assert refuse_command(body) is not None
+    about = pb.ModelInferRequest(model_name="llm")
+    about.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+    about.raw_input_contents.append(b"what does llm_engine do on abort, and with adapters?")
+    inference = command("prompt_ids", b"abort, adapters")
+    for message in (about, inference):
+        assert refuse_command(message.SerializeToString()) is None
+    assert refuse_command(plain + b"\x0b") is not None  # a group, which gRPC's parsers skip and ours does not read
 
 
 def test_a_key_opens_calls_and_is_not_passed_on(start: Start) -> None:
