@@ -14,6 +14,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from gateway.wire.limits import MEANING
+
 SIGNS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
@@ -27,7 +29,8 @@ def describe(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         for section in sections:
             yield f"{path}: {field.description or _first_sentence(section)}"
             inner = path + ("[]." if _is_list(field.annotation) else ".")
-            yield from describe(section, inner) if issubclass(section, BaseModel) else _describe_numbers(section, inner)
+            is_model = issubclass(section, BaseModel)
+            yield from describe(section, inner) if is_model else _describe_numbers(field.default, inner)
 
 
 def describe_field(field: FieldInfo) -> str:
@@ -42,9 +45,14 @@ def describe_field(field: FieldInfo) -> str:
     return f"{field.description or ''} ({'; '.join([*facts, default])})".strip()
 
 
-def _describe_numbers(section: type[Any], prefix: str) -> Iterator[str]:
+def _describe_numbers(section: Any, prefix: str) -> Iterator[str]:
+    """Yield a line for each field of a dataclass that holds the defaults, and of those in it."""
     for item in dataclasses.fields(section):
-        yield f"{prefix}{item.name}: (above 0; default {_shown(item.default)})"
+        default, meaning = getattr(section, item.name), item.metadata[MEANING]
+        is_section = dataclasses.is_dataclass(default)
+        yield f"{prefix}{item.name}: {meaning}" + ("" if is_section else f" (default {_shown(default)})")
+        if is_section:
+            yield from _describe_numbers(default, f"{prefix}{item.name}.")
 
 
 def _parts(annotation: Any) -> Iterator[Any]:

@@ -6,8 +6,10 @@ Invariant: a peer that lets no byte arrive for `keepalive_s` + `keepalive_timeou
 incomplete preface, frame or header block for longer than its limit is too, whatever else it sends.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum, auto
+
+from gateway.wire.limits import meaning
 
 SMALLEST_INTERVAL, LARGEST_INTERVAL = 0.02, 1.0
 LOOKS_PER_LIMIT = 8  # so that a limit is kept to within an eighth of it
@@ -15,14 +17,20 @@ LOOKS_PER_LIMIT = 8  # so that a limit is kept to within an eighth of it
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Limits in seconds; None is no limit."""
+    """How many seconds, above 0, a peer may keep us waiting; null is for ever."""
 
-    preface_s: float | None = 10.0  # from the connection to the peer's SETTINGS, the TLS handshake not included
-    frame_s: float | None = 20.0  # from the first byte of a frame or header block to its last
-    message_s: float | None = 120.0  # from the first byte of a request to its last
-    keepalive_s: float | None = 60.0  # of silence, then a ping
-    keepalive_timeout_s: float = 20.0  # of silence after that ping
-    idle_s: float | None = None  # without any stream
+    preface_s: float | None = field(
+        default=10.0, metadata=meaning("seconds from the connection to the peer's SETTINGS, without the TLS handshake")
+    )
+    frame_s: float | None = field(
+        default=20.0, metadata=meaning("seconds from the first byte of a frame or header block to its last")
+    )
+    message_s: float | None = field(
+        default=120.0, metadata=meaning("seconds from the first byte of a request to its last")
+    )
+    keepalive_s: float | None = field(default=60.0, metadata=meaning("seconds of silence, then a ping"))
+    keepalive_timeout_s: float = field(default=20.0, metadata=meaning("seconds of silence after that ping"))
+    idle_s: float | None = field(default=None, metadata=meaning("seconds without any stream"))
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - for whoever reads limits from a file
 

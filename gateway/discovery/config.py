@@ -16,7 +16,7 @@ Port = Annotated[int, Field(gt=0, lt=65536)]
 class FileDiscovery(Strict):
     """A YAML or JSON file with a list of instances, as under `instances`."""
 
-    kind: Literal["file"]
+    kind: Literal["file"] = Field(description="where instances are found")
     path: Path = Field(description="the file")
     interval_s: float = Field(default=1.0, gt=0, description="seconds between two looks")
 
@@ -24,7 +24,7 @@ class FileDiscovery(Strict):
 class DnsDiscovery(Strict):
     """One instance for each address of a name, as of a headless service."""
 
-    kind: Literal["dns"]
+    kind: Literal["dns"] = Field(description="where instances are found")
     host: str = Field(description="the name")
     grpc_port: Port = Field(default=8001, description="of every instance")
     metrics_port: Port | None = Field(default=8002, description="of every instance; null: none")
@@ -34,7 +34,7 @@ class DnsDiscovery(Strict):
 class KubernetesDiscovery(Strict):
     """One instance for each ready endpoint of a service, by its EndpointSlices."""
 
-    kind: Literal["kubernetes"]
+    kind: Literal["kubernetes"] = Field(description="where instances are found")
     service: str = Field(description="name of the service")
     namespace: str | None = Field(default=None, description="absent: the gateway's own")
     grpc_port: Port = Field(default=8001, description="of every instance")

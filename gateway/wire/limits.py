@@ -2,13 +2,20 @@
 
 from dataclasses import dataclass, field, fields
 
+MEANING = "meaning"
+
+
+def meaning(text: str) -> dict[str, str]:
+    """Return a field's metadata with what the help of the configuration says of it."""
+    return {MEANING: text}
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:
     """A token bucket: `burst` events at once, `per_second` from then on."""
 
-    burst: int
-    per_second: float
+    burst: int = field(metadata=meaning("events at once, at least 1"))
+    per_second: float = field(metadata=meaning("events a second from then on, 0 for none"))
 
     def __post_init__(self) -> None:
         """Refuse what would let nothing pass."""
@@ -18,19 +25,22 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of one connection; each that is exceeded ends the connection with ENHANCE_YOUR_CALM.
+    """The limits of one connection, above 0; exceeding any but `max_streams` ends it with ENHANCE_YOUR_CALM."""
 
-    `max_streams` only refuses the stream. `resets` counts the peer's RST_STREAM and the faults that make us send one.
-    """
-
-    max_streams: int = 4096
-    max_header_block_bytes: int = 64 * 1024
-    max_header_list_bytes: int = 64 * 1024
-    max_continuations: int = 16
-    resets: Rate = field(default=Rate(4096, 400))
-    pings: Rate = field(default=Rate(2000, 200))
-    settings: Rate = field(default=Rate(100, 10))
-    idle_frames: Rate = field(default=Rate(2000, 200))  # empty DATA, PRIORITY and unknown types: they ask for nothing
+    max_streams: int = field(default=4096, metadata=meaning("streams open at once; more are refused"))
+    max_header_block_bytes: int = field(default=64 * 1024, metadata=meaning("bytes of an encoded header block"))
+    max_header_list_bytes: int = field(default=64 * 1024, metadata=meaning("bytes of a decoded header list"))
+    max_continuations: int = field(default=16, metadata=meaning("CONTINUATION frames of a header block"))
+    resets: Rate = field(
+        default=Rate(4096, 400), metadata=meaning("streams that the peer resets, or by its faults has us reset")
+    )
+    pings: Rate = field(
+        default=Rate(2000, 200), metadata=meaning("PING frames; filled again while data flows to the peer")
+    )
+    settings: Rate = field(default=Rate(100, 10), metadata=meaning("SETTINGS frames"))
+    idle_frames: Rate = field(
+        default=Rate(2000, 200), metadata=meaning("frames that ask for nothing: empty DATA, PRIORITY, unknown types")
+    )
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - for whoever reads limits from a file
 
