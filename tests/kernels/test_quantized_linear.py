@@ -1,0 +1,88 @@
+"""Quantized linears: what rounding to a format costs, and every implementation against the reference."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kernels.quantize_rows import LARGEST, quantize_rows_reference
+from kernels.quantized_linear import SCHEMES, Float8Weight, Int4Weight, Int8Weight, Weight, select
+
+MAKERS = {
+    "int8": Int8Weight.quantize,
+    "int8_weight_only": Int8Weight.quantize,
+    "float8": lambda weight: Float8Weight.quantize(weight, (1, weight.shape[1])),
+    "int4_weight_only": lambda weight: Int4Weight.quantize(weight, 32),
+}
+ERRORS = {"int8": 0.012, "int8_weight_only": 0.008, "float8": 0.05, "int4_weight_only": 0.1}  # of the output's norm
+
+
+def quantized(weight: torch.Tensor, scheme: str) -> Weight:
+    return MAKERS[scheme](weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_quantized_product_is_near_the_plain_one(scheme: str) -> None:
+    torch.manual_seed(1)
+    inputs, weight, bias = torch.randn(33, 256), torch.randn(127, 256), torch.randn(127)
+    expected = F.linear(inputs, weight, bias)
+    out = select(torch.device("cpu"), scheme)(inputs, quantized(weight, scheme), bias)
+    assert (out - expected).norm() < ERRORS[scheme] * expected.norm()
+
+
+@pytest.mark.parametrize("block", [(1, 300), (200, 300), (128, 128), (7, 32)])
+def test_a_float8_weight_has_the_scale_of_its_block(block: tuple[int, int]) -> None:
+    torch.manual_seed(2)
+    weight = torch.randn(200, 300) * torch.logspace(-3, 3, 200).unsqueeze(1)
+    packed = Float8Weight.quantize(weight, block)
+    assert packed.scales.shape == (-(-200 // block[0]), -(-300 // block[1]))
+    for row, column in ((0, 0), (127, 127), (128, 299), (199, 31)):
+        tile = weight[row // block[0] * block[0] :, column // block[1] * block[1] :][: block[0], : block[1]]
+        step = float(tile.abs().max()) / 448 * 2**-10  # half of the smallest subnormal's step
+        error = float((packed.dequantize()[row, column] - weight[row, column]).abs())
+        assert error <= abs(float(weight[row, column])) * 2**-4 + step
+
+
+def test_int4_weights_hold_two_channels_a_byte_the_even_one_low() -> None:
+    values = torch.tensor([[1, 2, 3, 15], [0, 9, 8, 7]], dtype=torch.uint8)
+    scales, zeros = torch.tensor([[1.0, 2.0], [0.5, 1.0]]), torch.tensor([[0, 8], [9, 7]], dtype=torch.uint8)
+    weight = Int4Weight.pack(values, scales, zeros, 2)
+    assert weight.packed.tolist() == [[0x21, 0xF3], [0x90, 0x78]]
+    assert torch.equal(weight.unpack(), values)
+    assert weight.dequantize().tolist() == [[1.0, 2.0, -10.0, 14.0], [-4.5, 0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("group", [8, 32, 64])
+def test_an_int4_weight_is_within_half_a_step_of_the_plain_one_and_keeps_zeros(group: int) -> None:
+    torch.manual_seed(3)
+    plain = torch.randn(16, 64)
+    plain[3], plain[:, 5] = 0, 0
+    weight = Int4Weight.quantize(plain, group)
+    steps = weight.scales.repeat_interleave(group, dim=1)
+    assert ((weight.dequantize() - plain).abs() <= 1.01 * steps).all()  # the zero point is rounded as well
+    assert not weight.dequantize()[:, 5].any()
+    assert not weight.dequantize()[3].any()
+
+
+@pytest.mark.parametrize("dtype", LARGEST)
+@pytest.mark.parametrize(("width", "group"), [(1, 1), (123, 123), (256, 128), (300, 128)])
+def test_rows_are_quantized_to_within_half_a_step(dtype: torch.dtype, width: int, group: int) -> None:
+    torch.manual_seed(4)
+    x = torch.randn(7, width) * torch.logspace(-6, 6, 7).unsqueeze(1)
+    x[5] = 0
+    values, scales = quantize_rows_reference(x, dtype, group)
+    steps = scales.repeat_interleave(group, dim=1)[:, :width]
+    error = (values.float() * steps - x).abs()
+    assert (error <= (0.501 * steps if dtype == torch.int8 else x.abs() * 2**-4 + steps * 2**-10)).all()
+    assert not values[5].float().any()
+    assert values.float().abs().amax() == LARGEST[dtype]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_comes_out_of_its_row_only(scheme: str, value: float) -> None:
+    torch.manual_seed(5)
+    inputs = torch.randn(3, 64)
+    inputs[1, 7] = value
+    out = select(torch.device("cpu"), scheme)(inputs, quantized(torch.randn(5, 64), scheme), None)
+    assert not out[1].isfinite().any()
+    assert out[[0, 2]].isfinite().all()
