@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ModelError
+from engine.parallel.config import ParallelConfig
 
 ENV_PREFIX = "SCALELLM_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "demo_model"
@@ -51,6 +52,8 @@ class EngineConfig:
         max_adapters: most adapters in memory at once.
         adapter_gib: memory for their weights, in GiB.
         max_lora_rank: adapters of a larger rank are refused.
+        tensor_parallel: ranks (processes) that split each tensor of the model; see `engine.parallel.config`.
+        expert_parallel: groups of such ranks that share out the experts of a mixture.
         watchdog_seconds: a core that says nothing for this long is killed and started again.
     """
 
@@ -76,6 +79,8 @@ class EngineConfig:
     max_adapters: int = 8
     adapter_gib: float = 1.0
     max_lora_rank: int = 64
+    tensor_parallel: int = 1
+    expert_parallel: int = 1
     watchdog_seconds: float = 120.0
 
     def __post_init__(self) -> None:
@@ -104,6 +109,19 @@ class EngineConfig:
             )
         if self.adapters is not None and not self.adapters.is_dir():
             raise ModelError(f"adapters must be a folder, got {self.adapters}")
+        self._check_ranks()
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """The grid of ranks."""
+        return ParallelConfig(self.tensor_parallel, self.expert_parallel)
+
+    def _check_ranks(self) -> None:
+        if self.parallel.num_ranks > 1 and self.adapters is not None:
+            raise ModelError(
+                f"adapters cannot be served by several ranks yet; tensor_parallel is {self.tensor_parallel} and "
+                f"expert_parallel {self.expert_parallel}"
+            )
 
     def _check_speculation(self) -> None:
         if self.speculation not in SPECULATION_METHODS:

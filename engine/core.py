@@ -15,7 +15,7 @@ from itertools import compress
 
 from engine.config import EngineConfig
 from engine.draft_model import DraftModel
-from engine.errors import EngineError, InvalidRequest, RequestFailed, grpc_code
+from engine.errors import EngineError, InvalidRequest, ModelError, RequestFailed, grpc_code
 from engine.guides import GuideFactory
 from engine.isolation import run_isolated
 from engine.kv_manager import make_kv_manager
@@ -54,6 +54,9 @@ class EngineCore:
             ModelError: the model folder or the configuration cannot be served.
         """
         self.model_config = ModelConfig.from_dir(config.model)
+        config.parallel.check(self.model_config)
+        if config.parallel.num_ranks > 1:
+            raise ModelError(f"several ranks are not implemented yet, got {config.parallel}")
         self.tokenizer = Tokenizer.from_dir(config.model)
         self.runner = ModelRunner(config, self.model_config)
         self.runner.warm_up()
