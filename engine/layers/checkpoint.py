@@ -3,11 +3,47 @@
 Knows how to cut a fused projection into the tensors a checkpoint holds. Does not know files.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-View = torch.Tensor | list[torch.Tensor]  # a list where the checkpoint stacks what is apart here, on a new first axis
+
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """A box of a checkpoint's tensor, one run of indices a dimension, and where it goes: `into`, of its shape."""
+
+    box: tuple[range, ...]
+    into: torch.Tensor
+
+
+@dataclass(slots=True, frozen=True)
+class Pieces:
+    """What this process wants of a checkpoint's tensor of that shape: some boxes, or none."""
+
+    shape: tuple[int, ...]
+    pieces: list[Piece]
+
+
+View = torch.Tensor | list[torch.Tensor] | Pieces  # a list: what the checkpoint stacks on a new first axis
 Views = dict[str, View]
+
+
+def full_box(shape: Sequence[int]) -> tuple[range, ...]:
+    """Return the box of everything."""
+    return tuple(range(size) for size in shape)
+
+
+def as_pieces(view: View) -> Pieces:
+    """Return which boxes of the checkpoint's tensor go where."""
+    if isinstance(view, Pieces):
+        return view
+    if isinstance(view, torch.Tensor):
+        return Pieces(tuple(view.shape), [Piece(full_box(view.shape), view)])
+    rest = full_box(view[0].shape)
+    stack = [Piece((range(index, index + 1), *rest), part.unsqueeze(0)) for index, part in enumerate(view)]
+    return Pieces((len(view), *view[0].shape), stack)
 
 
 def linear_views(linear: nn.Linear, parts: dict[str, int]) -> Views:

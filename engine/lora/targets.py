@@ -62,7 +62,7 @@ def find_targets(model: nn.Module, views: Mapping[str, View]) -> dict[str, Targe
     targets: dict[str, Target] = {}
     for name, view in views.items():
         module = ModuleName.parse(name.removesuffix(".weight"))
-        if module is None or isinstance(view, list) or view.ndim != 2 or EXPERTS in module.rest:
+        if module is None or not isinstance(view, torch.Tensor) or view.ndim != 2 or EXPERTS in module.rest:
             continue
         path, linear = linears[view.untyped_storage().data_ptr()]
         start = (view.storage_offset() - linear.weight.storage_offset()) // linear.in_features

@@ -7,9 +7,10 @@ Source of the format: https://huggingface.co/docs/safetensors ("Format"): the he
 the header, JSON from tensor names to dtype, shape and offsets; the data.
 """
 
+import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,10 +59,17 @@ def read_entries(path: Path) -> list[TensorEntry]:
     return sorted(entries, key=lambda entry: entry.start)
 
 
-def read_rows(file: BinaryIO, entry: TensorEntry) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield pieces of a tensor along its first dimension, each with the index of its first row.
+def read_rows(
+    file: BinaryIO, entry: TensorEntry, box: Sequence[range] | None = None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield pieces of a tensor, or of a box in it, along the first dimension, each with the index of its first row.
 
-    A piece is valid until the next one is asked for.
+    Of the file only the box is read. A piece is valid until the next one is asked for.
+
+    Args:
+        file: the file, open.
+        entry: the tensor.
+        box: one run of indices for each dimension; None means all. Rows are counted from the box's first.
 
     Raises:
         ModelError: a dtype this engine does not load, or fewer bytes than the header promises.
@@ -70,17 +78,32 @@ def read_rows(file: BinaryIO, entry: TensorEntry) -> Iterator[tuple[int, torch.T
     if dtype is None:
         has = ", ".join(DTYPES)
         raise ModelError(f"{entry.name!r} in {file.name} has the type {entry.dtype}; this engine loads {has}")
-    num_rows, rest = (entry.shape[0], entry.shape[1:]) if entry.shape else (1, ())
-    row_bytes = math.prod(rest) * dtype.itemsize
+    shape = entry.shape or (1,)
+    rows, *rest = box or [range(size) for size in shape]
+    row_bytes = math.prod(map(len, rest)) * dtype.itemsize
     step = max(1, PIECE_BYTES // max(1, row_bytes))
-    buffer = memoryview(bytearray(min(step, num_rows) * row_bytes))
-    file.seek(entry.start)
-    for row in range(0, num_rows if row_bytes else 0, step):
-        count = min(step, num_rows - row)
-        piece = buffer[: count * row_bytes]
-        if file.readinto(piece) != len(piece):  # pyright: ignore[reportAttributeAccessIssue]
-            raise ModelError(f"{file.name} is cut off within {entry.name!r}")
-        yield row, torch.frombuffer(piece, dtype=dtype).view(count, *rest)
+    buffer = memoryview(bytearray(min(step, len(rows)) * row_bytes))
+    for row in range(0, len(rows) if row_bytes else 0, step):
+        part = rows[row : row + step]
+        piece = buffer[: len(part) * row_bytes]
+        filled = 0
+        for start, length in contiguous_runs(shape, (part, *rest)):
+            target = piece[filled : filled + length * dtype.itemsize]
+            file.seek(entry.start + start * dtype.itemsize)
+            if file.readinto(target) != len(target):  # pyright: ignore[reportAttributeAccessIssue]
+                raise ModelError(f"{file.name} is cut off within {entry.name!r}")
+            filled += len(target)
+        yield row, torch.frombuffer(piece, dtype=dtype).view(len(part), *map(len, rest))
+
+
+def contiguous_runs(shape: Sequence[int], box: Sequence[range]) -> Iterator[tuple[int, int]]:
+    """Yield start and length of the runs, in elements and in order, that make up a box of a row-major tensor."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    last = max((axis for axis, size in enumerate(shape) if len(box[axis]) < size), default=0)
+    outer = box[:last]
+    for index in itertools.product(*outer):
+        start = sum(i * stride for i, stride in zip(index, strides, strict=False))
+        yield start + box[last].start * strides[last], len(box[last]) * strides[last]
 
 
 def _entry(name: str, values: dict[str, Any], data_start: int) -> TensorEntry:

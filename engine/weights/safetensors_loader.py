@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.errors import ModelError, WeightMismatch
-from engine.layers.checkpoint import View
+from engine.layers.checkpoint import View, as_pieces
 from engine.weights.safetensors_file import TensorEntry, read_entries, read_rows
 
 SINGLE_FILE = "model.safetensors"
@@ -46,7 +46,7 @@ def _check(path: Path, entry: TensorEntry, view: View | None, *, is_known: bool)
         raise WeightMismatch(f"{path}: unexpected tensor {entry.name!r} of shape {list(entry.shape)}")
     if is_known:
         raise WeightMismatch(f"{path}: {entry.name!r} stands in two files")
-    expected = [len(view), *view[0].shape] if isinstance(view, list) else list(view.shape)
+    expected = list(as_pieces(view).shape)
     if expected != list(entry.shape):
         raise WeightMismatch(f"{path}: {entry.name!r} has shape {list(entry.shape)}, expected {expected}")
 
@@ -54,13 +54,9 @@ def _check(path: Path, entry: TensorEntry, view: View | None, *, is_known: bool)
 def _fill(file: Path, entries: list[TensorEntry], views: Mapping[str, View]) -> None:
     with file.open("rb") as reader:
         for entry in entries:
-            view = views[entry.name]
-            for row, piece in read_rows(reader, entry):
-                if isinstance(view, list):
-                    for offset, part in enumerate(piece):
-                        view[row + offset].copy_(part)
-                else:
-                    view[row : row + len(piece)].copy_(piece)
+            for piece in as_pieces(views[entry.name]).pieces:
+                for row, part in read_rows(reader, entry, piece.box):
+                    piece.into[row : row + len(part)].copy_(part)
 
 
 def checkpoint_files(path: Path) -> list[Path]:

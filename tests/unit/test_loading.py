@@ -1,5 +1,6 @@
 """Safetensors files: read like the library reads them, refused by name where they are broken, never held twice."""
 
+import itertools
 import json
 import math
 import os
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError, WeightMismatch
-from engine.weights.safetensors_file import PIECE_BYTES, read_entries, read_rows
+from engine.layers.checkpoint import Piece, Pieces
+from engine.weights.safetensors_file import PIECE_BYTES, contiguous_runs, read_entries, read_rows
 from engine.weights.safetensors_loader import load_weights
 from scripts.make_random_model import Shape, tensor_shapes, write_config
 
@@ -50,6 +54,28 @@ def test_stacked_tensors_go_to_their_places(tmp_path: Path) -> None:
     parts = [torch.zeros(4, 2) for _ in range(3)]
     load_weights(tmp_path, {"stacked": [part.t() for part in parts]}, nothing_is_redundant)
     assert torch.equal(torch.stack(parts).transpose(1, 2), stacked)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+def test_the_runs_of_a_box_are_its_elements_in_order(shape: list[int], data: st.DataObject) -> None:
+    starts = [data.draw(st.integers(0, size - 1)) for size in shape]
+    box = [range(start, data.draw(st.integers(start + 1, size))) for start, size in zip(starts, shape, strict=True)]
+    elements = torch.arange(math.prod(shape)).view(shape)[tuple(slice(r.start, r.stop) for r in box)].flatten().tolist()
+    runs = list(contiguous_runs(shape, box))
+    assert [index for start, length in runs for index in range(start, start + length)] == elements
+    assert all(start + length < following for (start, length), (following, _) in itertools.pairwise(runs))
+
+
+def test_of_a_tensor_only_the_wanted_boxes_are_read(tmp_path: Path) -> None:
+    tensor = torch.randn(6, 5, 4)
+    path = tmp_path / "model.safetensors"
+    save_file({"x": tensor, "y": torch.zeros(2)}, path)
+    into = [torch.zeros(2, 5, 2), torch.zeros(1, 5, 4)]
+    boxes = [(range(4, 6), range(5), range(1, 3)), (range(3, 4), range(5), range(4))]
+    pieces = [Piece(box, part) for box, part in zip(boxes, into, strict=True)]
+    load_weights(tmp_path, {"x": Pieces((6, 5, 4), pieces), "y": Pieces((2,), [])}, nothing_is_redundant)
+    assert torch.equal(into[0], tensor[4:6, :, 1:3])
+    assert torch.equal(into[1], tensor[3:4])
 
 
 def test_a_tensor_in_two_shards_is_named(tmp_path: Path) -> None:
