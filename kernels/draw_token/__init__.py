@@ -19,10 +19,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from kernels.draw_token.cpu_kernel import draw_tokens_cpu
+from kernels import choice
 from kernels.draw_token.reference import draw_tokens_reference
 
-__all__ = ["DrawTokens", "Draws", "draw_tokens_cpu", "draw_tokens_reference", "select"]
+__all__ = ["DrawTokens", "Draws", "draw_tokens_reference", "select"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,4 +62,4 @@ class DrawTokens(Protocol):
 
 def select(device: torch.device) -> DrawTokens:
     """Return the implementation for tensors on `device`."""
-    return draw_tokens_cpu if device.type == "cpu" else draw_tokens_reference
+    return choice.cpu_kernel("draw_token").draw_tokens_cpu if device.type == "cpu" else draw_tokens_reference

@@ -14,10 +14,10 @@ from typing import Protocol
 
 import torch
 
-from kernels.expert_dispatch.cpu_kernel import expert_dispatch_cpu
+from kernels import choice
 from kernels.expert_dispatch.reference import expert_dispatch_reference
 
-__all__ = ["ExpertDispatch", "expert_dispatch_cpu", "expert_dispatch_reference", "select"]
+__all__ = ["ExpertDispatch", "expert_dispatch_reference", "select"]
 
 
 class ExpertDispatch(Protocol):
@@ -46,4 +46,6 @@ class ExpertDispatch(Protocol):
 
 def select(device: torch.device) -> ExpertDispatch:
     """Return the implementation for tensors on `device`."""
-    return expert_dispatch_cpu if device.type == "cpu" else expert_dispatch_reference
+    return (
+        choice.cpu_kernel("expert_dispatch").expert_dispatch_cpu if device.type == "cpu" else expert_dispatch_reference
+    )

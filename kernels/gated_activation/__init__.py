@@ -13,10 +13,11 @@ from typing import Protocol
 
 import torch
 
-from kernels.gated_activation.cpu_kernel import CPU_ACTIVATIONS, gated_activation_cpu
+from kernels import choice
 from kernels.gated_activation.reference import ACTIVATIONS, gated_activation_reference
 
-__all__ = ["ACTIVATIONS", "GatedActivation", "gated_activation_cpu", "gated_activation_reference", "select"]
+__all__ = ["ACTIVATIONS", "CPU_ACTIVATIONS", "GatedActivation", "gated_activation_reference", "select"]
+CPU_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
 class GatedActivation(Protocol):
@@ -29,6 +30,8 @@ class GatedActivation(Protocol):
 
 def select(device: torch.device, activation: str) -> GatedActivation:
     """Return the implementation for tensors on `device` and an activation that `ACTIVATIONS` names."""
+    if device.type == "cuda":
+        return partial(choice.triton_kernel("gated_activation").gated_activation_triton, activation)
     if device.type == "cpu" and activation in CPU_ACTIVATIONS:
-        return partial(gated_activation_cpu, activation)
+        return partial(choice.cpu_kernel("gated_activation").gated_activation_cpu, activation)
     return partial(gated_activation_reference, activation)

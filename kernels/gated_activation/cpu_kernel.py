@@ -20,7 +20,7 @@ ONE = np.float32(1.0)
 def gated_activation_cpu(activation: str, gate_up: torch.Tensor) -> torch.Tensor:
     """Activate and multiply on fp32 CPU tensors; see the contract in `kernels.gated_activation`."""
     out = torch.empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    on_one, on_all = CPU_ACTIVATIONS[activation]
+    on_one, on_all = KERNELS[activation]
     kernel = on_all if out.numel() >= PARALLEL_FROM else on_one
     kernel(gate_up.detach().numpy(), out.numpy())
     return out
@@ -45,7 +45,7 @@ def _gelu_tanh(x: Any, out: Any) -> None:
 
 ROWS = numba.types.Array(numba.float32, 2, "C")
 SIGNATURE = numba.void(ROWS, ROWS)
-CPU_ACTIVATIONS = {
+KERNELS = {
     name: (
         numba.njit(SIGNATURE, fastmath=FAST_MATH, error_model="numpy", cache=True)(kernel),
         numba.njit(SIGNATURE, fastmath=FAST_MATH, error_model="numpy", cache=True, parallel=True)(kernel),

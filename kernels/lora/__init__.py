@@ -13,11 +13,11 @@ from typing import Protocol
 
 import torch
 
-from kernels.lora.cpu_kernel import lora_cpu
+from kernels import choice
 from kernels.lora.reference import lora_reference
 from kernels.lora.update import LowRankUpdate, RowGroup, UpdatePart
 
-__all__ = ["Lora", "LowRankUpdate", "RowGroup", "UpdatePart", "lora_cpu", "lora_reference", "select"]
+__all__ = ["Lora", "LowRankUpdate", "RowGroup", "UpdatePart", "lora_reference", "select"]
 
 
 class Lora(Protocol):
@@ -36,4 +36,4 @@ class Lora(Protocol):
 
 def select(device: torch.device) -> Lora:
     """Return the implementation for tensors on `device`."""
-    return lora_cpu if device.type == "cpu" else lora_reference
+    return choice.cpu_kernel("lora").lora_cpu if device.type == "cpu" else lora_reference

@@ -24,6 +24,14 @@ def rms_norm_cpu(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: floa
     return out
 
 
+def add_rms_norm_cpu(
+    residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float
+) -> torch.Tensor:
+    """Add and normalize fp32 CPU tensors; see the contract in `kernels.rms_norm`."""
+    residual += x
+    return rms_norm_cpu(residual, weight, eps, offset)
+
+
 def _normalize(x: Any, weight: Any, eps: Any, offset: Any, out: Any) -> None:
     width = x.shape[1]
     for row in numba.prange(x.shape[0]):

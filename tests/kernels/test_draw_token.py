@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.draw_token import Draws, draw_tokens_cpu, draw_tokens_reference
+from kernels.draw_token import Draws, draw_tokens_reference
+from kernels.draw_token.cpu_kernel import draw_tokens_cpu
 from kernels.draw_token.reference import kept_weights
 
 NUM_ROWS = 40

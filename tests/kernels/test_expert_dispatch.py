@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.expert_dispatch import expert_dispatch_cpu, expert_dispatch_reference
+from kernels.expert_dispatch import expert_dispatch_reference
+from kernels.expert_dispatch.cpu_kernel import expert_dispatch_cpu
 
 SHAPES = [(1, 1, 1, 8), (1, 5, 2, 8), (64, 8, 2, 24), (13, 60, 4, 5), (3, 4, 4, 16)]  # T, E, A, C
 

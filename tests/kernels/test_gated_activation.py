@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.gated_activation import ACTIVATIONS, gated_activation_cpu, gated_activation_reference, select
-from kernels.gated_activation.cpu_kernel import CPU_ACTIVATIONS
+from kernels.gated_activation import ACTIVATIONS, CPU_ACTIVATIONS, gated_activation_reference, select
+from kernels.gated_activation.cpu_kernel import gated_activation_cpu
 
 
 @pytest.mark.parametrize("activation", CPU_ACTIVATIONS)

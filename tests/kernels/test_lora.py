@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kernels.lora import LowRankUpdate, RowGroup, UpdatePart, lora_cpu, lora_reference
+from kernels.lora import LowRankUpdate, RowGroup, UpdatePart, lora_reference
+from kernels.lora.cpu_kernel import lora_cpu
 
 SHAPES = [(1, 8, 12), (5, 123, 37), (64, 64, 96), (33, 7, 128)]  # T, C, O
 

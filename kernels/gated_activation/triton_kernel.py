@@ -1,0 +1,40 @@
+"""Gated activations in Triton's language; one program takes `BLOCK` channels of one row, in fp32.
+
+The tanh form of gelu is v * sigmoid(2 sqrt(2 / pi) (v + 0.044715 v^3)), since (1 + tanh(u)) / 2 = sigmoid(2 u).
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 1024
+
+
+def gated_activation_triton(activation: str, gate_up: torch.Tensor) -> torch.Tensor:
+    """Activate and multiply; see the contract in `kernels.gated_activation`."""
+    num_rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(num_rows, width, dtype=gate_up.dtype, device=gate_up.device)
+    options: dict[str, Any] = {"ACTIVATION": activation, "BLOCK": BLOCK}
+    if out.numel():
+        gated_activation_kernel[(num_rows, triton.cdiv(width, BLOCK))](gate_up, out, width, **options)
+    return out
+
+
+@triton.jit
+def gated_activation_kernel(gate_up, out, width, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+    """Activate channels of the first half of a row of [T, 2 F] and multiply by those of the second."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = lanes < width
+    gate = tl.load(gate_up + row * 2 * width + lanes, mask=mask).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * width + width + lanes, mask=mask).to(tl.float32)
+    if ACTIVATION == "silu":
+        activated = gate * tl.sigmoid(gate)
+    elif ACTIVATION == "gelu":
+        activated = gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
+    else:
+        tl.static_assert(ACTIVATION == "gelu_pytorch_tanh")
+        activated = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    tl.store(out + row * width + lanes, (activated * up).to(out.dtype.element_ty), mask=mask)
