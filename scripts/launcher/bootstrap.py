@@ -31,6 +31,7 @@ SUPPORTED = (3, 11), (3, 12)
 EXTRAS: dict[str, tuple[str, ...]] = {
     "serve": ("load",),
     "chat": (),
+    "plan": (),
     "bench": (),
     "report": (),
     "simulate": (),

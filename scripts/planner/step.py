@@ -1,0 +1,179 @@
+"""How long one step of a replica takes: the roofline of each part, and what ranks tell each other.
+
+Knows a model's work, a device and a layout. Does not know requests or load.
+
+Each part takes as long as the slower of computing and reading (Williams, Waterman and Patterson, Roofline, 2009); parts
+follow each other. The slowest rank counts: where a number does not divide, the rank with one more; among expert groups,
+the one that random routing gives most.
+"""
+
+import math
+from dataclasses import dataclass
+
+from engine.models.config import ModelConfig
+from scripts.planner import collectives
+from scripts.planner.devices import Device
+from scripts.planner.layouts import Layout, head_shares
+from scripts.planner.work import Work, context_read, count_work, touched_experts
+
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5625}  # int4 with a scale for each group of 32
+LOGIT_BYTES = 4
+ID_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """The types of weights and of cached keys and values."""
+
+    weights: str
+    kv_cache: str
+
+    @property
+    def activations(self) -> str:
+        """The type in between, in which ranks exchange."""
+        return "fp32" if self.weights == "fp32" else "bf16"
+
+    def operands(self, device: Device) -> str:
+        """The type that products are computed in: the weights' where the device has it, else that in between."""
+        return self.weights if self.weights in device.compute else self.activations
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoad:
+    """What a step computes.
+
+    Attributes:
+        num_decodes: sequences that get one token each.
+        decode_context: tokens before it, on average.
+        prefill_tokens: tokens of prompts.
+        prefill_context: tokens before each of these, on average.
+    """
+
+    num_decodes: float
+    decode_context: float
+    prefill_tokens: float = 0.0
+    prefill_context: float = 0.0
+
+    @property
+    def num_tokens(self) -> float:
+        """All tokens of the step."""
+        return self.num_decodes + self.prefill_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Seconds of one step, by what they are spent on."""
+
+    dense: float
+    experts: float
+    attention: float
+    head: float
+    exchange: float
+    fixed: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.dense + self.experts + self.attention + self.head + self.exchange + self.fixed
+
+
+class StepModel:
+    """The cost of steps of one replica."""
+
+    def __init__(self, model: ModelConfig, device: Device, layout: Layout, types: Types) -> None:
+        self.model = model
+        self.device = device
+        self.layout = layout
+        self.types = types
+        self.work: Work = count_work(model)
+        self._heads, self._kv_heads = head_shares(model, layout.num_ranks)
+        self._link = device.link(layout.num_ranks)
+        self._compute = device.compute[types.operands(device)] * device.compute_share
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of weights on the rank with most of them."""
+        work, layout = self.work, self.layout
+        split = work.num_layers * (work.attention * self._heads + work.dense / layout.num_ranks)
+        split += (work.head + work.embedding) / layout.num_ranks
+        experts = work.num_sparse_layers * self._num_own_experts * work.expert / layout.tp
+        return (split + experts) * BYTES[self.types.weights]
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of keys and values of one token on the rank with most of them."""
+        work = self.work
+        return work.num_layers * work.kv_values * self._kv_heads * BYTES[self.types.kv_cache]
+
+    def cost(self, load: StepLoad) -> StepCost:
+        """Return what a step costs."""
+        work, tokens = self.work, load.num_tokens
+        dense = self._roofline(tokens, work.attention * self._heads) + self._roofline(
+            tokens, work.dense / self.layout.num_ranks
+        )
+        return StepCost(
+            dense=work.num_layers * dense,
+            experts=work.num_sparse_layers * self._experts(tokens),
+            attention=work.num_layers * self._attention(load),
+            head=self._roofline(load.num_decodes + (load.prefill_tokens > 0), work.head / self.layout.num_ranks),
+            exchange=self._exchange(load),
+            fixed=self.device.step_s
+            + work.num_layers * self.device.layer_s
+            + load.num_decodes * self.device.sequence_s,
+        )
+
+    @property
+    def _num_own_experts(self) -> int:
+        return math.ceil(self.work.num_experts / self.layout.ep)
+
+    def _roofline(self, num_rows: float, num_parameters: float, read: float | None = None) -> float:
+        read_bytes = (num_parameters if read is None else read) * BYTES[self.types.weights]
+        reading = read_bytes / (self.device.bandwidth * self.device.bandwidth_share)
+        return max(2.0 * num_rows * num_parameters / self._compute, reading) if num_rows else 0.0
+
+    def _experts(self, num_tokens: float) -> float:
+        """Return the seconds of one layer's experts on the busiest rank."""
+        work, layout = self.work, self.layout
+        if not work.num_experts or not num_tokens:
+            return 0.0
+        own, chosen = self._num_own_experts, work.num_experts_per_token
+        part = own / work.num_experts
+        touched = touched_experts(num_tokens, work.num_experts, chosen)
+        missed = 1.0 - touched / work.num_experts
+        most_rows = busiest(num_tokens * chosen * part, 1.0 - part, layout.ep)
+        most_touched = busiest(touched * part, missed, layout.ep)
+        expert = work.expert / layout.tp
+        rows = min(most_rows, num_tokens * min(own, chosen))
+        return self._roofline(rows, expert, read=min(most_touched, own, touched) * expert)
+
+    def _attention(self, load: StepLoad) -> float:
+        """Return the seconds of one layer's attention; a decode reads its keys for one row, a chunk for all of its."""
+        decoding = load.num_decodes * context_read(load.decode_context, self.model.windows)
+        chunk = context_read(load.prefill_context, self.model.windows)
+        operations = 4.0 * self.model.num_heads * self._heads * self.model.head_dim
+        computing = operations / (self.device.attention * self.device.compute_share)
+        value_bytes = self.work.kv_values * self._kv_heads * BYTES[self.types.kv_cache]
+        reading = value_bytes / (self.device.bandwidth * self.device.bandwidth_share)
+        decode = decoding * max(computing, reading)
+        return decode + max(load.prefill_tokens * chunk * computing, chunk * reading)
+
+    def _exchange(self, load: StepLoad) -> float:
+        """Return the seconds of all collectives: two sums a layer, the logits of sampled rows, the ids drawn."""
+        ranks, link = self.layout.num_ranks, self._link
+        if ranks == 1:
+            return 0.0
+        hidden = load.num_tokens * self.model.hidden_size * BYTES[self.types.activations]
+        sampled = load.num_decodes + (load.prefill_tokens > 0)
+        logits = sampled * self.model.vocab_size * LOGIT_BYTES
+        sums = (2 * self.work.num_layers + 1) * collectives.all_reduce(hidden, ranks, link)  # one for the embedding
+        return (
+            sums + collectives.all_gather(logits, ranks, link) + collectives.broadcast(sampled * ID_BYTES, ranks, link)
+        )
+
+
+def busiest(mean: float, missed: float, num_groups: int) -> float:
+    """Return about how many of random choices fall to the group that gets most, each being missed with a probability.
+
+    The mean and sqrt(2 ln n) standard deviations: the largest of n normal values.
+    """
+    return mean + math.sqrt(2.0 * math.log(num_groups) * mean * missed)
