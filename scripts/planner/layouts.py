@@ -2,16 +2,17 @@
 
 Knows counts. Does not know devices' rates or what a layout costs.
 
-A replica is a grid of tp x ep ranks. Attention, embeddings, the LM head and dense feed-forwards are split over all of
-them; experts are dealt out over ep groups, each expert split over tp ranks. So all ranks see all tokens between layers,
-and each half of a layer ends in one all-reduce.
+A replica is a grid of tp x ep ranks, as in `engine.parallel.config`: all ranks see all tokens between layers, and each
+half of a layer ends in one all-reduce.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.errors import ModelError
 from engine.models.config import ModelConfig
+from engine.parallel.config import ParallelConfig
+from engine.parallel.shares import head_share
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,28 +44,19 @@ def all_layouts(num_devices: int) -> Iterator[Layout]:
 
 
 def refusal(layout: Layout, model: ModelConfig) -> str | None:
-    """Return why the model cannot be laid out like this, None where it can; memory is another matter."""
-    moe = model.moe
-    if layout.ep > 1 and moe is None:
-        return "the model has no experts to deal out"
-    if moe is not None and layout.ep > moe.num_experts:
-        return f"{moe.num_experts} experts for {layout.ep} groups"
-    if layout.num_ranks > model.num_heads:
-        return f"{model.num_heads} query heads for {layout.num_ranks} ranks"
+    """Return why the engine cannot lay the model out like this, None where it can; memory is another matter."""
+    try:
+        ParallelConfig(layout.tp, layout.ep).check(model)
+    except ModelError as error:
+        return str(error)
     return None
 
 
 def head_shares(model: ModelConfig, num_ranks: int) -> tuple[float, float]:
-    """Return the parts of query heads and of key/value heads that the rank with most of them has.
-
-    Key/value heads are dealt out with their query heads while there are enough; else several ranks hold a copy of one
-    and share its query heads.
-    """
+    """Return the parts of query heads and of key/value heads that the rank with most of them has."""
     queries, kvs = model.num_heads, model.num_kv_heads
-    if num_ranks <= kvs:
-        part = math.ceil(kvs / num_ranks) / kvs
-        return part, part
-    return math.ceil(queries // kvs / (num_ranks // kvs)) / queries, 1 / kvs
+    shares = [head_share(queries, kvs, num_ranks, rank) for rank in range(num_ranks)]
+    return max(len(each.queries) for each in shares) / queries, max(len(each.kvs) for each in shares) / kvs
 
 
 def _divisors(number: int) -> list[int]:

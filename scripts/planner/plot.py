@@ -31,5 +31,5 @@ def plot_plan(plan: Plan, title: str, path: Path) -> None:
         axes.grid(visible=True, which="both", alpha=0.2)
     gaps.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     pyplot.close(figure)

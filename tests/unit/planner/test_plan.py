@@ -64,7 +64,7 @@ def test_layouts_that_cannot_be_are_named_with_the_reason() -> None:
     dense = replace(SETTING, model=ModelConfig.from_dir(DEFAULT_MODEL), num_devices=32)
     refused = {layout.name: reason for layout, reason in make_plan(dense).refused}
     assert "experts" in refused["16 x ep2"]
-    assert "query heads for 32 ranks" in refused["tp32"]
+    assert "query heads" in refused["tp32"]
 
 
 def test_a_small_cache_limits_the_batch() -> None:
