@@ -9,6 +9,9 @@ a `window` W to the last W of them, its own included: first = max(0, positions[t
 Two more variations, applied where asked for: a score s becomes soft_cap * tanh(s / soft_cap) before the softmax; a
 head's sink is one more score in its softmax, whose weight goes to no value.
 
+Caches of int8 or float8 (e4m3) come with a scale for each slot and head, as `kernels.rope_kv_store` writes them; a key
+or value is what is stored times its scale.
+
 Contract, kept by every implementation: accumulates in fp32 or wider; reads no slot past a token's position or before
 its window, nor the block tables' entries there; the result for a token does not depend on what else is in the batch.
 
@@ -20,10 +23,10 @@ from typing import Protocol
 
 import torch
 
-from kernels.paged_attention.cpu_kernel import paged_attention_cpu
+from kernels import choice
 from kernels.paged_attention.reference import paged_attention_reference
 
-__all__ = ["PagedAttention", "paged_attention_cpu", "paged_attention_reference", "select"]
+__all__ = ["PagedAttention", "paged_attention_reference", "select"]
 
 
 class PagedAttention(Protocol):
@@ -42,6 +45,8 @@ class PagedAttention(Protocol):
         window: int | None = None,
         soft_cap: float | None = None,
         sinks: torch.Tensor | None = None,
+        key_scales: torch.Tensor | None = None,
+        value_scales: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attend.
 
@@ -56,6 +61,8 @@ class PagedAttention(Protocol):
             window: how many positions a token attends to, itself included; None for all.
             soft_cap: bound of the scores, None for no bound.
             sinks: [H] fp32, one more score for each head; None for no sinks.
+            key_scales: [N, K, B] fp32, for a quantized cache; else None.
+            value_scales: the same for values.
 
         Returns:
             [T, H, D], contiguous.
@@ -65,4 +72,6 @@ class PagedAttention(Protocol):
 
 def select(device: torch.device) -> PagedAttention:
     """Return the implementation for tensors on `device`."""
-    return paged_attention_cpu if device.type == "cpu" else paged_attention_reference
+    if device.type == "cpu":
+        return choice.cpu_kernel("paged_attention").paged_attention_cpu
+    return paged_attention_reference

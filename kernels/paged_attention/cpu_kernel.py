@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from kernels.cpu_math import FAST_MATH, exp32
+from kernels.paged_attention.reference import paged_attention_reference
 
 ROWS = "C"  # layout of an array without gaps
 SIGNATURE = numba.void(
@@ -52,8 +53,17 @@ def paged_attention_cpu(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: torch.Tensor | None = None,
+    key_scales: torch.Tensor | None = None,
+    value_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend on fp32 CPU tensors; see the contract in `kernels.paged_attention`."""
+    """Attend on fp32 CPU tensors; see the contract in `kernels.paged_attention`.
+
+    A quantized cache is read by the reference.
+    """
+    if key_scales is not None:
+        options = {"window": window, "soft_cap": soft_cap, "sinks": sinks}
+        caches = query, key_cache, value_cache, block_tables, token_to_seq, positions, scale
+        return paged_attention_reference(*caches, **options, key_scales=key_scales, value_scales=value_scales)
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, block_size = key_cache.shape[1:3]
     out = torch.empty(num_tokens, num_heads, head_dim)

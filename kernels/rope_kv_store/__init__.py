@@ -7,7 +7,9 @@ For each head of a token at position p, with its first R channels in halves x1, 
 Channels from R on, where a model turns only a part of them, stay as they are.
 
 `qkv` [T, (H + 2 K) D] holds queries, keys and values side by side. Queries are rotated in place; the rotated keys and
-the values go to slot `slot_mapping[t]` (block id times B plus offset) of the caches [N, K, B, D].
+the values go to slot `slot_mapping[t]` (block id times B plus offset) of the caches [N, K, B, D]. Caches of int8 or
+float8 (e4m3) come with scales [N, K, B]; a row is quantized as `kernels.cache_quantization` says. Rotation and
+quantization in fp32.
 
 Source: RoFormer (arXiv 2104.09864), section 3.4, in the half-split layout that Hugging Face checkpoints use.
 """
@@ -16,10 +18,10 @@ from typing import Protocol
 
 import torch
 
-from kernels.rope_kv_store.cpu_kernel import rope_kv_store_cpu
+from kernels import choice
 from kernels.rope_kv_store.reference import rope_kv_store_reference
 
-__all__ = ["RopeKVStore", "rope_kv_store_cpu", "rope_kv_store_reference", "select"]
+__all__ = ["RopeKVStore", "rope_kv_store_reference", "select"]
 
 
 class RopeKVStore(Protocol):
@@ -33,6 +35,9 @@ class RopeKVStore(Protocol):
         slot_mapping: torch.Tensor,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
+        *,
+        key_scales: torch.Tensor | None = None,
+        value_scales: torch.Tensor | None = None,
     ) -> None:
         """Rotate and store.
 
@@ -43,10 +48,18 @@ class RopeKVStore(Protocol):
             slot_mapping: [T] int64.
             key_cache: [N, K, B, D], written.
             value_cache: [N, K, B, D], written.
+            key_scales: [N, K, B] fp32, written, for a quantized cache; else None.
+            value_scales: the same for values.
         """
         ...
 
 
 def select(device: torch.device) -> RopeKVStore:
-    """Return the implementation for tensors on `device`."""
-    return rope_kv_store_cpu if device.type == "cpu" else rope_kv_store_reference
+    """Return the implementation for tensors on `device`.
+
+    Raises:
+        ImportError: a CUDA device without the Triton language.
+    """
+    if device.type == "cuda":
+        return choice.triton_kernel("rope_kv_store").rope_kv_store_triton
+    return choice.cpu_kernel("rope_kv_store").rope_kv_store_cpu if device.type == "cpu" else rope_kv_store_reference

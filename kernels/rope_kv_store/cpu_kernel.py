@@ -5,6 +5,8 @@ from typing import Any
 import numba
 import torch
 
+from kernels.rope_kv_store.reference import rope_kv_store_reference
+
 
 def rope_kv_store_cpu(
     qkv: torch.Tensor,
@@ -13,8 +15,18 @@ def rope_kv_store_cpu(
     slot_mapping: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
+    *,
+    key_scales: torch.Tensor | None = None,
+    value_scales: torch.Tensor | None = None,
 ) -> None:
-    """Rotate and store fp32 CPU tensors; see the contract in `kernels.rope_kv_store`."""
+    """Rotate and store fp32 CPU tensors; see the contract in `kernels.rope_kv_store`.
+
+    Into a quantized cache the reference does it.
+    """
+    if key_scales is not None:
+        scales = {"key_scales": key_scales, "value_scales": value_scales}
+        rope_kv_store_reference(qkv, cos_sin, positions, slot_mapping, key_cache, value_cache, **scales)
+        return
     heads = qkv.view(qkv.shape[0], -1, key_cache.shape[3])
     _kernel(
         heads.numpy(),

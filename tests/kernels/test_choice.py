@@ -33,6 +33,7 @@ def test_contracts_and_references_need_no_numba_and_no_triton() -> None:
     program = (
         "import sys; sys.modules['numba'] = sys.modules['triton'] = None\n"
         "import kernels.rms_norm, kernels.gated_activation, kernels.draw_token, kernels.expert_dispatch, kernels.lora\n"
+        "import kernels.paged_attention, kernels.rope_kv_store\n"
         "import kernels.quantize_rows, kernels.quantized_linear\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

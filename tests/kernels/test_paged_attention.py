@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kernels.paged_attention import PagedAttention, paged_attention_cpu, paged_attention_reference
+from kernels.paged_attention import PagedAttention, paged_attention_reference
+from kernels.paged_attention.cpu_kernel import paged_attention_cpu
 
 IMPLEMENTATIONS = [paged_attention_reference, paged_attention_cpu]
 SHAPES = [(1, 1, 8, 1), (4, 2, 16, 4), (9, 3, 64, 16), (5, 5, 24, 7), (6, 1, 128, 16)]  # H, K, D, B
