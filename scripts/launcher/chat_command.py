@@ -3,6 +3,7 @@
 Knows the options and the conversation. Does not know how the server works: it is one more tritonclient.
 """
 
+import signal
 from typing import Annotated
 
 import typer
@@ -62,6 +63,7 @@ def chat(
     seed: Seed = None,
 ) -> None:
     """Talk to a served model. Ctrl-C ends the answer, Ctrl-D (or /quit) the conversation, /new begins another one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this in the background
     sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
     with LlmClient(url) as client:
         if not client.is_ready(timeout=READY_SECONDS):

@@ -150,7 +150,7 @@ def test_interrupt_ends_the_answer_and_not_the_conversation(url: str) -> None:
         talk.stdin.flush()
         assert talk.stdout.read(5) == "> e0 "
         talk.send_signal(signal.SIGINT)
-        out, err = talk.communicate("world\n")
+        out, err = talk.communicate("world\n", timeout=60)
     assert talk.returncode == 0
     assert "w1 " in out
     assert "[cancelled]" in err
