@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from scripts.launcher.cluster import Cluster
+from scripts.launcher.instance import TritonInstance
 from scripts.launcher.leftovers import tagged_processes
 from scripts.launcher.supervisor import supervised
 from tests.e2e.kserve import Answer, ask_all, connect, make_request, read_metrics
@@ -30,25 +31,39 @@ def supervised_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clu
         yield running
 
 
-def find_process(cluster: Cluster, word: str) -> int:
-    """Return the pid of the first instance's process whose command line holds `word`."""
-    for pid in tagged_processes(cluster.instances[0].tag):
+def find_process(instance: TritonInstance, word: str) -> int:
+    """Return the pid of the instance's process whose command line holds `word`."""
+    for pid in tagged_processes(instance.tag):
         if word in " ".join(psutil.Process(pid).cmdline()):
             return pid
-    raise AssertionError(f"no process of instance 0 has {word!r} in its command line")
+    raise AssertionError(f"no process of {instance.tag} has {word!r} in its command line")
 
 
-def kill_core(cluster: Cluster) -> None:
-    os.kill(find_process(cluster, "engine.core_process"), signal.SIGKILL)
+def kill_core(instance: TritonInstance) -> None:
+    os.kill(find_process(instance, "engine.core_process"), signal.SIGKILL)
 
 
-def kill_stub(cluster: Cluster) -> None:
-    os.kill(find_process(cluster, "llm_engine"), signal.SIGKILL)
+def kill_stub(instance: TritonInstance) -> None:
+    os.kill(find_process(instance, "llm_engine"), signal.SIGKILL)
 
 
-def kill_instance(cluster: Cluster) -> None:
-    assert cluster.instances[0].pid is not None
-    os.kill(cluster.instances[0].pid, signal.SIGKILL)
+def kill_instance(instance: TritonInstance) -> None:
+    assert instance.pid is not None
+    os.kill(instance.pid, signal.SIGKILL)
+
+
+def wait_for_load(cluster: Cluster, tokens_per_stream: int = 0) -> TritonInstance:
+    """Return an instance that has streams, once it has made about this many tokens of each."""
+    urls = [instance.metrics_url for instance in cluster.instances]
+    starts = [read_metrics(url)["llm_generated_tokens_total"] for url in urls]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for instance, url, start in zip(cluster.instances, urls, starts, strict=True):
+            now = read_metrics(url)
+            running = now["llm_running_requests"]
+            if running and now["llm_generated_tokens_total"] - start >= tokens_per_stream * running:
+                return instance
+    raise AssertionError("the load reached no instance")
 
 
 def is_serving(cluster: Cluster) -> bool:
@@ -69,17 +84,14 @@ def wait_for_recovery(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("kill", [kill_core, kill_stub, kill_instance])
 def test_a_death_under_load_hangs_no_stream_and_heals(
-    supervised_cluster: Cluster, kill: Callable[[Cluster], None]
+    supervised_cluster: Cluster, kill: Callable[[TritonInstance], None]
 ) -> None:
     url = supervised_cluster.gateway.grpc_url
     answers: list[Answer] = []
     requests = [make_request("Once upon a time", max_tokens=300, ignore_eos=True) for _ in range(NUM_STREAMS)]
     load = threading.Thread(target=lambda: answers.extend(ask_all(url, requests)))
     load.start()
-    deadline = time.monotonic() + 60
-    while read_metrics(supervised_cluster.instances[0].metrics_url)["llm_running_requests"] < 1:
-        assert time.monotonic() < deadline, "the load did not reach instance 0"
-    kill(supervised_cluster)
+    kill(wait_for_load(supervised_cluster))
     load.join(timeout=RECOVERY_SECONDS)
     assert not load.is_alive(), "a stream hangs"
     assert len(answers) == NUM_STREAMS

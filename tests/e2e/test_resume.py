@@ -1,10 +1,7 @@
 """Instances die at random points under 64 seeded streams: each stream says what it says undisturbed."""
 
-import os
 import random
-import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +11,7 @@ from scripts.launcher.cluster import Cluster
 from scripts.launcher.instance import TritonInstance
 from scripts.launcher.supervisor import supervised
 from tests.e2e.kserve import Answer, ask_all, make_request, read_metrics
-from tests.e2e.test_faults import kill_core, wait_for_recovery
+from tests.e2e.test_faults import kill_core, kill_instance, wait_for_load, wait_for_recovery
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 NUM_STREAMS = 64
@@ -26,10 +23,6 @@ OPENINGS = ["Once upon a time", "The king", "Alice was", "In the forest"]
 def healing_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(2, log_dir=tmp_path_factory.mktemp("logs")) as running, supervised(running, lambda _line: None):
         yield running
-
-
-def kill_instance(cluster: Cluster) -> None:
-    os.kill(cluster.instances[0].pid, signal.SIGKILL)
 
 
 def seeded_requests() -> list[Any]:
@@ -56,28 +49,15 @@ def undisturbed(healing_cluster: Cluster) -> list[Answer]:
     return ask_all(healing_cluster.gateway.grpc_url, seeded_requests())
 
 
-def wait_for_progress(instance: TritonInstance, tokens_per_stream: int) -> None:
-    """Return once `instance`, which has some of the streams, has made about this many tokens of each."""
-    deadline = time.monotonic() + 60
-    start = read_metrics(instance.metrics_url)["llm_generated_tokens_total"]
-    while time.monotonic() < deadline:
-        now = read_metrics(instance.metrics_url)
-        running = now["llm_running_requests"]
-        if running and now["llm_generated_tokens_total"] - start >= tokens_per_stream * running:
-            return
-    raise AssertionError("the load did not reach instance 0")
-
-
 @pytest.mark.parametrize("kill", [kill_core, kill_instance])
 def test_a_death_changes_nothing_that_a_client_sees(
-    healing_cluster: Cluster, undisturbed: list[Answer], kill: Callable[[Cluster], None]
+    healing_cluster: Cluster, undisturbed: list[Answer], kill: Callable[[TritonInstance], None]
 ) -> None:
     before = num_resumed(healing_cluster)
     answers: list[Answer] = []
     load = threading.Thread(target=lambda: answers.extend(ask_all(healing_cluster.gateway.grpc_url, seeded_requests())))
     load.start()
-    wait_for_progress(healing_cluster.instances[0], random.randint(1, MAX_TOKENS // 2))
-    kill(healing_cluster)
+    kill(wait_for_load(healing_cluster, tokens_per_stream=random.randint(1, MAX_TOKENS // 2)))
     load.join(timeout=120)
     assert not load.is_alive(), "a stream hangs"
     for answer, expected in zip(answers, undisturbed, strict=True):
