@@ -7,13 +7,19 @@ Invariants:
 2. Tokens of one sequence are adjacent and in order; sequences come in the plan's order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from engine.device_link import DeviceLink
 from engine.sequence import Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
+
+TENSORS = (
+    *("input_ids", "positions", "slot_mapping", "token_to_seq", "block_tables"),
+    *("logits_indices", "pooled_indices"),
+)
 
 
 @dataclass(slots=True)
@@ -47,6 +53,10 @@ class Batch:
     pooling: list[tuple[ScheduledSequence, int]]
     pooled_indices: torch.Tensor
     pooled: torch.Tensor | None = None
+
+    def moved(self, link: DeviceLink) -> "Batch":
+        """Return the batch with its tensors on the device."""
+        return replace(self, **dict(zip(TENSORS, link.upload([getattr(self, name) for name in TENSORS]), strict=True)))
 
 
 def build_batch(plan: StepPlan, block_size: int) -> Batch:

@@ -20,7 +20,7 @@ from engine.guides import GuideFactory
 from engine.isolation import run_isolated
 from engine.kv_manager import make_kv_manager
 from engine.messages import ModelInfo
-from engine.model_runner import ModelRunner, StepRun
+from engine.model_runner import ModelRunner
 from engine.models.config import ModelConfig
 from engine.ngram_lookup import NgramLookup
 from engine.outputs import EngineStats, FinishReason, RequestOutput
@@ -36,6 +36,7 @@ from engine.sequence_groups import SequenceGroups
 from engine.sequence_output import stop_token_chars, take_output
 from engine.speculation import Proposer, Speculation
 from engine.step_plan import ScheduledSequence, StepPlan
+from engine.step_run import StepRun
 from engine.stopping import append_token, resume
 from engine.task_params import DEFAULT_TASK, TaskParams
 from engine.text.tokenizer import Tokenizer

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 
 from engine.errors import EngineError, RequestFailed
-from engine.model_runner import StepRun
 from engine.sequence import Sequence
 from engine.step_plan import StepPlan
+from engine.step_run import StepRun
 
 logger = logging.getLogger(__name__)
 

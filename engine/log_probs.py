@@ -13,7 +13,7 @@ from engine.top_tokens import TopTokens
 
 @dataclass(slots=True)
 class LoggedRows:
-    """Copies of the logits of some rows, taken before the rows are changed.
+    """Some rows' logits, which nobody changes.
 
     Attributes:
         logits: [L, V] fp32.
@@ -23,14 +23,18 @@ class LoggedRows:
     logits: torch.Tensor
     num_top: list[int]
 
-    def read(self, token_ids: np.ndarray) -> tuple[list[float], list[TopTokens]]:
-        """Return each row's log-probability of its token [L], and its likeliest tokens."""
-        if not self.num_top:
-            return [], []
+    def of(self, token_ids: torch.Tensor) -> list[torch.Tensor]:
+        """Return the log-probabilities of one token a row [L], and the likeliest tokens with theirs, [L, W] each."""
         totals = self.logits.logsumexp(dim=-1, keepdim=True)
-        chosen = self.logits.gather(1, torch.from_numpy(token_ids).unsqueeze(1)) - totals
-        width = min(max(self.num_top), self.logits.shape[1])
+        chosen = self.logits.gather(1, token_ids.unsqueeze(1)) - totals
+        width = min(max(self.num_top, default=0), self.logits.shape[1])
         values, ids = self.logits.topk(width, dim=-1) if width else (totals[:, :0], totals[:, :0].long())
-        rows = zip(self.num_top, ids.tolist(), (values - totals).tolist(), strict=True)
+        return [chosen.squeeze(1), ids, values - totals]
+
+    def read(self, arrays: list[np.ndarray]) -> tuple[list[float], list[TopTokens]]:
+        """Return what `of` has computed, once it is on the host, as each row's own [L]."""
+        chosen, ids, values = arrays
+        rows = zip(self.num_top, ids.tolist(), values.tolist(), strict=True)
+        width = ids.shape[1]
         tops = [TopTokens(min(num, width), row_ids[:num], row_values[:num]) for num, row_ids, row_values in rows]
-        return chosen.squeeze(1).tolist(), tops
+        return chosen.tolist(), tops

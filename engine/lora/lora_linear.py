@@ -9,9 +9,11 @@ Invariant: in a step without adapters a wrapped layer does what the layer inside
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import nn
 
+from engine.device_link import DeviceLink
 from kernels import lora
 from kernels.lora import LowRankUpdate, RowGroup
 
@@ -39,17 +41,20 @@ class AdapterRows:
 
     groups: list[tuple[torch.Tensor, LoadedAdapter]] = field(default_factory=list)
 
-    def assign(self, adapters: Sequence[object], token_to_seq: torch.Tensor) -> None:
+    def assign(self, adapters: Sequence[object], token_to_seq: torch.Tensor, link: DeviceLink) -> None:
         """Take the next step's rows.
 
         Args:
             adapters: the `LoadedAdapter` of each sequence, or None.
-            token_to_seq: [T], the sequence of each row.
+            token_to_seq: [T], the sequence of each row, on the host.
+            link: the way to the model's device.
         """
-        self.groups = []
-        for adapter in {id(a): a for a in adapters if isinstance(a, LoadedAdapter)}.values():
-            has_it = torch.tensor([other is adapter for other in adapters])
-            self.groups.append((has_it[token_to_seq.long()].nonzero().flatten(), adapter))
+        used = list({id(a): a for a in adapters if isinstance(a, LoadedAdapter)}.values())
+        if not used and not self.groups:
+            return
+        of_tokens = token_to_seq.numpy()
+        rows = [np.flatnonzero(np.array([other is adapter for other in adapters])[of_tokens]) for adapter in used]
+        self.groups = list(zip(link.upload([torch.from_numpy(each) for each in rows]), used, strict=True))
 
 
 class LoraLinear(nn.Module):

@@ -6,9 +6,10 @@
     token = the first i of `kept`, by rising id, with  sum of w over kept ids up to i  >  point * sum of w over kept
 
 A temperature of 0 takes the first of the largest logits. A row whose largest logit is not finite (a NaN anywhere, an
-infinity, or nothing left) has no token: its `is_valid` is False.
+infinity, or nothing left) has no token; its maximum says so.
 
-Contract, kept by every implementation: sums in fp32 blocks or wider; a row's token depends on that row alone.
+Contract, kept by every implementation: sums in fp32 blocks or wider; a row's token depends on that row alone; on a
+device the host waits for nothing.
 
 Sources: top-p is nucleus sampling (arXiv 1904.09751), min-p arXiv 2407.01082.
 """
@@ -16,7 +17,6 @@ Sources: top-p is nucleus sampling (arXiv 1904.09751), min-p arXiv 2407.01082.
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from kernels import choice
@@ -27,7 +27,7 @@ __all__ = ["DrawTokens", "Draws", "draw_tokens_reference", "select"]
 
 @dataclass(slots=True, frozen=True)
 class Draws:
-    """How each of the R rows chooses.
+    """How each of the R rows chooses; tensors on the logits' device.
 
     Attributes:
         temperature: [R] fp64, 0 is greedy.
@@ -37,17 +37,17 @@ class Draws:
         point: [R] fp64 in [0, 1), the row's random number.
     """
 
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
-    min_p: np.ndarray
-    point: np.ndarray
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    point: torch.Tensor
 
 
 class DrawTokens(Protocol):
     """Signature of the operation."""
 
-    def __call__(self, logits: torch.Tensor, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, logits: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         """Choose.
 
         Args:
@@ -55,7 +55,8 @@ class DrawTokens(Protocol):
             draws: how.
 
         Returns:
-            Token ids [R] int64 and `is_valid` [R] bool; the id of an invalid row means nothing.
+            Token ids [R] int64 and the rows' largest logits [R] fp32; where one is not finite (NaN included), the id is
+            in the vocabulary and means nothing.
         """
         ...
 

@@ -26,14 +26,14 @@ LOG2_E = 1.4426950408889634
 EXP2 = tuple(np.float32(math.log(2) ** n / math.factorial(n)) for n in range(7))  # 2 ** r, |r| <= 1/2, to 2e-7
 
 
-def draw_tokens_cpu(logits: torch.Tensor, draws: "Draws") -> tuple[np.ndarray, np.ndarray]:
+def draw_tokens_cpu(logits: torch.Tensor, draws: "Draws") -> tuple[torch.Tensor, torch.Tensor]:
     """Choose from fp32 CPU logits; see the contract in `kernels.draw_token`."""
     maxima = logits.amax(dim=-1)
-    token_ids = np.zeros(len(logits), dtype=np.int64)
-    is_valid = maxima.isfinite().numpy()
+    token_ids = torch.zeros(len(logits), dtype=torch.int64)
     options = (draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.point)
-    _kernel(logits.numpy(), maxima.numpy(), is_valid, *options, token_ids)
-    return token_ids, is_valid
+    arrays = (tensor.numpy() for tensor in (logits, maxima, maxima.isfinite(), *options, token_ids))
+    _kernel(*arrays)
+    return token_ids, maxima
 
 
 @numba.njit(cache=True, parallel=True)

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -11,29 +10,27 @@ if TYPE_CHECKING:
 COLDEST = 1e-30  # below it no two different fp32 logits both keep a weight above 0
 
 
-def draw_tokens_reference(logits: torch.Tensor, draws: "Draws") -> tuple[np.ndarray, np.ndarray]:
+def draw_tokens_reference(logits: torch.Tensor, draws: "Draws") -> tuple[torch.Tensor, torch.Tensor]:
     """Choose; see the contract in `kernels.draw_token`."""
-    token_ids = np.zeros(len(logits), dtype=np.int64)
-    is_valid = logits.amax(dim=-1).isfinite().cpu().numpy()
-    for row in np.flatnonzero(is_valid):
-        if draws.temperature[row] == 0:
-            token_ids[row] = int(logits[row].argmax())
-            continue
-        weights = kept_weights(logits[row], draws, row).cumsum(dim=-1)
-        point = float(draws.point[row]) * float(weights[-1])
-        token_ids[row] = int(torch.searchsorted(weights, point, right=True))
-    return token_ids, is_valid
+    sums = kept_weights(logits, draws).cumsum(dim=-1)
+    points = draws.point.unsqueeze(1) * sums[:, -1:]
+    drawn = torch.searchsorted(sums, points, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    return torch.where(draws.temperature == 0, logits.argmax(dim=-1), drawn), logits.amax(dim=-1)
 
 
-def kept_weights(logits: torch.Tensor, draws: "Draws", row: int) -> torch.Tensor:
-    """Return w [V] fp64 of one row's logits [V], 0 where a token is not kept."""
-    temperature = max(float(draws.temperature[row]), COLDEST)
-    weights = ((logits.double() - logits.max().double()) / temperature).exp()
-    sorted_weights, order = weights.sort(descending=True, stable=True)
-    num_kept = int(draws.top_k[row]) or len(weights)
-    top = sorted_weights[:num_kept]
-    if draws.top_p[row] < 1:
-        num_kept = int((top.cumsum(dim=-1) < float(draws.top_p[row]) * top.sum()).sum()) + 1
-    num_kept = max(1, min(num_kept, int((top >= float(draws.min_p[row])).sum())))
-    weights[order[num_kept:]] = 0
-    return weights
+def kept_weights(logits: torch.Tensor, draws: "Draws") -> torch.Tensor:
+    """Return w [R, V] fp64, 0 where a token is not kept."""
+    wide = logits.double()
+    temperature = draws.temperature.clamp(min=COLDEST).unsqueeze(1)
+    weights = ((wide - wide.amax(dim=-1, keepdim=True)) / temperature).exp().nan_to_num(0.0)
+    sorted_weights, order = weights.sort(dim=-1, descending=True, stable=True)
+    places = torch.arange(weights.shape[1], device=weights.device)
+    num_kept = torch.where(draws.top_k > 0, draws.top_k, weights.shape[1])
+    top = torch.where(places < num_kept.unsqueeze(1), sorted_weights, 0.0)
+    goal = draws.top_p.unsqueeze(1) * top.sum(dim=-1, keepdim=True)
+    num_below = (top.cumsum(dim=-1) < goal).sum(dim=-1)
+    num_kept = torch.where(draws.top_p < 1, torch.minimum(num_kept, num_below + 1), num_kept)
+    num_likely = (top >= draws.min_p.unsqueeze(1)).sum(dim=-1)
+    num_kept = torch.minimum(num_kept, num_likely).clamp(min=1)
+    kept = torch.where(places < num_kept.unsqueeze(1), sorted_weights, 0.0)
+    return torch.zeros_like(weights).scatter_(1, order, kept)

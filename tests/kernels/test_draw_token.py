@@ -25,11 +25,11 @@ CUTS: list[dict[str, Any]] = [
 
 
 def make_draws(num_rows: int = NUM_ROWS, temperature: float = 1.0, **cuts: Any) -> Draws:
-    def filled(value: float, dtype: Any = np.float64) -> np.ndarray:
-        return np.full(num_rows, value, dtype=dtype)
+    def filled(value: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return torch.full((num_rows,), value, dtype=dtype)
 
-    point = np.random.default_rng(3).random(num_rows)
-    kept = filled(cuts.get("top_k", 0), np.int64), filled(cuts.get("top_p", 1.0)), filled(cuts.get("min_p", 0.0))
+    point = torch.rand(num_rows, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    kept = filled(cuts.get("top_k", 0), torch.int64), filled(cuts.get("top_p", 1.0)), filled(cuts.get("min_p", 0.0))
     return Draws(filled(temperature), *kept, point)
 
 
@@ -38,11 +38,12 @@ def make_logits(vocab_size: int, spread: float = 3.0, num_rows: int = NUM_ROWS) 
 
 
 def assert_drawn_as_by_reference(logits: torch.Tensor, draws: Draws) -> None:
-    token_ids, is_valid = draw_tokens_cpu(logits, draws)
-    expected, _ = draw_tokens_reference(logits, draws)
-    assert is_valid.all()
-    for row in np.flatnonzero(token_ids != expected):  # only where the point falls on a border between two tokens
-        weights = kept_weights(logits[row], draws, row)
+    token_ids, maxima = draw_tokens_cpu(logits, draws)
+    expected, expected_maxima = draw_tokens_reference(logits, draws)
+    assert maxima.tolist() == expected_maxima.tolist() == logits.amax(dim=-1).tolist()
+    kept = kept_weights(logits, draws)
+    for row in np.flatnonzero((token_ids != expected).numpy()):  # the point is on a border of two
+        weights = kept[row]
         shares = weights.cumsum(dim=-1) / weights.sum()
         below = float(shares[token_ids[row] - 1]) if token_ids[row] else 0.0
         assert weights[token_ids[row]] > 0
@@ -75,7 +76,7 @@ def test_a_masked_token_is_never_drawn(cuts: dict[str, Any]) -> None:
     logits = make_logits(700)
     logits[:, torch.arange(700) % 35 != 4] = -torch.inf
     assert_drawn_as_by_reference(logits, make_draws(**cuts))
-    assert set(draw_tokens_cpu(logits, make_draws(**cuts))[0] % 35) == {4}
+    assert set((draw_tokens_cpu(logits, make_draws(**cuts))[0] % 35).tolist()) == {4}
 
 
 def test_a_row_is_the_same_alone_and_among_others() -> None:
@@ -90,8 +91,9 @@ def test_a_row_is_the_same_alone_and_among_others() -> None:
 def test_rows_without_a_finite_maximum_are_marked_and_the_others_drawn(draw: Any) -> None:
     logits = make_logits(100, num_rows=5)
     logits[0, 5], logits[1, 99], logits[2] = torch.nan, torch.inf, -torch.inf
-    token_ids, is_valid = draw(logits, make_draws(5, temperature=0.0))
-    assert is_valid.tolist() == [False, False, False, True, True]
+    token_ids, maxima = draw(logits, make_draws(5, temperature=0.0))
+    assert maxima.isfinite().tolist() == [False, False, False, True, True]
+    assert ((token_ids >= 0) & (token_ids < 100)).all()
     assert token_ids[3:].tolist() == logits[3:].argmax(dim=-1).tolist()
 
 
@@ -99,6 +101,7 @@ def test_weights_sum_to_the_softmax() -> None:
     """Over an even grid of points each token is drawn as often as it is likely."""
     logits = make_logits(40, num_rows=1).expand(20000, -1).contiguous()
     draws = make_draws(20000, temperature=0.8)
-    even = Draws(draws.temperature, draws.top_k, draws.top_p, draws.min_p, (np.arange(20000) + 0.5) / 20000)
-    shares = np.bincount(draw_tokens_cpu(logits, even)[0], minlength=40) / 20000
+    points = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    even = Draws(draws.temperature, draws.top_k, draws.top_p, draws.min_p, points)
+    shares = np.bincount(draw_tokens_cpu(logits, even)[0].numpy(), minlength=40) / 20000
     np.testing.assert_allclose(shares, (logits[0] / 0.8).double().softmax(-1).numpy(), atol=1.1e-4)

@@ -43,7 +43,7 @@ def engine_logits(core: EngineCore, token_ids: list[int], adapter: Adapter | Non
     sequence = Sequence(0, token_ids, len(token_ids), params, len(token_ids) + 1, frozenset(), block_table=table)
     batch = build_batch(StepPlan([ScheduledSequence(sequence, len(token_ids))], len(token_ids)), core.runner.block_size)
     batch.logits_indices = torch.arange(len(token_ids))
-    core.runner.adapter_rows.assign([adapter], batch.token_to_seq)
+    core.runner.adapter_rows.assign([adapter], batch.token_to_seq, core.runner.link)
     return core.runner.model(batch, core.runner.cache)
 
 

@@ -236,7 +236,7 @@ def test_a_nan_in_the_logits_ends_one_request_and_the_others_say_the_same(
     failed = [o for o in outputs if o.request_id == 2]
     assert [o.finish_reason for o in failed] == [None, None, None, FinishReason.ERROR]
     assert (failed[-1].error, failed[-1].error_code) == (
-        "the model's logits are not finite: 1 of 300 values",
+        "the model's logits are not finite: the largest is nan",
         "INTERNAL",
     )
 
