@@ -166,7 +166,7 @@ def make_config(fields: object) -> GatewayConfig:
     try:
         return GatewayConfig.model_validate(fields)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise ConfigError(explain(error)) from error
 
 
 def make_instances(items: object) -> tuple[InstanceConfig, ...]:
@@ -179,7 +179,7 @@ def make_instances(items: object) -> tuple[InstanceConfig, ...]:
         instances = TypeAdapter(tuple[InstanceConfig, ...]).validate_python(items)
         _check_names(instances)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise ConfigError(explain(error)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return instances
@@ -224,8 +224,9 @@ def _check_names(instances: Sequence[InstanceConfig]) -> None:
         raise ValueError("two instances have the same name")
 
 
-def _explain(error: ValidationError) -> ConfigError:
-    return ConfigError("; ".join(_explain_one(item) for item in error.errors()))
+def explain(error: ValidationError) -> str:
+    """Return what is wrong with each field, in one line."""
+    return "; ".join(_explain_one(item) for item in error.errors())
 
 
 def _explain_one(item: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from gateway.routing.levels import Level, LevelRule
 from gateway.routing.outliers import OutliersConfig
+from gateway.routing.plan_file import PlanConfig
 from gateway.routing.policy import PolicyName
 from gateway.strict import Strict
 
@@ -19,11 +20,19 @@ class LevelsConfig(Strict):
     threshold: float = Field(default=64.0, gt=0, description="requests in flight")
     hysteresis: float = Field(default=0.1, ge=0, lt=1, description="share of the threshold by which it must be passed")
     window_s: float = Field(default=5.0, ge=0, description="seconds over which requests in flight are averaged")
+    plan: PlanConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "LevelsConfig":
+        if self.plan is not None and "threshold" in self.model_fields_set:
+            raise ValueError("both a threshold and a plan to take it from")
+        return self
 
     def rule(self) -> LevelRule:
         """Return the rule."""
         pools = {Level.LOW: self.low_pool, Level.HIGH: self.high_pool}
-        return LevelRule(pools, self.threshold, self.hysteresis, self.window_s)
+        threshold = self.threshold if self.plan is None else self.plan.threshold
+        return LevelRule(pools, threshold, self.hysteresis, self.window_s)
 
 
 class RoutingConfig(Strict):

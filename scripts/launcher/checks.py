@@ -9,7 +9,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from engine.config import EngineConfig
+from engine.errors import ModelError
+from engine.models.config import ModelConfig
 from scripts.launcher.errors import LaunchError
+from scripts.launcher.fleet import Fleet, Pool, engine_config
 from scripts.launcher.leftovers import SHM
 from scripts.launcher.ports import is_free
 
@@ -18,7 +22,6 @@ GIB = 2**30
 SHM_BYTES_EACH = 64 * MIB
 SHM_BYTES_SPARE = 32 * MIB
 PROCESS_GIB = 0.6
-DEFAULT_KV_GIB = 1.0
 WIDENED_DTYPES = ("bfloat16", "float16")
 LFS_START = b"version https://git-lfs"
 
@@ -88,16 +91,48 @@ def weight_files(model: Path) -> list[Path]:
     return sorted(model / name for name in names)
 
 
-def check_memory(model: Path, num_instances: int, kv_gib: float) -> None:
-    """Refuse to start what would not fit beside what already runs."""
-    each = weights_gib(model) + kv_gib + PROCESS_GIB
-    needed, available = num_instances * each, available_gib()
+def check_engine(model: Path, pool: Pool) -> EngineConfig:
+    """Refuse settings that the engine would refuse, and ranks that the model cannot be divided among.
+
+    Returns:
+        The settings of each of the pool's instances.
+    """
+    try:
+        config = engine_config(pool, model, os.environ)
+        if pool.num_ranks > 1:
+            config.parallel.check(ModelConfig.from_dir(model))
+    except ModelError as error:
+        raise LaunchError(f"{pool.title} cannot be: {error}", "change the option, variable or pools file") from None
+    return config
+
+
+def check_memory(model: Path, fleet: Fleet) -> None:
+    """Refuse to start what would not fit beside what already runs, all pools together."""
+    weights, available = weights_gib(model), available_gib()
+    needed, parts = 0.0, []
+    for pool in fleet.pools:
+        kv_gib = check_engine(model, pool).kv_cache_gib
+        needed += pool.replicas * (weights + pool.num_ranks * (kv_gib + PROCESS_GIB))
+        rank = f"{pool.num_ranks} x ({kv_gib:g} KV cache + {PROCESS_GIB} programs)"
+        parts.append(f"{pool.title}: {pool.replicas} x ({weights:.2f} weights + {rank})")
     if needed > available:
         raise LaunchError(
-            f"{num_instances} instances need about {needed:.1f} GiB (each {weights_gib(model):.2f} weights, {kv_gib:g} "
-            f"KV cache, {PROCESS_GIB} programs) and {available:.1f} GiB are available",
-            "give fewer --instances, or a smaller KV cache in SCALELLM_KV_CACHE_GIB, or free memory",
+            f"{fleet.num_instances} instances need about {needed:.1f} GiB ({'; '.join(parts)}) and {available:.1f} GiB "
+            "are available",
+            "give fewer --replicas, or a smaller KV cache in SCALELLM_KV_CACHE_GIB, or free memory",
         )
+
+
+def check_threads(fleet: Fleet, num_cores: int) -> None:
+    """Refuse threads, where the pools name them, that outnumber the cores; with levels one pool computes at a time."""
+    for group in fleet.busy_pools():
+        named = [pool for pool in group if pool.threads]
+        threads = sum(pool.replicas * pool.num_ranks * (pool.threads or 0) for pool in named)
+        if threads > num_cores:
+            names = " and ".join(pool.title for pool in named)
+            raise LaunchError(
+                f"{names} would compute with {threads} threads on {num_cores} cores", "give fewer threads or replicas"
+            )
 
 
 def weights_gib(model: Path) -> float:
@@ -106,19 +141,6 @@ def weights_gib(model: Path) -> float:
     dtype = str(config.get("dtype") or config.get("torch_dtype"))
     factor = 2 if dtype.removeprefix("torch.") in WIDENED_DTYPES else 1
     return factor * sum(file.stat().st_size for file in weight_files(model)) / GIB
-
-
-def kv_cache_gib() -> float:
-    """Return the KV cache that each instance will take, as the environment asks for it.
-
-    Raises:
-        LaunchError: the variable is no number.
-    """
-    text = os.environ.get("SCALELLM_KV_CACHE_GIB") or str(DEFAULT_KV_GIB)
-    try:
-        return float(text)
-    except ValueError:
-        raise LaunchError(f"SCALELLM_KV_CACHE_GIB is {text!r}, which is no number", "set it to GiB, like 0.5") from None
 
 
 def available_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:

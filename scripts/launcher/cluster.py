@@ -10,13 +10,15 @@ Invariants:
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from scripts.launcher import paths
 from scripts.launcher.client import CompletionError, LlmClient, Sampling, text_inputs
 from scripts.launcher.errors import LaunchError
+from scripts.launcher.fleet import Fleet
 from scripts.launcher.gateway import GatewayOptions, GatewayProcess
-from scripts.launcher.instance import HOST, InstanceOptions, TritonInstance, num_threads_each
+from scripts.launcher.instance import HOST, InstanceOptions, TritonInstance
 from scripts.launcher.leftovers import new_tag, sweep
 from scripts.launcher.ports import free_ports, instance_ports
 from scripts.launcher.process import Child
@@ -25,7 +27,6 @@ from scripts.launcher.watchdog import Watchdog
 
 READY_SECONDS = 300.0
 POLL_SECONDS = 0.1
-THREADS_ENV = "SCALELLM_NUM_THREADS"
 PROBE_PROMPT = "Once upon a time"
 PROBE_SECONDS = 120.0
 
@@ -35,7 +36,7 @@ class Cluster:
 
     def __init__(
         self,
-        num_instances: int = 2,
+        fleet: Fleet | int = 2,
         *,
         model: Path | None = None,
         env: Mapping[str, str] | None = None,
@@ -52,7 +53,7 @@ class Cluster:
         """Plan the launch; nothing is started yet.
 
         Args:
-            num_instances: tritonservers to start.
+            fleet: the pools of tritonservers to start; a number means that many equal ones.
             model: the model's folder; None leaves it to the environment and the repository's default.
             env: further variables for all children.
             repository: the model repository all instances load.
@@ -70,15 +71,15 @@ class Cluster:
         self.probe = probe
         self.ready_timeout = ready_timeout
         self.drain_timeout = drain_timeout
-        threads = os.environ.get(THREADS_ENV) or str(num_threads_each(num_instances))
-        variables = {THREADS_ENV: threads, **(env or {})}
+        variables = dict(env or {})
         if model is not None:
             variables[paths.MODEL_ENV] = str(model.resolve())
         options = InstanceOptions(server or find_tritonserver(), repository.resolve(), variables, log_dir, self.tag)
-        ports = instance_ports(num_instances)
-        self.instances = [TritonInstance(index, own, options) for index, own in enumerate(ports)]
+        pools = Fleet.of(fleet) if isinstance(fleet, int) else fleet
+        self.instances = plan_instances(pools, options)
         listen = gateway or _free_gateway()
-        self._gateway = GatewayProcess(listen, self.instances, variables, log_dir, self.tag) if with_gateway else None
+        parts = (listen, self.instances, variables, log_dir, self.tag)
+        self._gateway = GatewayProcess(*parts, routing=pools.routing) if with_gateway else None
         self._watchdog: Watchdog | None = None
 
     @property
@@ -150,6 +151,17 @@ class Cluster:
             while self.probe and not _answers(client):
                 _check_alive(child, deadline)
                 time.sleep(POLL_SECONDS)
+
+
+def plan_instances(fleet: Fleet, options: InstanceOptions) -> list[TritonInstance]:
+    """Return the instances of every pool, each with its pool's variables and with ports of its own."""
+    num_cores = len(os.sched_getaffinity(0))
+    pools = [pool for pool in fleet.pools for _ in range(pool.replicas)]
+    own = {pool.name: fleet.variables(pool, num_cores) for pool in fleet.pools}
+    return [
+        TritonInstance(index, ports, replace(options, env={**own[pool.name], **options.env}), pool.name)
+        for index, (pool, ports) in enumerate(zip(pools, instance_ports(len(pools)), strict=True))
+    ]
 
 
 def _free_gateway() -> GatewayOptions:

@@ -1,13 +1,16 @@
 """The gateway process in front of the instances.
 
-Knows its command line and addresses. Does not know how it routes.
+Knows its command line, configuration and addresses. Does not know how it routes.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from gateway.routing.config import RoutingConfig
 from scripts.launcher.instance import TritonInstance, child_environment
 from scripts.launcher.process import Child
 
@@ -34,9 +37,13 @@ class GatewayProcess(Child):
         env: Mapping[str, str],
         log_dir: Path,
         tag: str,
+        *,
+        routing: RoutingConfig = RoutingConfig(),  # noqa: B008 - never changes
     ) -> None:
         self.options = options
-        command = gateway_command(options, instances)
+        self.config = log_dir / "gateway.json"
+        self._fields = gateway_fields(options, instances, routing)
+        command = [sys.executable, "-m", "gateway", "--config", str(self.config.resolve()), *options.arguments]
         super().__init__("the gateway", command, child_environment(env), log_dir / "gateway.log", f"{tag}gateway-")
 
     @property
@@ -49,6 +56,12 @@ class GatewayProcess(Child):
         """Where clients of this machine speak HTTP, as `host:port`."""
         return f"{_reachable(self.options.host)}:{self.options.http_port}"
 
+    def start(self) -> None:
+        """Write the configuration and start the gateway with it."""
+        self.config.parent.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(json.dumps(self._fields, indent=1) + "\n", encoding="utf-8")
+        super().start()
+
     def stop(self, timeout: float = CUT_SECONDS) -> None:
         """Let open requests finish for `timeout` seconds, then cut them, then remove what is left."""
         if self.is_running:
@@ -57,14 +70,19 @@ class GatewayProcess(Child):
         super().stop(CUT_SECONDS)
 
 
-def gateway_command(options: GatewayOptions, instances: Sequence[TritonInstance]) -> list[str]:
-    """Return the command line of the gateway."""
-    command = [sys.executable, "-m", "gateway"]
-    command += ["--grpc-address", f"{options.host}:{options.grpc_port}"]
-    command += ["--http-address", f"{options.host}:{options.http_port}"]
-    for instance in instances:
-        command += ["--instance", f"{instance.grpc_url},{instance.metrics_url}"]
-    return [*command, *options.arguments]
+def gateway_fields(
+    options: GatewayOptions, instances: Sequence[TritonInstance], routing: RoutingConfig
+) -> dict[str, Any]:
+    """Return the gateway's configuration."""
+    return {
+        "grpc_address": f"{options.host}:{options.grpc_port}",
+        "http_address": f"{options.host}:{options.http_port}",
+        "instances": [
+            {"grpc": instance.grpc_url, "metrics": instance.metrics_url, "pool": instance.pool}
+            for instance in instances
+        ],
+        "routing": routing.model_dump(mode="json", exclude_unset=True),
+    }
 
 
 def _reachable(host: str) -> str:

@@ -22,7 +22,7 @@ STUB_TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True, slots=True)
 class InstanceOptions:
-    """What all instances of a launch share.
+    """What all instances of a pool share.
 
     Attributes:
         server: the tritonserver to run.
@@ -44,13 +44,15 @@ class InstanceOptions:
 class TritonInstance(Child):
     """A tritonserver process and the addresses it keeps over restarts."""
 
-    def __init__(self, index: int, ports: InstancePorts, options: InstanceOptions) -> None:
+    def __init__(self, index: int, ports: InstancePorts, options: InstanceOptions, pool: str = "") -> None:
         self.index = index
         self.ports = ports
+        self.pool = pool
         tag = f"{options.tag}{index}-"
         command = instance_command(ports, options, tag)
         log = options.log_dir / f"instance-{index}.log"
-        super().__init__(f"instance {index}", command, child_environment(options.env), log, tag)
+        name = f"instance {index} ({pool})" if pool else f"instance {index}"
+        super().__init__(name, command, child_environment(options.env), log, tag)
 
     @property
     def grpc_url(self) -> str:
@@ -107,9 +109,3 @@ def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
     env["PYTHONPATH"] = loader_path(paths.ROOT, env.get("PYTHONPATH", ""))
     env["PYTHONUNBUFFERED"] = "1"
     return env | dict(changes)
-
-
-def num_threads_each(num_instances: int) -> int:
-    """Return how many compute threads each of several instances gets on this machine."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, cores // num_instances)

@@ -3,6 +3,7 @@
 Knows the options and the order of what a person sees. Does not know how processes are started or watched.
 """
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from scripts.launcher import checks, paths
 from scripts.launcher.client import CompletionError, LlmClient, Sampling, text_inputs
 from scripts.launcher.cluster import PROBE_PROMPT, READY_SECONDS, Cluster
 from scripts.launcher.errors import EXIT_CANNOT_START, LaunchError
+from scripts.launcher.fleet import Fleet, read_fleet
 from scripts.launcher.gateway import GatewayOptions
 from scripts.launcher.libpython import find_library_folder
 from scripts.launcher.options import MaxTokens, Seed, Temperature, TopK, TopP, chosen_model
@@ -27,8 +29,33 @@ from scripts.launcher.tritonserver import find_tritonserver
 
 GRPC_PORT = 8001
 HTTP_PORT = 8080
-DEFAULT_INSTANCES = 2
+DEFAULT_REPLICAS = 2
 WELCOME_TOKENS = 48
+
+Model = Annotated[
+    Path | None, typer.Option(help="Hugging Face checkpoint folder. Default: $SCALELLM_MODEL, else demo_model/.")
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option("--replicas", "--instances", min=1, help="Tritonservers. Default: 2, and 1 with --prompt."),
+]
+Tp = Annotated[int, typer.Option(min=1, help="Ranks (processes) that split each tensor of a replica's model.")]
+Ep = Annotated[int, typer.Option(min=1, help="Groups of such ranks that share out a replica's experts.")]
+Pools = Annotated[
+    Path | None, typer.Option(help="YAML of several pools and how to route among them (docs/protocol.md).")
+]
+Host = Annotated[str, typer.Option(help="Address the gateway listens on.")]
+GrpcPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Gateway's KServe gRPC port. Default: 8001.")]
+HttpPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Gateway's HTTP port. Default: 8080.")]
+Server = Annotated[
+    Path | None,
+    typer.Option(help="tritonserver binary. Default: PATH, /opt/tritonserver, else one fetched into .serve/."),
+]
+Prompt = Annotated[
+    str | None, typer.Option(help="Serve this one prompt through the whole path, print the text on stdout, and end.")
+]
+DrainTimeout = Annotated[float, typer.Option(min=0, help="Seconds that open requests get to finish at the end.")]
+StartTimeout = Annotated[float, typer.Option(min=1, help="Seconds until a start counts as failed.")]
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -36,37 +63,23 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command()
 def serve(
     *,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Hugging Face checkpoint folder. Default: $SCALELLM_MODEL, else demo_model/."),
-    ] = None,
-    instances: Annotated[
-        int | None, typer.Option(min=1, help="Tritonservers behind the gateway. Default: 2, and 1 with --prompt.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address the gateway listens on.")] = "127.0.0.1",
-    grpc_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Gateway's KServe gRPC port. Default: 8001.")
-    ] = None,
-    http_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Gateway's HTTP port. Default: 8080.")] = None,
-    tritonserver: Annotated[
-        Path | None,
-        typer.Option(help="tritonserver binary. Default: PATH, /opt/tritonserver, else one fetched into .serve/."),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(help="Serve this one prompt through the whole path, print the text on stdout, and end."),
-    ] = None,
+    model: Model = None,
+    replicas: Replicas = None,
+    tp: Tp = 1,
+    ep: Ep = 1,
+    pools: Pools = None,
+    host: Host = "127.0.0.1",
+    grpc_port: GrpcPort = None,
+    http_port: HttpPort = None,
+    tritonserver: Server = None,
+    prompt: Prompt = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
     seed: Seed = None,
-    drain_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds that open requests get to finish at the end.")
-    ] = 10.0,
-    start_timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds until a start counts as failed.")
-    ] = READY_SECONDS,
+    drain_timeout: DrainTimeout = 10.0,
+    start_timeout: StartTimeout = READY_SECONDS,
 ) -> None:
     """Serve a language model on Triton Inference Server, behind a gateway that routes to the shortest queue.
 
@@ -76,11 +89,12 @@ def serve(
     raise_on_signals()
     try:
         folder = chosen_model(model)
-        count = instances or (1 if prompt is not None else DEFAULT_INSTANCES)
+        default = 1 if prompt is not None else DEFAULT_REPLICAS
+        fleet = _fleet(pools, replicas, tp, ep, default)
         listen = _listen(host, grpc_port, http_port, any_port=prompt is not None)
-        _check(folder, count, listen)
+        _check(folder, fleet, listen)
         cluster = Cluster(
-            count,
+            fleet,
             model=folder,
             server=find_tritonserver(tritonserver),
             gateway=listen,
@@ -100,19 +114,30 @@ def serve(
         raise typer.Exit(130 if prompt is not None else 0) from None
 
 
+def _fleet(pools: Path | None, replicas: int | None, tp: int, ep: int, default_replicas: int) -> Fleet:
+    if pools is None:
+        return Fleet.of(replicas or default_replicas, tp, ep)
+    if (replicas, tp, ep) != (None, 1, 1):
+        raise LaunchError(
+            "--pools comes with --replicas, --tp or --ep", f"write them into {pools}, or leave --pools out"
+        )
+    return read_fleet(pools)
+
+
 def _listen(host: str, grpc_port: int | None, http_port: int | None, *, any_port: bool) -> GatewayOptions:
     spare_grpc, spare_http = free_ports(2) if any_port else (GRPC_PORT, HTTP_PORT)
     return GatewayOptions(host, grpc_port or spare_grpc, http_port or spare_http)
 
 
-def _check(model: Path, num_instances: int, listen: GatewayOptions) -> None:
+def _check(model: Path, fleet: Fleet, listen: GatewayOptions) -> None:
     """Check the machine, cheapest first."""
     checks.check_model(model)
     find_library_folder()
     checks.check_port(listen.host, listen.grpc_port, "--grpc-port")
     checks.check_port(listen.host, listen.http_port, "--http-port")
-    checks.check_shared_memory(num_instances)
-    checks.check_memory(model, num_instances, checks.kv_cache_gib())
+    checks.check_shared_memory(fleet.num_instances)
+    checks.check_threads(fleet, len(os.sched_getaffinity(0)))
+    checks.check_memory(model, fleet)
 
 
 def _run(cluster: Cluster, prompt: str | None, sampling: Sampling) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from scripts.launcher import checks
 from scripts.launcher.errors import LaunchError
+from scripts.launcher.fleet import Fleet
 from scripts.launcher.paths import DEFAULT_MODEL
 
 
@@ -77,10 +78,12 @@ def test_sixteen_bit_weights_count_twice(model: Path) -> None:
     assert checks.weights_gib(model) == pytest.approx(1 / 1024)
 
 
-def test_more_memory_than_there_is_is_refused_with_both_numbers(model: Path) -> None:
+def test_more_memory_than_there_is_is_refused_with_both_numbers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALELLM_KV_CACHE_GIB", "10000")
     with pytest.raises(LaunchError, match=r"need about 2000\d\.. GiB .* are available"):
-        checks.check_memory(model, 2, kv_gib=10_000.0)
-    checks.check_memory(model, 1, kv_gib=0.0)
+        checks.check_memory(model, Fleet.of(2))
+    monkeypatch.setenv("SCALELLM_KV_CACHE_GIB", "0.01")
+    checks.check_memory(model, Fleet.of(1))
 
 
 def test_containers_limit_counts_where_it_is_less_than_the_machines_memory(tmp_path: Path) -> None:
@@ -93,10 +96,10 @@ def test_containers_limit_counts_where_it_is_less_than_the_machines_memory(tmp_p
     assert checks.available_gib(tmp_path / "meminfo", tmp_path) == 2
 
 
-def test_kv_cache_size_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kv_cache_size_that_is_no_number_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALELLM_KV_CACHE_GIB", "lots")
     with pytest.raises(LaunchError, match="lots"):
-        checks.kv_cache_gib()
+        checks.check_memory(model, Fleet.of(1))
 
 
 def test_occupied_port_is_refused_with_the_option_that_changes_it() -> None:

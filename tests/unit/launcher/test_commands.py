@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.routing.config import RoutingConfig
 from scripts.launcher import examples, paths, screen, test_command
 from scripts.launcher.cluster import Cluster
-from scripts.launcher.gateway import GatewayOptions, GatewayProcess
-from scripts.launcher.instance import InstanceOptions, TritonInstance, num_threads_each
+from scripts.launcher.gateway import GatewayOptions, GatewayProcess, gateway_fields
+from scripts.launcher.instance import InstanceOptions, TritonInstance
 from scripts.launcher.options import chosen_model
 from scripts.launcher.ports import InstancePorts, free_ports
 from scripts.launcher.signals import StopRequested, call_on_signals, raise_on_signals
@@ -23,7 +24,7 @@ from scripts.launcher.tritonserver import TritonServer
 def instance(tmp_path: Path) -> TritonInstance:
     server = TritonServer(Path("/bin/true"), tmp_path / "backends")
     options = InstanceOptions(server, tmp_path, {"SCALELLM_NUM_THREADS": "3"}, tmp_path / "logs", "scalellm-1-ab-")
-    return TritonInstance(4, InstancePorts(1001, 1002, 1003), options)
+    return TritonInstance(4, InstancePorts(1001, 1002, 1003), options, "wide")
 
 
 def test_instance_gets_its_ports_and_regions_of_its_own_name(instance: TritonInstance, tmp_path: Path) -> None:
@@ -56,16 +57,11 @@ def test_children_find_this_python_its_library_and_the_project(instance: TritonI
 def test_gateway_knows_every_instance_by_its_two_addresses(instance: TritonInstance, tmp_path: Path) -> None:
     options = GatewayOptions("0.0.0.0", 9001, 9002, ("--more",))
     gateway = GatewayProcess(options, [instance, instance], {}, tmp_path, "scalellm-1-ab-")
-    words = " ".join(gateway.command)
-    assert words.count("--instance 127.0.0.1:1002,127.0.0.1:1003") == 2
-    assert "--grpc-address 0.0.0.0:9001 --http-address 0.0.0.0:9002" in words
-    assert words.endswith(" --more")
+    assert gateway.command[-3:] == ["--config", str(tmp_path / "gateway.json"), "--more"]
+    fields = gateway_fields(options, [instance, instance], RoutingConfig())
+    assert fields["instances"] == 2 * [{"grpc": "127.0.0.1:1002", "metrics": "127.0.0.1:1003", "pool": "wide"}]
+    assert (fields["grpc_address"], fields["http_address"]) == ("0.0.0.0:9001", "0.0.0.0:9002")
     assert (gateway.grpc_url, gateway.http_url) == ("127.0.0.1:9001", "127.0.0.1:9002")
-
-
-def test_threads_are_split_and_never_none() -> None:
-    assert num_threads_each(1) >= 1
-    assert num_threads_each(10_000) == 1
 
 
 def test_model_is_the_option_else_the_environments_else_the_repositorys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +134,4 @@ def test_help_names_the_options(command: str) -> None:
         text=True,
         check=True,
     )
-    assert {"serve_command": "--instances", "chat_command": "--url", "test_command": "--fast"}[command] in result.stdout
+    assert {"serve_command": "--replicas", "chat_command": "--url", "test_command": "--fast"}[command] in result.stdout

@@ -1,0 +1,128 @@
+"""The blueprint in small: a wide and a narrow pool, and load that passes the threshold and falls again."""
+
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from scripts.launcher.cluster import Cluster
+from scripts.launcher.fleet import Fleet, read_fleet
+from tests.e2e.kserve import Answer, ask, connect, make_request, read_metrics
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+THRESHOLD = 4
+NUM_CLIENTS = 10
+MAX_TOKENS = 24
+POOLS = f"""
+pools:
+- {{name: wide, threads: 2, options: {{kv_cache_gib: 0.25}}}}
+- {{name: narrow, replicas: 2, threads: 1, options: {{kv_cache_gib: 0.25}}}}
+routing:
+  levels: {{low_pool: wide, high_pool: narrow, threshold: {THRESHOLD}, window_s: 0.5}}
+"""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    file = tmp_path_factory.mktemp("pools") / "pools.yaml"
+    file.write_text(POOLS)
+    return read_fleet(file)
+
+
+@pytest.fixture(scope="module")
+def cluster(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(fleet, log_dir=tmp_path_factory.mktemp("logs")) as running:
+        yield running
+
+
+class Load:
+    """Clients that ask again as soon as they are answered, more or fewer of them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: list[Answer] = []
+        self._answered = threading.Condition()
+        self._wanted = 0
+        self._threads: list[threading.Thread] = []
+
+    def set_clients(self, number: int) -> None:
+        """Have so many from now on; who is too many ends with the current answer."""
+        self._wanted = number
+        for index in range(len(self._threads), number):
+            self._threads.append(threading.Thread(target=self._work, args=(index,)))
+            self._threads[-1].start()
+
+    def wait_for_more(self, number: int) -> None:
+        """Return after so many more answers."""
+        with self._answered:
+            wanted = len(self.answers) + number
+            assert self._answered.wait_for(lambda: len(self.answers) >= wanted, timeout=30), "too few answers"
+
+    def end(self) -> None:
+        """End all and wait for their answers."""
+        self._wanted = 0
+        for thread in self._threads:
+            thread.join(timeout=60)
+            assert not thread.is_alive(), "a stream hangs"
+
+    def _work(self, index: int) -> None:
+        with connect(self.url) as stub:
+            while index < self._wanted:
+                request = make_request("Once upon a time", max_tokens=MAX_TOKENS, ignore_eos=True)
+                answer = ask(stub, request)
+                with self._answered:
+                    self.answers.append(answer)
+                    self._answered.notify_all()
+
+
+def routing(cluster: Cluster) -> dict[str, Any]:
+    with urllib.request.urlopen(f"http://{cluster.gateway.http_url}/healthz", timeout=10) as response:
+        return json.load(response)["routing"]
+
+
+def wait_for_level(cluster: Cluster, level: str, pool: str) -> None:
+    deadline = time.monotonic() + 30
+    while read_metrics(cluster.gateway.http_url)[f'gateway_level{{level="{level}",pool="{pool}"}}'] != 1:
+        assert time.monotonic() < deadline, f"the level never became {level}"
+
+
+def served(cluster: Cluster) -> dict[str, float]:
+    """Return how many requests each pool's instances have ended, by the gateway's metrics."""
+    pools = {instance.grpc_url: instance.pool for instance in cluster.instances}
+    ended = {"wide": 0.0, "narrow": 0.0}
+    for name, value in read_metrics(cluster.gateway.http_url).items():
+        if name.startswith("gateway_requests_total{"):
+            ended[next(pool for url, pool in pools.items() if f'instance="{url}"' in name)] += value
+    return ended
+
+
+def test_load_that_rises_and_falls_switches_pools_and_loses_no_request(cluster: Cluster) -> None:
+    start = served(cluster)
+    load = Load(cluster.gateway.grpc_url)
+    try:
+        load.set_clients(1)
+        load.wait_for_more(3)
+        low = served(cluster)
+        assert (low["wide"] > start["wide"], low["narrow"]) == (True, start["narrow"])
+        load.set_clients(NUM_CLIENTS)
+        wait_for_level(cluster, "high", "narrow")
+        load.wait_for_more(2 * NUM_CLIENTS)
+        assert served(cluster)["narrow"] > low["narrow"]
+        load.set_clients(1)
+        wait_for_level(cluster, "low", "wide")
+    finally:
+        load.end()
+    for answer in load.answers:
+        answer.check_order()
+        assert not answer.errors
+        assert answer.token_ids == load.answers[0].token_ids
+    assert len(load.answers[0].token_ids) == MAX_TOKENS
+    up, down = routing(cluster)["switches"]
+    assert (up["level"], up["pool"], down["level"], down["pool"]) == ("high", "narrow", "low", "wide")
+    assert "requests in flight on average over 0.5 s, at least 4.4" in up["reason"]
+    assert "below 3.6" in down["reason"]
+    assert read_metrics(cluster.gateway.http_url)['gateway_level_switches_total{level="high"}'] == 1
