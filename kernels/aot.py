@@ -29,7 +29,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-OPS = ("rope_kv_store",)
+OPS = (
+    "expert_routing",
+    "gated_activation",
+    "quantize_rows",
+    "quantized_linear",
+    "rms_norm",
+    "rope_kv_store",
+    "stacked_experts",
+)
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block, by compute capability
 CAPABILITIES = tuple(SHARED_LIMITS)
 

@@ -9,6 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.aot import Build
+from kernels.gated_activation.reference import ACTIVATIONS
+
 BLOCK = 1024
 
 
@@ -38,3 +41,19 @@ def gated_activation_kernel(gate_up, out, width, ACTIVATION: tl.constexpr, BLOCK
         tl.static_assert(ACTIVATION == "gelu_pytorch_tanh")
         activated = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
     tl.store(out + row * width + lanes, (activated * up).to(out.dtype.element_ty), mask=mask)
+
+
+def shipped() -> list[Build]:
+    """Return every activation and type."""
+    return [
+        Build(
+            f"{activation}, {element}",
+            gated_activation_kernel,
+            {"gate_up": f"*{element}", "out": f"*{element}", "width": "i32"},
+            {"ACTIVATION": activation, "BLOCK": BLOCK},
+            frozenset({"width"}),
+            is_sampled=element == "bf16" and activation == "gelu",
+        )
+        for activation in ACTIVATIONS
+        for element in ("bf16", "fp16", "fp32")
+    ]

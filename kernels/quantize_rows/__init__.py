@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from kernels import choice
 from kernels.quantize_rows.reference import LARGEST, quantize_rows_reference
 
 __all__ = ["LARGEST", "QuantizeRows", "quantize_rows_reference", "select"]
@@ -37,5 +38,6 @@ class QuantizeRows(Protocol):
 
 def select(device: torch.device) -> QuantizeRows:
     """Return the implementation for tensors on `device`."""
-    del device
+    if device.type == "cuda":
+        return choice.triton_kernel("quantize_rows").quantize_rows_triton
     return quantize_rows_reference

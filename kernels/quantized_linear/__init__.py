@@ -20,6 +20,7 @@ from typing import Protocol
 
 import torch
 
+from kernels import choice
 from kernels.quantized_linear.reference import REFERENCES
 from kernels.quantized_linear.weights import Float8Weight, Int4Weight, Int8Weight, Weight
 
@@ -47,5 +48,6 @@ class QuantizedLinear(Protocol):
 
 def select(device: torch.device, scheme: str) -> QuantizedLinear:
     """Return the implementation for tensors on `device` and one of `SCHEMES`."""
-    del device
+    if device.type == "cuda":
+        return choice.triton_kernel("quantized_linear").TRITON_LINEARS[scheme]
     return REFERENCES[scheme]

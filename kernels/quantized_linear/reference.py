@@ -30,6 +30,9 @@ def weight_only_linear_reference(inputs: torch.Tensor, weight: Weight, bias: tor
     return _finish(F.linear(inputs.float(), weight.dequantize()), bias, inputs.dtype)
 
 
+int8_weight_only_linear_reference = int4_weight_only_linear_reference = weight_only_linear_reference
+
+
 def _finish(sums: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     return (sums if bias is None else sums + bias.float()).to(dtype)
 

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.aot import Build
+
 ELEMENTS = 2048  # in a program, where a row has fewer: short rows share one
 ELEMENTS_PER_WARP = 512
 
@@ -83,3 +85,40 @@ def _store_normed(values, weight, targets, mask, lanes, width, eps, offset):
     factor = 1.0 / tl.sqrt(tl.sum(values * values, axis=1, keep_dims=True) / width + eps)
     weights = offset + tl.load(weight + lanes, mask=lanes < width, other=0.0).to(tl.float32)
     tl.store(targets, (values * factor * weights).to(targets.dtype.element_ty), mask=mask)
+
+
+def shipped() -> list[Build]:
+    """Return both kernels for the widths of models, and of heads, that we serve."""
+    return [
+        build
+        for width in (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # others share a launch with the next of these
+        for element in ("bf16", "fp16", "fp32")
+        for build in _builds(width, element)
+    ]
+
+
+def _builds(width: int, element: str) -> list[Build]:
+    options = launch_options(width)
+    constants = {"ROWS": options["ROWS"], "BLOCK": options["BLOCK"]}
+    types = {"x": f"*{element}", "weight": f"*{element}", "out": f"*{element}", "eps": "fp32", "offset": "fp32"}
+    strided = dict.fromkeys(("row_stride", "head_stride", "num_items", "num_heads", "width"), "i32")
+    added = {"residual": f"*{element}", "num_rows": "i32", "width": "i32"}
+    common: dict[str, Any] = {"num_warps": options["num_warps"], "is_sampled": width == 4096 and element == "bf16"}
+    return [
+        Build(
+            f"{element}, {width}",
+            rms_norm_kernel,
+            types | strided,
+            constants,
+            frozenset({"row_stride", "head_stride", "width"}),
+            **common,
+        ),
+        Build(
+            f"{element}, {width}, of a sum",
+            add_rms_norm_kernel,
+            types | added,
+            constants,
+            frozenset({"width"}),
+            **common,
+        ),
+    ]

@@ -5,7 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from kernels.quantize_rows import LARGEST, quantize_rows_reference
-from kernels.quantized_linear import SCHEMES, Float8Weight, Int4Weight, Int8Weight, Weight, select
+from kernels.quantize_rows.triton_kernel import quantize_rows_triton
+from kernels.quantized_linear import SCHEMES, Float8Weight, Int4Weight, Int8Weight, QuantizedLinear, Weight, select
+from kernels.quantized_linear.reference import REFERENCES
+from kernels.quantized_linear.triton_kernel import TRITON_LINEARS
 
 MAKERS = {
     "int8": Int8Weight.quantize,
@@ -77,12 +80,42 @@ def test_rows_are_quantized_to_within_half_a_step(dtype: torch.dtype, width: int
     assert values.float().abs().amax() == LARGEST[dtype]
 
 
+@pytest.mark.parametrize("dtype", LARGEST)
+@pytest.mark.parametrize("group", [123, 64])
+def test_the_triton_kernel_quantizes_to_the_references_very_bits(dtype: torch.dtype, group: int) -> None:
+    torch.manual_seed(6)
+    x = torch.cat((torch.randn(9, 123) * torch.logspace(-9, 9, 9).unsqueeze(1), torch.arange(123.0).expand(1, -1)))
+    values, scales = quantize_rows_triton(x, dtype, group)
+    expected, expected_scales = quantize_rows_reference(x, dtype, group)
+    assert torch.equal(values.float(), expected.float())
+    assert torch.equal(scales, expected_scales)
+
+
+@pytest.mark.parametrize("linears", [REFERENCES, TRITON_LINEARS], ids=["reference", "triton"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_comes_out_of_its_row_only(scheme: str, value: float) -> None:
+def test_what_is_not_finite_comes_out_of_its_row_only(
+    linears: dict[str, QuantizedLinear], scheme: str, value: float
+) -> None:
     torch.manual_seed(5)
     inputs = torch.randn(3, 64)
     inputs[1, 7] = value
-    out = select(torch.device("cpu"), scheme)(inputs, quantized(torch.randn(5, 64), scheme), None)
+    out = linears[scheme](inputs, quantized(torch.randn(5, 64), scheme), None)
     assert not out[1].isfinite().any()
     assert out[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("group", [16, 80])
+def test_groups_that_the_matrix_units_cannot_take_are_refused(group: int) -> None:
+    weight = Int4Weight.quantize(torch.randn(3, 160), group)
+    with pytest.raises(ValueError, match=f"groups of {group} channels: on a GPU they must be a multiple of 32"):
+        TRITON_LINEARS["int4_weight_only"](torch.randn(2, 160), weight, None)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_row_is_the_same_alone_and_among_as_many_as_share_a_tile(scheme: str) -> None:
+    torch.manual_seed(7)
+    inputs, weight = torch.randn(16, 96), quantized(torch.randn(40, 96), scheme)
+    together = TRITON_LINEARS[scheme](inputs, weight, None)
+    for row in (0, 7, 15):
+        assert torch.equal(TRITON_LINEARS[scheme](inputs[row : row + 1], weight, None)[0], together[row])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.rms_norm import rms_norm_reference
-from kernels.rms_norm.cpu_kernel import rms_norm_cpu
+from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
+from kernels.rms_norm.cpu_kernel import add_rms_norm_cpu, rms_norm_cpu
 
 SHAPES = [(1, 1), (3, 5), (7, 123), (64, 576), (2, 3, 4, 17)]
 
@@ -33,3 +33,14 @@ def test_a_row_of_zeros_stays_zero_and_a_nan_stays_in_its_row() -> None:
     out = rms_norm_cpu(x, torch.ones(8), 1e-6, 0.0)
     assert out[1].isnan().all()
     assert not out[[0, 2]].any()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4])
+def test_a_sum_is_kept_in_the_residual_and_normalized(shape: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    residual, x, weight = torch.randn(shape), torch.randn(shape), torch.randn(shape[-1])
+    for add_norm in (add_rms_norm_reference, add_rms_norm_cpu):
+        kept = residual.clone()
+        out = add_norm(kept, x, weight, 1e-5, 1.0)
+        assert torch.equal(kept, residual + x)
+        torch.testing.assert_close(out, rms_norm_reference(residual + x, weight, 1e-5, 1.0), atol=1e-5, rtol=1e-5)

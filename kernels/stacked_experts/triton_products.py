@@ -1,0 +1,84 @@
+"""Sorting, grouped products and combining in Triton's language.
+
+A product's program finds its expert from the counts, then multiplies up to `BLOCK_T` of that expert's rows with
+`BLOCK_O` of its outputs. Rows, outputs and channels past the ends are loaded as 0 and add nothing. Sums in fp32.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def count_kernel(expert_ids, counts, ranks, num_pairs, BLOCK: tl.constexpr):
+    """Count each expert's pairs; a pair's rank among them is what the count was before it."""
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = pair < num_pairs
+    expert = tl.load(expert_ids + pair, mask=mask, other=0)
+    rank = tl.atomic_add(counts + expert, 1, mask=mask)
+    tl.store(ranks + pair, rank, mask=mask)
+
+
+@triton.jit
+def sort_kernel(expert_ids, counts, ranks, pairs, num_pairs, num_experts, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr):
+    """pairs[number of pairs of lower experts + rank] = pair."""
+    pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = pair < num_pairs
+    expert = tl.load(expert_ids + pair, mask=mask, other=0)
+    experts = tl.arange(0, BLOCK_E)
+    count = tl.load(counts + experts, mask=experts < num_experts, other=0)
+    start = tl.sum(tl.where(experts[None, :] < expert[:, None], count[None, :], 0), axis=1)
+    tl.store(pairs + start + tl.load(ranks + pair, mask=mask, other=0), pair, mask=mask)
+
+
+@triton.jit
+def multiply_kernel(
+    rows, weight, bias, out, pairs, counts, num_experts, num_outputs, num_channels, num_chosen,
+    BY_TOKEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Out = rows weight[expert]^T + bias[expert], a tile of one expert's; down the tiles of rows first."""
+    experts = tl.arange(0, BLOCK_E)
+    count = tl.load(counts + experts, mask=experts < num_experts, other=0)
+    tiles_until = tl.cumsum(tl.cdiv(count, BLOCK_T), axis=0)
+    num_tiles = tl.max(tiles_until, axis=0)
+    tile = tl.program_id(0) % num_tiles
+    first_output = tl.program_id(0) // num_tiles * BLOCK_O
+    if first_output >= num_outputs:
+        return
+    expert = tl.sum((tiles_until <= tile).to(tl.int32), axis=0)
+    is_before = experts < expert
+    within = (tile - tl.sum(tl.where(is_before, tl.cdiv(count, BLOCK_T), 0), axis=0)) * BLOCK_T + tl.arange(0, BLOCK_T)
+    is_row = within < tl.sum(tl.where(experts == expert, count, 0), axis=0)
+    place = tl.sum(tl.where(is_before, count, 0), axis=0) + within
+    pair = tl.load(pairs + place, mask=is_row, other=0)
+    if BY_TOKEN:
+        source, target = pair // num_chosen, place
+    else:
+        source, target = place, pair
+    o = first_output + tl.arange(0, BLOCK_O)
+    c = tl.arange(0, BLOCK_C)
+    x = rows + source.to(tl.int64)[:, None] * num_channels + c[None, :]
+    w = weight + (expert.to(tl.int64) * num_outputs + o.to(tl.int64))[:, None] * num_channels + c[None, :]
+    sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
+    for start in range(0, num_channels, BLOCK_C):
+        is_channel = (start + c < num_channels)[None, :]
+        left = tl.load(x + start, mask=is_row[:, None] & is_channel, other=0.0)
+        right = tl.load(w + start, mask=(o < num_outputs)[:, None] & is_channel, other=0.0)
+        sums = tl.dot(left, tl.trans(right), sums, input_precision="ieee")
+    if bias is not None:
+        sums += tl.load(bias + expert * num_outputs + o, mask=o < num_outputs, other=0.0).to(tl.float32)[None, :]
+    targets = out + target.to(tl.int64)[:, None] * num_outputs + o[None, :]
+    tl.store(targets, sums.to(out.dtype.element_ty), mask=is_row[:, None] & (o < num_outputs)[None, :])
+
+
+@triton.jit
+def combine_kernel(answers, weights, out, width, CHOSEN: tl.constexpr, BLOCK: tl.constexpr):
+    """out[t] = sum_a weights[t, a] * answers[t, a], in the order of a."""
+    token = tl.program_id(0).to(tl.int64)
+    lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = lanes < width
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for place in tl.static_range(CHOSEN):
+        answer = tl.load(answers + (token * CHOSEN + place) * width + lanes, mask=mask, other=0.0).to(tl.float32)
+        sums += tl.load(weights + token * CHOSEN + place).to(tl.float32) * answer
+    tl.store(out + token * width + lanes, sums.to(out.dtype.element_ty), mask=mask)

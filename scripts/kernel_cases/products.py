@@ -1,0 +1,117 @@
+"""Cases of products with weights: quantized linear layers, experts."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from kernels.quantized_linear import Float8Weight, Int4Weight, Int8Weight
+from scripts.kernel_cases.case import Case, Size, normal
+from scripts.kernel_cases.rows import DTYPES
+
+LINEARS: dict[Size, tuple[tuple[int, int, int], ...]] = {  # T, O, C
+    "tiny": ((1, 1, 32), (7, 33, 96), (35, 67, 320)),
+    "cpu": ((1, 1536, 576), (64, 1536, 576)),
+    "gpu": ((1, 28672, 4096), (16, 28672, 4096), (64, 28672, 4096), (8192, 6144, 4096)),
+}
+EXPERTS: dict[Size, tuple[tuple[int, int, int, int, int], ...]] = {  # T, E, A, C, F
+    "tiny": ((1, 8, 2, 32, 48), (37, 5, 2, 40, 24), (3, 20, 3, 16, 17)),
+    "cpu": ((1, 8, 2, 512, 1024), (64, 8, 2, 512, 1024)),
+    "gpu": ((1, 8, 2, 4096, 14336), (64, 8, 2, 4096, 14336), (4096, 8, 2, 4096, 14336), (64, 128, 8, 2048, 768)),
+}
+WEIGHTS: dict[str, tuple[Callable[[torch.Tensor], Any], float]] = {  # scheme: maker, bytes a weight
+    "int8": (Int8Weight.quantize, 1.0),
+    "int8_weight_only": (Int8Weight.quantize, 1.0),
+    "float8": (lambda weight: Float8Weight.quantize(weight, (1, weight.shape[1])), 1.0),
+    "float8 in blocks": (lambda weight: Float8Weight.quantize(weight, (64, 32)), 1.01),
+    "float8 in blocks of 128": (lambda weight: Float8Weight.quantize(weight, (128, 128)), 1.0),
+    "int4_weight_only": (lambda weight: Int4Weight.quantize(weight, 32), 0.66),
+    "int4_weight_only by 128": (lambda weight: Int4Weight.quantize(weight, 128), 0.54),
+}
+SCHEMES: dict[Size, tuple[str, ...]] = {
+    "tiny": ("int8", "int8_weight_only", "float8", "float8 in blocks", "int4_weight_only"),
+    "cpu": ("int8", "int8_weight_only", "float8", "int4_weight_only"),
+    "gpu": ("int8", "int8_weight_only", "float8", "float8 in blocks of 128", "int4_weight_only by 128"),
+}
+
+
+def cases(size: Size) -> list[Case]:
+    """Return the cases of that size."""
+    linears = [
+        _linear(scheme, shape, dtype) for shape in LINEARS[size] for dtype in DTYPES[size] for scheme in SCHEMES[size]
+    ]
+    experts = [
+        case
+        for shape in EXPERTS[size]
+        for dtype in DTYPES[size]
+        for case in (_routing(shape, dtype), _experts(shape, dtype))
+    ]
+    return linears + experts
+
+
+def _linear(scheme: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
+    num_rows, num_outputs, num_channels = shape
+    quantize, bytes_each = WEIGHTS[scheme]
+
+    def make(device: torch.device) -> tuple[Any, ...]:
+        weight = quantize(normal(1, num_outputs, num_channels, device=device, scale=num_channels**-0.5))
+        bias = normal(2, num_outputs, dtype=dtype, device=device) if num_rows > 1 else None
+        return normal(3, num_rows, num_channels, dtype=dtype, device=device), weight, bias
+
+    def run(implementation: Any, inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        return implementation(inputs, weight, bias)
+
+    moved = num_outputs * num_channels * bytes_each + num_rows * (num_outputs + num_channels) * dtype.itemsize
+    text = " ".join((*scheme.split()[1:], f"{num_rows} x {num_channels} -> {num_outputs}"))
+    function = f"{scheme.split(maxsplit=1)[0]}_linear"
+    num_flops = 2.0 * num_rows * num_outputs * num_channels
+    return Case("quantized_linear", function, text, dtype, make, run, moved, num_flops)
+
+
+def _routing(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> Case:
+    num_rows, num_experts, num_chosen = shape[:3]
+
+    def make(device: torch.device) -> tuple[Any, ...]:
+        return (normal(4, num_rows, num_experts, dtype=dtype, device=device),)
+
+    def run(implementation: Any, logits: torch.Tensor) -> Any:
+        weights, ids = implementation(logits, num_chosen, renormalize=True)
+        return weights, logits.float().gather(1, ids)  # equal logits may come in any order
+
+    text = f"{num_rows} tokens, {num_chosen} of {num_experts}"
+    moved = num_rows * (num_experts * dtype.itemsize + 12 * num_chosen)
+    return Case("expert_routing", "expert_routing", text, dtype, make, run, moved)
+
+
+def _experts(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> Case:
+    num_rows, num_experts, num_chosen, width, inner = shape
+    num_used = min(num_experts, num_rows * num_chosen)
+
+    def make(device: torch.device) -> tuple[Any, ...]:
+        make_weight = partial(normal, dtype=dtype, device=device)
+        ids = normal(5, num_rows, num_experts, device=device).argsort(dim=1)[:, :num_chosen].contiguous()
+        weights = normal(6, num_rows, num_chosen, device=device).softmax(dim=1)
+        return (
+            normal(7, num_rows, width, dtype=dtype, device=device, scale=0.7),
+            ids,
+            weights,
+            make_weight(8, num_experts, 2 * inner, width, scale=width**-0.5),
+            make_weight(9, num_experts, width, inner, scale=inner**-0.5),
+            make_weight(10, num_experts, 2 * inner, scale=0.3),
+            make_weight(11, num_experts, width, scale=0.3),
+        )
+
+    def run(implementation: Any, *inputs: torch.Tensor) -> torch.Tensor:
+        return implementation(*inputs[:5], _silu_and_multiply, gate_up_bias=inputs[5], down_bias=inputs[6])
+
+    moved = (3 * num_used * width * inner + 2 * num_rows * width) * dtype.itemsize
+    text = f"{num_rows} tokens, {num_chosen} of {num_experts} of {width} x {inner}"
+    num_flops = 6.0 * num_rows * num_chosen * width * inner
+    return Case("stacked_experts", "stacked_experts", text, dtype, make, run, moved, num_flops)
+
+
+def _silu_and_multiply(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
