@@ -7,6 +7,7 @@ Invariant: an `EngineConfig` that exists is consistent; a bad value is refused w
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +21,8 @@ DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "demo_model"
 MAX_DRAFT_TOKENS = 16
 SPECULATION_METHODS = ("off", "ngram", "draft")
 SCHEDULER_POLICIES = ("max_utilization", "guaranteed_no_evict")
+RANK_EXECUTORS = ("local",)
+RANK_KEY = re.compile(r"[0-9a-fA-F]{64}")
 TRUE_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -54,6 +57,12 @@ class EngineConfig:
         max_lora_rank: adapters of a larger rank are refused.
         tensor_parallel: ranks (processes) that split each tensor of the model; see `engine.parallel.config`.
         expert_parallel: groups of such ranks that share out the experts of a mixture.
+        expert_loads: JSON file that says how often each expert of each layer is used, to balance the groups by.
+        expert_replicas: experts of each layer that are held once more, those used most.
+        rank_executor: who starts the other ranks: `local`, as processes beside the engine core.
+        rank_key: 32 secret bytes in hexadecimal that all ranks know; without one each group has a key of its own.
+        rank_start_seconds: a group whose ranks have not come together in this time is given up, and tried again.
+        rank_timeout_seconds: a step of several ranks that takes longer means that one hangs, and ends the group.
         watchdog_seconds: a core that says nothing for this long is killed and started again.
     """
 
@@ -81,6 +90,12 @@ class EngineConfig:
     max_lora_rank: int = 64
     tensor_parallel: int = 1
     expert_parallel: int = 1
+    expert_loads: Path | None = None
+    expert_replicas: int = 0
+    rank_executor: str = "local"
+    rank_key: str = ""
+    rank_start_seconds: float = 120.0
+    rank_timeout_seconds: float = 30.0
     watchdog_seconds: float = 120.0
 
     def __post_init__(self) -> None:
@@ -96,6 +111,8 @@ class EngineConfig:
         for name in ("num_blocks", "max_model_len", "num_threads", "max_speculating_seqs"):
             _require(name, getattr(self, name), 0)
         for name in ("kv_cache_gib", "watchdog_seconds", "ageing_seconds", "adapter_gib", "draft_kv_cache_gib"):
+            _require(name, getattr(self, name), 0)
+        for name in ("expert_replicas", "rank_start_seconds", "rank_timeout_seconds"):
             _require(name, getattr(self, name), 0)
         self._check_speculation()
         if self.scheduler_policy not in SCHEDULER_POLICIES:
@@ -122,6 +139,10 @@ class EngineConfig:
                 f"adapters cannot be served by several ranks yet; tensor_parallel is {self.tensor_parallel} and "
                 f"expert_parallel {self.expert_parallel}"
             )
+        if self.rank_executor not in RANK_EXECUTORS:
+            raise ModelError(f"rank_executor must be one of {', '.join(RANK_EXECUTORS)}, got {self.rank_executor!r}")
+        if self.rank_key and not RANK_KEY.fullmatch(self.rank_key):
+            raise ModelError("rank_key must be 64 hexadecimal digits")
 
     def _check_speculation(self) -> None:
         if self.speculation not in SPECULATION_METHODS:

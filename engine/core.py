@@ -15,7 +15,7 @@ from itertools import compress
 
 from engine.config import EngineConfig
 from engine.draft_model import DraftModel
-from engine.errors import EngineError, InvalidRequest, ModelError, RequestFailed, grpc_code
+from engine.errors import EngineError, InvalidRequest, RequestFailed, grpc_code
 from engine.guides import GuideFactory
 from engine.isolation import run_isolated
 from engine.kv_manager import make_kv_manager
@@ -24,6 +24,7 @@ from engine.model_runner import ModelRunner
 from engine.models.config import ModelConfig
 from engine.ngram_lookup import NgramLookup
 from engine.outputs import EngineStats, FinishReason, RequestOutput
+from engine.parallel.leader import RankLeader
 from engine.pooling import Pooler
 from engine.request_check import check_request
 from engine.sampler import SampledTokens
@@ -56,11 +57,13 @@ class EngineCore:
         """
         self.model_config = ModelConfig.from_dir(config.model)
         config.parallel.check(self.model_config)
-        if config.parallel.num_ranks > 1:
-            raise ModelError(f"several ranks are not implemented yet, got {config.parallel}")
         self.tokenizer = Tokenizer.from_dir(config.model)
-        self.runner = ModelRunner(config, self.model_config)
-        self.runner.warm_up()
+        self.ranks = RankLeader(config, self.model_config) if config.parallel.num_ranks > 1 else None
+        try:
+            self.runner = self._load(config)
+        except BaseException:
+            self.close()
+            raise
         window = self.model_config.sliding_window
         self.scheduler = Scheduler(make_kv_manager(config, self.runner.num_blocks, window), config)
         proposers: dict[str, Proposer] = {"ngram": NgramLookup()}
@@ -72,6 +75,11 @@ class EngineCore:
         self.guides = GuideFactory(self.tokenizer)
         self.sequences = SequenceFactory(self.model_config, self.tokenizer, self.runner.max_model_len)
         self._groups = SequenceGroups()
+
+    def close(self) -> None:
+        """End the model's other ranks, if there are any."""
+        if self.ranks is not None:
+            self.ranks.close()
 
     @property
     def info(self) -> ModelInfo:
@@ -159,6 +167,15 @@ class EngineCore:
         self.stats.kv_usage = self.scheduler.kv.usage
         self.stats.num_preemptions = self.scheduler.num_preemptions
         return self.stats
+
+    def _load(self, config: EngineConfig) -> ModelRunner:
+        if self.ranks is None:
+            runner = ModelRunner(config, self.model_config)
+        else:
+            runner = ModelRunner(self.ranks.config, self.model_config, self.ranks.member)
+            self.ranks.wait_until_loaded()
+        runner.warm_up()
+        return runner
 
     def _account(self, plan: StepPlan) -> None:
         """Book the step's tokens as computed and name the blocks they filled."""

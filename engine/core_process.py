@@ -11,6 +11,7 @@ Invariants:
 """
 
 import json
+import logging
 import os
 import queue
 import signal
@@ -25,7 +26,7 @@ from multiprocessing.connection import Connection
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.errors import EngineError, InvalidRequest, QueueFull, RequestFailed
+from engine.errors import EngineError, InvalidRequest, QueueFull, RanksFailed, RequestFailed
 from engine.guided_options import Guided
 from engine.guides import Guide
 from engine.lora.adapter_service import AdapterEvent, AdapterInspected, AdapterLoaded, AdapterService, Answer
@@ -35,6 +36,7 @@ from engine.outputs import EngineStats, FinishReason, RequestOutput
 
 IDLE_SECONDS = 0.25
 STATS_SECONDS = 0.1
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, frozen=True)
@@ -236,9 +238,21 @@ def main() -> int:
     adapters = None
     if config.adapters is not None:
         adapters = AdapterService(config.adapters, config, core.runner.adapter_targets, commands.put)
+    if core.ranks is not None:
+        core.ranks.watch(_end)
     loop = CoreLoop(core, connection, commands, adapters)
-    while True:
-        loop.turn()
+    try:
+        while True:
+            loop.turn()
+    except RanksFailed as error:
+        _end(str(error))
+        raise
+
+
+def _end(reason: str) -> None:
+    """End at once: the parent answers all requests and starts the core again."""
+    logger.error("the engine core ends: %s", reason)
+    os._exit(1)
 
 
 def _read(connection: Connection, commands: "queue.SimpleQueue[Event]") -> None:

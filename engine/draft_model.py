@@ -38,7 +38,13 @@ class DraftModel:
         if Tokenizer.from_dir(config.draft_model).backend.get_vocab() != tokenizer.backend.get_vocab():
             raise ModelError(f"draft_model {config.draft_model} has another vocabulary than the model {config.model}")
         own = replace(
-            config, model=config.draft_model, num_blocks=0, kv_cache_gib=config.draft_kv_cache_gib, adapters=None
+            config,
+            model=config.draft_model,
+            num_blocks=0,
+            kv_cache_gib=config.draft_kv_cache_gib,
+            adapters=None,
+            tensor_parallel=1,  # all of it on rank 0
+            expert_parallel=1,
         )
         model_config = ModelConfig.from_dir(own.model)
         self._runner = ModelRunner(own, model_config)

@@ -7,6 +7,7 @@ Knows names, messages and codes. Does not know Triton, torch or who reads the me
     |  `- PromptTooLong
     |- QueueFull               the engine has no room now; another instance may
     |- EngineUnavailable       the core is starting, restarting or gone
+    |  `- RanksFailed          one of the model's ranks is gone, and so nothing can be computed any more
     |- RequestFailed           this one request broke inside the engine
     |- OutOfBlocks             internal: the scheduler answers it by preempting
     `- ModelError              the checkpoint or the configuration cannot be served
@@ -52,6 +53,10 @@ class EngineUnavailable(EngineError):
     """The engine core cannot take or finish requests right now."""
 
 
+class RanksFailed(EngineUnavailable):
+    """A rank of the model died, hung or fell out of step; the core must be started again."""
+
+
 class RequestFailed(EngineError):
     """One request failed inside the engine; others go on."""
 
@@ -82,6 +87,7 @@ GRPC_CODES: dict[type[EngineError], str] = {
     PromptTooLong: "INVALID_ARGUMENT",
     QueueFull: "RESOURCE_EXHAUSTED",
     EngineUnavailable: "UNAVAILABLE",
+    RanksFailed: "UNAVAILABLE",
     RequestFailed: "INTERNAL",
     OutOfBlocks: "RESOURCE_EXHAUSTED",
     ModelError: "FAILED_PRECONDITION",

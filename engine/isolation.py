@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.errors import EngineError, RequestFailed
+from engine.errors import EngineError, RanksFailed, RequestFailed
 from engine.sequence import Sequence
 from engine.step_plan import StepPlan
 from engine.step_run import StepRun
@@ -27,6 +27,7 @@ def run_isolated(
 
     Raises:
         torch.AcceleratorError: the device has failed, and nothing can be computed any more.
+        RanksFailed: the same of a rank.
     """
     done: list[StepRun] = []
     failures: list[tuple[Sequence, EngineError]] = []
@@ -36,7 +37,7 @@ def run_isolated(
         try:
             done.append(run(part))
             continue
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, RanksFailed):
             raise
         except Exception as error:  # its traceback holds the step's tensors: they must be gone before the next try
             reason = RequestFailed(f"the model could not be computed: {_describe(error)}")

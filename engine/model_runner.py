@@ -5,20 +5,27 @@ Knows the model, its cache and the device. Does not know queues, stopping or cli
 
 import logging
 import os
+from dataclasses import replace
 
 import numba
 import torch
 from numba.core import config as numba_config
 
-from engine.batch import build_batch
+from engine.batch import Batch, build_batch
 from engine.config import EngineConfig
 from engine.device_link import link_to
+from engine.errors import RanksFailed
 from engine.kv_cache import KVCache, num_blocks_for
+from engine.layers.checkpoint import Views
 from engine.layers.packed_linear import can_pack, pack_linears
 from engine.lora.lora_linear import wrap_linears
 from engine.lora.targets import find_targets
 from engine.models.config import ModelConfig
+from engine.models.decoder import Decoder
 from engine.models.registry import build_model
+from engine.parallel.build import build_part
+from engine.parallel.connect import connect
+from engine.parallel.member import Member
 from engine.sampler import start_sampling
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
@@ -32,8 +39,8 @@ logger = logging.getLogger(__name__)
 class ModelRunner:
     """Holds the weights and the KV cache and runs forward passes."""
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
-        """Load the checkpoint and reserve the cache.
+    def __init__(self, config: EngineConfig, model_config: ModelConfig, member: Member | None = None) -> None:
+        """Load the checkpoint, or a rank's part of it, and reserve the cache.
 
         Raises:
             ModelError: the checkpoint cannot be served, or the cache holds no block.
@@ -44,16 +51,19 @@ class ModelRunner:
         self.num_blocks = num_blocks_for(config, model_config)
         limit = config.max_model_len or model_config.max_position_embeddings
         self.max_model_len = min(limit, model_config.max_position_embeddings, self.num_blocks * config.block_size)
-        self.model = build_model(model_config, self.max_model_len, torch.device("cpu"))
-        views = self.model.weight_views()
+        self._member = member
+        self.model, views = self._build(model_config)
         load_weights(config.model, views, self.model.is_redundant)
+        if member is not None:
+            connect(self.model, member)
         self.adapter_targets = find_targets(self.model, views) if config.adapters is not None else {}
         if can_pack():
             pack_linears(self.model)
         logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
         paths = [target.path for target in self.adapter_targets.values()]
         self.adapter_rows = wrap_linears(self.model, paths, torch.device("cpu"))
-        self.cache = KVCache.allocate(model_config, self.num_blocks, config.block_size)
+        local = replace(model_config, num_kv_heads=self.model.num_kv_heads)
+        self.cache = KVCache.allocate(local, self.num_blocks, config.block_size)
 
     def warm_up(self) -> None:
         """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0."""
@@ -70,8 +80,7 @@ class ModelRunner:
         """Begin what `run` does; on a GPU it goes on while the caller does."""
         host = build_batch(plan, self.block_size)
         self.adapter_rows.assign([item.sequence.adapter for item in plan.scheduled], host.token_to_seq, self.link)
-        batch = host.moved(self.link)
-        logits = self.model(batch, self.cache)
+        logits, batch = self.compute(host)
         items = [item for item in plan.scheduled if item.samples]
         num_drafts = sum(len(item.draft_ids) for item in items)
         first, drafted, prompts = logits.tensor_split((len(items), len(items) + num_drafts))
@@ -84,6 +93,30 @@ class ModelRunner:
             self.link.download([] if batch.pooled is None else [batch.pooled.float()]),
             self.link,
         )
+
+    @torch.inference_mode()
+    def compute(self, host: Batch) -> tuple[torch.Tensor, Batch]:
+        """Compute a batch and return its logits, which of several ranks rank 0 gets, and the batch on the device.
+
+        Raises:
+            RanksFailed: something went wrong on some rank, and now they are out of step.
+        """
+        if self._member is None:
+            batch = host.moved(self.link)
+            return self.model(batch, self.cache), batch
+        try:
+            with self._member.step(host):
+                batch = host.moved(self.link)
+                return self.model(batch, self.cache), batch
+        except Exception as error:
+            raise RanksFailed(f"rank {self._member.place.rank} failed in a step: {error!r}") from error
+
+    def _build(self, model_config: ModelConfig) -> tuple[Decoder, Views]:
+        device = torch.device("cpu")
+        if self._member is not None:
+            return build_part(model_config, self.max_model_len, device, self._member)
+        model = build_model(model_config, self.max_model_len, device)
+        return model, model.weight_views()
 
 
 def set_threads(num_threads: int) -> None:

@@ -32,6 +32,11 @@ class FeedForward(nn.Module):
         """Map [T, C] to [T, C]."""
         return self.down(gated_activation.select(hidden.device, self.activation)(self.gate_up(hidden)))
 
+    def outputs_of(self, channels: range) -> list[range]:
+        """Return which outputs of `gate_up` make these of the F channels."""
+        width = self.gate_up.out_features // 2
+        return [channels, range(width + channels.start, width + channels.stop)]
+
     def weight_views(self) -> Views:
         """Return the checkpoint's names, relative to the feed-forward layer, and our views."""
         width = self.gate_up.out_features // len(self.gate_up_names)

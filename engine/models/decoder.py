@@ -10,6 +10,7 @@ from torch import nn
 
 from engine.batch import Batch
 from engine.kv_cache import KVCache
+from engine.layers.attention import Attention
 from engine.layers.checkpoint import Views, prefixed
 from engine.layers.decoder_layer import DecoderLayer
 from engine.layers.norms import RMSNorm
@@ -55,6 +56,13 @@ class Decoder(nn.Module):
         if len(batch.pooled_indices):
             batch.pooled = self.norm(hidden[batch.pooled_indices])
         return self.logits(self.norm(hidden[batch.logits_indices]))
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads of this model's cache: those of the configuration, or this rank's."""
+        attention = self.layers[0].get_submodule("attention")
+        assert isinstance(attention, Attention)
+        return attention.num_kv_heads
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Map [T] to [T, C]."""

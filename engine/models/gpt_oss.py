@@ -30,6 +30,10 @@ class GptOssExpert(FeedForward):
         gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
         return self.down((up + 1) * gate * torch.sigmoid(SWIGLU_ALPHA * gate))
 
+    def outputs_of(self, channels: range) -> list[range]:
+        """Return which outputs of `gate_up` make these of the F channels."""
+        return [range(2 * channels.start, 2 * channels.stop)]
+
 
 class GptOssExperts(MixtureOfExperts):
     """The shared mixture of these experts; the router has a bias."""

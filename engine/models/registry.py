@@ -36,8 +36,12 @@ MODELS: dict[str, type[Decoder]] = {
 }
 
 
+def lay_out(config: ModelConfig, device: torch.device) -> Decoder:
+    """Return a model of the configuration's architecture, to compute on `device`, whose weights have no memory yet."""
+    with torch.device("meta"):
+        return MODELS[config.architecture](config, device)
+
+
 def build_model(config: ModelConfig, num_positions: int, device: torch.device) -> Decoder:
     """Return a model of the configuration's architecture with undefined weights and `num_positions` positions."""
-    with torch.device("meta"):
-        model = MODELS[config.architecture](config, device)
-    return model.materialize(device, num_positions).eval()
+    return lay_out(config, device).materialize(device, num_positions).eval()

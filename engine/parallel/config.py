@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from engine.errors import ModelError
 from engine.models.config import ModelConfig
-from engine.parallel.shares import head_share
+from engine.parallel.shares import even_share, head_share
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,3 +72,29 @@ class ParallelConfig:
     def _require(what: str, size: int, parts: int, name: str) -> None:
         if size < parts:
             raise ModelError(f"{name} is {parts}, but the model has {size} {what}; every rank needs at least one")
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """One rank's place in the grid."""
+
+    config: ParallelConfig
+    rank: int
+
+    @property
+    def tp_rank(self) -> int:
+        """Place in the expert group."""
+        return self.rank % self.config.tp
+
+    @property
+    def ep_rank(self) -> int:
+        """Which expert group."""
+        return self.rank // self.config.tp
+
+    def share(self, size: int) -> range:
+        """Return this rank's part of what is split over all ranks."""
+        return even_share(size, self.config.num_ranks, self.rank)
+
+    def expert_share(self, size: int) -> range:
+        """Return this rank's part of what is split within an expert."""
+        return even_share(size, self.config.tp, self.tp_rank)

@@ -31,6 +31,8 @@ def test_the_environment_overrides_defaults() -> None:
         ({"SCALELLM_TENSOR_PARALLEL": "0"}, "tensor_parallel must be at least 1, got 0"),
         ({"SCALELLM_EXPERT_PARALLEL": "-2"}, "expert_parallel must be at least 1, got -2"),
         ({"SCALELLM_TENSOR_PARALLEL": "2", "SCALELLM_ADAPTERS": "."}, "adapters cannot be served by several ranks"),
+        ({"SCALELLM_RANK_EXECUTOR": "slurm"}, "rank_executor must be one of .*, got 'slurm'"),
+        ({"SCALELLM_RANK_KEY": "secret"}, "rank_key must be 64 hexadecimal digits"),
         ({"SCALELLM_SPECULATION": "fast"}, "speculation must be one of off, ngram, draft, got 'fast'"),
         ({"SCALELLM_SPECULATION": "draft"}, "speculation 'draft' needs a draft_model"),
         ({"SCALELLM_NUM_DRAFT_TOKENS": "17"}, "num_draft_tokens must be between 1 and 16, got 17"),

@@ -26,7 +26,9 @@ PURE = [
         "speculation", "ngram_lookup", "sequence_output", "sampling_inputs",
     )),
     *(f"engine/lora/{name}.py" for name in ("adapter_config", "adapter_pool")),
-    *(f"engine/parallel/{name}.py" for name in ("config", "shares")),
+    *(f"engine/parallel/{name}.py" for name in (
+        "config", "shares", "placement", "executor", "links", "local_executor", "messages"
+    )),
     *(f"engine/models/{name}.py" for name in ("config", "dialects", "moe_config", "rope_config")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "engine" / "text").glob("*.py")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts" / "planner").glob("*.py")),

@@ -1,0 +1,133 @@
+"""What ranks do together: sums, gathers and exchanges of tensors, on `torch.distributed`.
+
+Knows process groups. Does not know layers or steps.
+
+Invariant: all ranks of a group call the same operations in the same order.
+"""
+
+import os
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+from torch import distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from engine.errors import EngineUnavailable
+from engine.parallel.config import Place
+
+
+class Collectives(Protocol):
+    """The operations of one rank; the grid is that of `engine.parallel.config`."""
+
+    def sum_all(self, values: torch.Tensor) -> torch.Tensor:
+        """Replace `values` by their sum over all ranks, and return them."""
+        ...
+
+    def sum_within(self, values: torch.Tensor) -> torch.Tensor:
+        """Replace `values` by their sum over the ranks of this rank's expert group, and return them."""
+        ...
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        """Return every rank's values, of one shape, on rank 0, and None on others."""
+        ...
+
+    def exchange(self, rows: torch.Tensor, sends: list[int], takes: list[int]) -> torch.Tensor:
+        """Send this rank's peer in group i the next `sends[i]` rows, and return `takes[i]` rows from each, in order.
+
+        Peers are the ranks at the same place in the other groups, this one included.
+        """
+        ...
+
+    def join(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Return the rows of all peers, in the groups' order; `counts` are their numbers, any of them may be 0."""
+        ...
+
+
+class DistributedCollectives:
+    """The operations on `torch.distributed`'s default group; made on all ranks together."""
+
+    def __init__(self, place: Place) -> None:
+        """Make the groups of the grid."""
+        self.place = place
+        tp, ep = place.config.tp, place.config.ep
+        self._within = self._group([[group * tp + i for i in range(tp)] for group in range(ep)])
+        self._peers = self._group([[group * tp + i for group in range(ep)] for i in range(tp)])
+
+    def sum_all(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def sum_within(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the expert group, in place."""
+        if self.place.config.tp > 1:
+            dist.all_reduce(values, group=self._within)
+        return values
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
+        """Gather on rank 0."""
+        parts = None
+        if self.place.rank == 0:
+            parts = [torch.empty_like(values) for _ in range(self.place.config.num_ranks)]
+        dist.gather(values, parts, dst=0)
+        return parts
+
+    def exchange(self, rows: torch.Tensor, sends: list[int], takes: list[int]) -> torch.Tensor:
+        """Exchange rows between groups."""
+        taken = rows.new_empty(sum(takes), *rows.shape[1:])
+        dist.all_to_all_single(taken, rows, takes, sends, group=self._peers)
+        return taken
+
+    def join(self, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Gather the groups' rows everywhere; the shorter parts travel padded."""
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=self._peers)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def _group(self, groups: list[list[int]]) -> dist.ProcessGroup:
+        """Make all of these groups, as every rank must, and return this rank's."""
+        made = [dist.new_group(ranks) for ranks in groups]
+        mine = next(group for group, ranks in zip(made, groups, strict=True) if self.place.rank in ranks)
+        assert isinstance(mine, dist.ProcessGroup)
+        return mine
+
+
+def open_store(host: str, num_ranks: int) -> TCPStore:
+    """Open the store at which ranks meet, on a free port of rank 0."""
+    return TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False)
+
+
+def connect_store(host: str, port: int, num_ranks: int) -> TCPStore:
+    """Return rank 0's store, as another rank."""
+    return TCPStore(host, port, num_ranks, is_master=False, wait_for_workers=False)
+
+
+def join_ranks(place: Place, store: TCPStore, host: str, timeout_seconds: float) -> Collectives:
+    """Join the other ranks and return what they do together.
+
+    Args:
+        place: this rank.
+        store: that of rank 0.
+        host: where rank 0 is reached; on the loopback device all ranks use that.
+        timeout_seconds: an operation that takes longer fails.
+
+    Raises:
+        EngineUnavailable: another rank did not come.
+    """
+    if host.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    timeout, num_ranks = timedelta(seconds=timeout_seconds), place.config.num_ranks
+    try:
+        dist.init_process_group("gloo", store=store, rank=place.rank, world_size=num_ranks, timeout=timeout)
+        return DistributedCollectives(place)
+    except (RuntimeError, ValueError) as error:
+        raise EngineUnavailable(f"rank {place.rank} could not join the others: {error}") from error
+
+
+def leave_ranks() -> None:
+    """Take this process out of its group, if it is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,32 @@
+"""What one rank knows of its group.
+
+Knows its place, the collectives and who holds which experts. Does not know processes or models.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from engine.batch import Batch
+from engine.parallel.collectives import Collectives
+from engine.parallel.config import Place
+from engine.parallel.placement import ExpertPlacement
+
+
+@dataclass(slots=True, frozen=True)
+class Member:
+    """One rank.
+
+    Attributes:
+        placements: who holds which experts, by the layer's index.
+        step: tells the other ranks to compute a batch, and lasts while this rank does; nothing on ranks that are told.
+    """
+
+    place: Place
+    collectives: Collectives
+    placements: dict[int, ExpertPlacement]
+    step: Callable[[Batch], AbstractContextManager[None]] = lambda _: nullcontext()
+
+    def place_of(self, rank: int) -> Place:
+        """Return another rank's place."""
+        return Place(self.place.config, rank)

@@ -1,0 +1,28 @@
+"""What rank 0 tells the others before each step: the batch's tensors, and none of its sequences.
+
+Knows a batch's fields. Does not know links. Sampled tokens need no message of their own: they are the next step's
+input.
+"""
+
+import pickle
+
+import torch
+
+from engine.batch import Batch
+
+FIELDS = (
+    *("input_ids", "positions", "slot_mapping", "token_to_seq", "block_tables"),
+    *("logits_indices", "pooled_indices"),
+)
+
+
+def encode_step(batch: Batch) -> bytes:
+    """Return the message that `decode_step` reads; the batch's tensors lie on the host."""
+    return pickle.dumps([getattr(batch, name).numpy() for name in FIELDS], protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def decode_step(message: bytes) -> Batch:
+    """Return a batch that computes the same and samples nothing; the message comes from an authenticated rank 0."""
+    arrays = pickle.loads(message)  # noqa: S301
+    tensors = {name: torch.from_numpy(array) for name, array in zip(FIELDS, arrays, strict=True)}
+    return Batch(**tensors, sampling=[], prompts=[], pooling=[])
