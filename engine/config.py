@@ -15,6 +15,7 @@ from typing import Any
 
 from engine.errors import ModelError
 from engine.parallel.config import ParallelConfig
+from engine.quantization.config import LoadScheme
 
 ENV_PREFIX = "SCALELLM_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "demo_model"
@@ -50,6 +51,9 @@ class EngineConfig:
         max_speculating_seqs: a step of more sequences than this has no drafts; 0 turns speculation off.
         draft_model: folder of a small checkpoint with the model's tokenizer; without one `draft` is refused.
         draft_kv_cache_gib: memory for the draft model's KV cache in GiB.
+        quantization: what plain weights are rounded to as they are loaded: `int8` (inputs stay as they are),
+            `int8_dynamic` (inputs are rounded too), `fp8` or `fp8:tensor|channel|block`, `int4` or `int4:GROUP`; empty
+            for nothing. A checkpoint that is quantized already needs no option.
         num_threads: compute threads; 0 means one for each core.
         adapters: folder whose folders are adapters in PEFT's format, each named by its own; None serves none.
         max_adapters: most adapters in memory at once.
@@ -83,6 +87,7 @@ class EngineConfig:
     max_speculating_seqs: int = 8
     draft_model: Path | None = None
     draft_kv_cache_gib: float = 0.25
+    quantization: str = ""
     num_threads: int = 0
     adapters: Path | None = None
     max_adapters: int = 8
@@ -115,6 +120,8 @@ class EngineConfig:
         for name in ("expert_replicas", "rank_start_seconds", "rank_timeout_seconds"):
             _require(name, getattr(self, name), 0)
         self._check_speculation()
+        if self.quantization:
+            LoadScheme.parse(self.quantization)
         if self.scheduler_policy not in SCHEDULER_POLICIES:
             raise ModelError(
                 f"scheduler_policy must be one of {', '.join(SCHEDULER_POLICIES)}, got {self.scheduler_policy!r}"
@@ -134,6 +141,8 @@ class EngineConfig:
         return ParallelConfig(self.tensor_parallel, self.expert_parallel)
 
     def _check_ranks(self) -> None:
+        if self.parallel.num_ranks > 1 and self.quantization:
+            raise ModelError(f"quantization cannot be combined with {self.parallel.num_ranks} ranks yet")
         if self.parallel.num_ranks > 1 and self.adapters is not None:
             raise ModelError(
                 f"adapters cannot be served by several ranks yet; tensor_parallel is {self.tensor_parallel} and "

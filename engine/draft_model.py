@@ -45,6 +45,7 @@ class DraftModel:
             adapters=None,
             tensor_parallel=1,  # all of it on rank 0
             expert_parallel=1,
+            quantization="",
         )
         model_config = ModelConfig.from_dir(own.model)
         self._runner = ModelRunner(own, model_config)

@@ -16,22 +16,15 @@ from engine.config import EngineConfig
 from engine.device_link import link_to
 from engine.errors import RanksFailed
 from engine.kv_cache import KVCache, num_blocks_for
-from engine.layers.checkpoint import Views
-from engine.layers.packed_linear import can_pack, pack_linears
 from engine.lora.lora_linear import wrap_linears
-from engine.lora.targets import find_targets
+from engine.model_loading import load_model
 from engine.models.config import ModelConfig
-from engine.models.decoder import Decoder
-from engine.models.registry import build_model
-from engine.parallel.build import build_part
-from engine.parallel.connect import connect
 from engine.parallel.member import Member
 from engine.sampler import start_sampling
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
 from engine.step_run import PendingStep, StepRun, log_prompts
-from engine.weights.safetensors_loader import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +45,8 @@ class ModelRunner:
         limit = config.max_model_len or model_config.max_position_embeddings
         self.max_model_len = min(limit, model_config.max_position_embeddings, self.num_blocks * config.block_size)
         self._member = member
-        self.model, views = self._build(model_config)
-        load_weights(config.model, views, self.model.is_redundant)
-        if member is not None:
-            connect(self.model, member)
-        self.adapter_targets = find_targets(self.model, views) if config.adapters is not None else {}
-        if can_pack():
-            pack_linears(self.model)
-        logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
+        loaded = load_model(config, model_config, self.max_model_len, torch.device("cpu"), member)
+        self.model, self.adapter_targets = loaded.model, loaded.adapter_targets
         paths = [target.path for target in self.adapter_targets.values()]
         self.adapter_rows = wrap_linears(self.model, paths, torch.device("cpu"))
         local = replace(model_config, num_kv_heads=self.model.num_kv_heads)
@@ -110,13 +97,6 @@ class ModelRunner:
                 return self.model(batch, self.cache), batch
         except Exception as error:
             raise RanksFailed(f"rank {self._member.place.rank} failed in a step: {error!r}") from error
-
-    def _build(self, model_config: ModelConfig) -> tuple[Decoder, Views]:
-        device = torch.device("cpu")
-        if self._member is not None:
-            return build_part(model_config, self.max_model_len, device, self._member)
-        model = build_model(model_config, self.max_model_len, device)
-        return model, model.weight_views()
 
 
 def set_threads(num_threads: int) -> None:

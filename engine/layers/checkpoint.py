@@ -46,8 +46,8 @@ def as_pieces(view: View) -> Pieces:
     return Pieces((len(view), *view[0].shape), stack)
 
 
-def linear_views(linear: nn.Linear, parts: dict[str, int]) -> Views:
-    """Return the weight and, if there is one, the bias of each part of a projection.
+def linear_views(linear: nn.Module, parts: dict[str, int]) -> Views:
+    """Return those that there are of weight and bias of each part of a projection.
 
     Args:
         linear: projections fused along their outputs.

@@ -56,15 +56,13 @@ class ModuleName:
 
 def find_targets(model: nn.Module, views: Mapping[str, View]) -> dict[str, Target]:
     """Return what adapters may change, by `ModuleName.key`; `views` are the model's, its weights still plain."""
-    linears = {
-        module.weight.data_ptr(): (path, module) for path, module in model.named_modules() if type(module) is nn.Linear
-    }
+    linears = {id(module.weight): (path, module) for path, module in model.named_modules() if type(module) is nn.Linear}
     targets: dict[str, Target] = {}
     for name, view in views.items():
         module = ModuleName.parse(name.removesuffix(".weight"))
         if module is None or not isinstance(view, torch.Tensor) or view.ndim != 2 or EXPERTS in module.rest:
             continue
-        path, linear = linears[view.untyped_storage().data_ptr()]
+        path, linear = linears[id(view if view._base is None else view._base)]
         start = (view.storage_offset() - linear.weight.storage_offset()) // linear.in_features
         targets[module.key] = Target(path, start, _shape(view))
     return targets

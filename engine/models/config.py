@@ -15,6 +15,7 @@ from engine.errors import ModelError, UnsupportedModel
 from engine.models.dialects import DIALECTS, Dialect
 from engine.models.moe_config import MoEConfig
 from engine.models.rope_config import RopeConfig, read_ropes
+from engine.quantization.config import CheckpointQuantization, read_checkpoint_quantization
 
 ARCHITECTURES = tuple(DIALECTS)
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
@@ -36,6 +37,7 @@ class ModelConfig:
         attention_soft_cap: scores are bent into this range by tanh, None where they are not.
         logits_soft_cap: the same for logits.
         moe: the experts, None for a dense model.
+        quantization: how the checkpoint's weights are stored, None where they are plain.
     """
 
     architecture: str
@@ -61,6 +63,7 @@ class ModelConfig:
     logits_soft_cap: float | None
     moe: MoEConfig | None
     eos_token_ids: tuple[int, ...]
+    quantization: CheckpointQuantization | None
 
     @classmethod
     def from_dir(cls, path: Path) -> "ModelConfig":
@@ -73,8 +76,9 @@ class ModelConfig:
         raw = _flat(_read_json(path / "config.json"))
         generation = _read_json(path / "generation_config.json", optional=True)
         architecture = _architecture(raw, path)
+        quantization = read_checkpoint_quantization(raw)
         try:
-            config = _build(architecture, raw, generation)
+            config = _build(architecture, raw, generation, quantization)
         except KeyError as missing:
             raise ModelError(f"{path / 'config.json'} lacks the key {missing}") from None
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
@@ -95,7 +99,9 @@ class ModelConfig:
         return max(widths) if len(widths) == self.num_layers else None
 
 
-def _build(architecture: str, file: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
+def _build(
+    architecture: str, file: dict[str, Any], generation: dict[str, Any], quantization: CheckpointQuantization | None
+) -> ModelConfig:
     dialect = DIALECTS[architecture]
     raw = dialect.translate(dialect.defaults | file)
     num_heads = raw["num_attention_heads"]
@@ -125,6 +131,7 @@ def _build(architecture: str, file: dict[str, Any], generation: dict[str, Any]) 
         logits_soft_cap=raw.get("final_logit_softcapping"),
         moe=raw["moe"],
         eos_token_ids=tuple(i for i in _eos_token_ids(generation, raw) if 0 <= i < raw["vocab_size"]),
+        quantization=quantization,
     )
 
 
@@ -156,8 +163,6 @@ def _architecture(raw: dict[str, Any], path: Path) -> str:
     named = listed[0] if isinstance(listed, list) and listed else f"model of architectures {listed!r}"
     if named not in ARCHITECTURES:
         raise UnsupportedModel(f"{path} is a {named}; this engine serves: {', '.join(ARCHITECTURES)}")
-    if raw.get("quantization_config") is not None:
-        raise UnsupportedModel(f"{path} is quantized; this engine loads fp32, fp16 and bf16 weights")
     return named
 
 

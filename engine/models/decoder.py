@@ -11,13 +11,13 @@ from torch import nn
 from engine.batch import Batch
 from engine.kv_cache import KVCache
 from engine.layers.attention import Attention
-from engine.layers.checkpoint import Views, prefixed
+from engine.layers.checkpoint import Views, linear_views, prefixed
 from engine.layers.decoder_layer import DecoderLayer
 from engine.layers.norms import RMSNorm
 from engine.layers.rope import cos_sin_table
 from engine.models.config import ModelConfig
 
-TIED_HEAD = "lm_head.weight"
+HEAD = "lm_head"
 
 
 class Decoder(nn.Module):
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         """Return where each tensor of a Hugging Face checkpoint goes: its name and a view of our parameter."""
         views: Views = {"model.embed_tokens.weight": self.embedding.weight, "model.norm.weight": self.norm.weight}
         if not self.config.tie_word_embeddings:
-            views[TIED_HEAD] = self.lm_head.weight
+            views |= linear_views(self.lm_head, {HEAD: self.config.vocab_size})
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, DecoderLayer)
             views |= prefixed(f"model.layers.{index}", layer.weight_views())
@@ -85,7 +85,7 @@ class Decoder(nn.Module):
 
     def is_redundant(self, name: str) -> bool:
         """Whether a tensor that has no view may stand in a checkpoint all the same, since nothing would read it."""
-        return name.endswith("rotary_emb.inv_freq") or (name == TIED_HEAD and self.config.tie_word_embeddings)
+        return name.endswith("rotary_emb.inv_freq") or (name == f"{HEAD}.weight" and self.config.tie_word_embeddings)
 
     def _rope_tables(self, device: torch.device, num_positions: int) -> list[torch.Tensor]:
         """Return each layer's table of angles; layers with the same rope share one."""

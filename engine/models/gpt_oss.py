@@ -49,9 +49,10 @@ class GptOssExperts(MixtureOfExperts):
             ("gate_up_proj", [expert.get_submodule("gate_up") for expert in self.experts]),
             ("down_proj", [expert.get_submodule("down") for expert in self.experts]),
         ):
-            projections = [linear for linear in linears if isinstance(linear, nn.Linear)]
-            views[f"experts.{name}"] = [linear.weight.t() for linear in projections]
-            views[f"experts.{name}_bias"] = [linear.bias for linear in projections]
+            weights = [linear.weight.t() for linear in linears if isinstance(linear, nn.Linear)]
+            if weights:  # there are none while quantized ones are being loaded
+                views[f"experts.{name}"] = weights
+            views[f"experts.{name}_bias"] = [linear.get_parameter("bias") for linear in linears]
         return views
 
 

@@ -10,7 +10,7 @@ the header, JSON from tensor names to dtype, shape and offsets; the data.
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,13 @@ import torch
 from engine.errors import ModelError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+RAW_DTYPES = DTYPES | {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}  # of tensors that are parts of quantized weights
 LENGTH_BYTES = 8
 PIECE_BYTES = 8 * 2**20
 
@@ -60,7 +67,10 @@ def read_entries(path: Path) -> list[TensorEntry]:
 
 
 def read_rows(
-    file: BinaryIO, entry: TensorEntry, box: Sequence[range] | None = None
+    file: BinaryIO,
+    entry: TensorEntry,
+    box: Sequence[range] | None = None,
+    dtypes: Mapping[str, torch.dtype] = DTYPES,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield pieces of a tensor, or of a box in it, along the first dimension, each with the index of its first row.
 
@@ -70,13 +80,14 @@ def read_rows(
         file: the file, open.
         entry: the tensor.
         box: one run of indices for each dimension; None means all. Rows are counted from the box's first.
+        dtypes: those that may be read, by their names in the file.
 
     Raises:
         ModelError: a dtype this engine does not load, or fewer bytes than the header promises.
     """
-    dtype = DTYPES.get(entry.dtype)
+    dtype = dtypes.get(entry.dtype)
     if dtype is None:
-        has = ", ".join(DTYPES)
+        has = ", ".join(dtypes)
         raise ModelError(f"{entry.name!r} in {file.name} has the type {entry.dtype}; this engine loads {has}")
     shape = entry.shape or (1,)
     rows, *rest = box or [range(size) for size in shape]
@@ -112,6 +123,6 @@ def _entry(name: str, values: dict[str, Any], data_start: int) -> TensorEntry:
     dtype = values["dtype"]
     if not isinstance(dtype, str) or begin < 0 or end < begin or any(size < 0 for size in shape):
         raise ValueError(f"{name!r} has impossible values")
-    if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+    if dtype in RAW_DTYPES and end - begin != math.prod(shape) * RAW_DTYPES[dtype].itemsize:
         raise ValueError(f"{name!r} of shape {list(shape)} takes {end - begin} bytes")
     return TensorEntry(name, dtype, shape, data_start + begin, end - begin)

@@ -6,18 +6,55 @@ Invariant: when `load_weights` returns, every view has been filled exactly once 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
+
+import torch
 
 from engine.errors import ModelError, WeightMismatch
-from engine.layers.checkpoint import View, as_pieces
-from engine.weights.safetensors_file import TensorEntry, read_entries, read_rows
+from engine.layers.checkpoint import Pieces, View, as_pieces
+from engine.weights.safetensors_file import RAW_DTYPES, TensorEntry, read_entries, read_rows
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 
-def load_weights(path: Path, views: Mapping[str, View], is_redundant: Callable[[str], bool]) -> None:
+class Sink(Protocol):
+    """Takes a tensor that becomes something else than a copy of itself."""
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Types that the tensor may have, as safetensors spells them."""
+        ...
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes that it may have."""
+        ...
+
+    def take(self, pieces: Iterator[tuple[int, torch.Tensor]]) -> None:
+        """Take pieces along the first dimension, each with its first index; one is valid until the next is asked for.
+
+        Raises:
+            WeightMismatch: the values are none that the sink can use.
+        """
+        ...
+
+
+Target = View | Sink
+
+
+def read_all_entries(path: Path) -> dict[str, TensorEntry]:
+    """Return the checkpoint's tensors by name.
+
+    Raises:
+        ModelError: there are no safetensors files, or one cannot be read.
+    """
+    return {entry.name: entry for file in checkpoint_files(path) for entry in read_entries(file)}
+
+
+def load_weights(path: Path, views: Mapping[str, Target], is_redundant: Callable[[str], bool]) -> None:
     """Fill `views` from the safetensors files in `path`, converting to each view's dtype.
 
     Args:
@@ -41,20 +78,31 @@ def load_weights(path: Path, views: Mapping[str, View], is_redundant: Callable[[
         raise WeightMismatch(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]!r}")
 
 
-def _check(path: Path, entry: TensorEntry, view: View | None, *, is_known: bool) -> None:
+def _check(path: Path, entry: TensorEntry, view: Target | None, *, is_known: bool) -> None:
     if view is None:
         raise WeightMismatch(f"{path}: unexpected tensor {entry.name!r} of shape {list(entry.shape)}")
     if is_known:
         raise WeightMismatch(f"{path}: {entry.name!r} stands in two files")
-    expected = list(as_pieces(view).shape)
-    if expected != list(entry.shape):
+    if isinstance(view, list | torch.Tensor | Pieces):
+        shapes = (as_pieces(view).shape,)
+    else:
+        shapes = view.shapes
+        if entry.dtype not in view.dtypes:
+            allowed = " or ".join(view.dtypes)
+            raise WeightMismatch(f"{path}: {entry.name!r} has the type {entry.dtype}, expected {allowed}")
+    if entry.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
         raise WeightMismatch(f"{path}: {entry.name!r} has shape {list(entry.shape)}, expected {expected}")
 
 
-def _fill(file: Path, entries: list[TensorEntry], views: Mapping[str, View]) -> None:
+def _fill(file: Path, entries: list[TensorEntry], views: Mapping[str, Target]) -> None:
     with file.open("rb") as reader:
         for entry in entries:
-            for piece in as_pieces(views[entry.name]).pieces:
+            target = views[entry.name]
+            if not isinstance(target, list | torch.Tensor | Pieces):
+                target.take(read_rows(reader, entry, dtypes=RAW_DTYPES))
+                continue
+            for piece in as_pieces(target).pieces:
                 for row, part in read_rows(reader, entry, piece.box):
                     piece.into[row : row + len(part)].copy_(part)
 

@@ -47,10 +47,10 @@ def engine_logits(core: EngineCore, token_ids: list[int], adapter: Adapter | Non
     return core.runner.model(batch, core.runner.cache)
 
 
-def check_logits(model: TinyModel, length: int = 50) -> None:
+def check_logits(model: TinyModel, length: int = 50, **options: object) -> None:
     """Assert that logits are transformers' at every position of a random sequence."""
     (token_ids,) = random_prompts([length], vocab_size=model.oracle.config.vocab_size, seed=9)
-    ours, theirs = engine_logits(core_for(model.path), token_ids), model.logits(token_ids)
+    ours, theirs = engine_logits(core_for(model.path, **options), token_ids), model.logits(token_ids)
     torch.testing.assert_close(ours, theirs, rtol=0.0, atol=TOLERANCE * float(theirs.abs().max()))
 
 

@@ -98,7 +98,7 @@ def test_gpt_oss_stretches_its_rope_without_being_told(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], type[ModelError], str]] = [
-    ("GptOssForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, UnsupportedModel, "quantized"),
+    ("GptOssForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, UnsupportedModel, "quantized by 'mxfp4'"),
     ("GptOssForCausalLM", {"num_local_experts": 4, "swiglu_limit": 9.0}, UnsupportedModel, "swiglu_limit 9.0"),
     ("FalconForCausalLM", {}, UnsupportedModel, "is a FalconForCausalLM; this engine serves: LlamaForCausalLM, Mist"),
     ("Qwen2ForCausalLM", {"use_sliding_window": True, "layer_types": ["chunked"] * 4}, UnsupportedModel, "'chunked'"),

@@ -29,6 +29,7 @@ PURE = [
     *(f"engine/parallel/{name}.py" for name in (
         "config", "shares", "placement", "executor", "links", "local_executor", "messages"
     )),
+    "engine/quantization/config.py",
     *(f"engine/models/{name}.py" for name in ("config", "dialects", "moe_config", "rope_config")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "engine" / "text").glob("*.py")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts" / "planner").glob("*.py")),

@@ -113,6 +113,7 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path: Path, case: str) -> No
 MEASURE = """
 import sys
 from pathlib import Path
+import numba  # kernels would import it while the model is built
 import torch
 from engine.models.config import ModelConfig
 from engine.models.registry import build_model

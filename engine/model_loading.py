@@ -1,0 +1,109 @@
+"""From a checkpoint's folder to a model that computes: the order of the passes over it.
+
+Knows which pass comes when. Does not know what they do, nor steps or caches.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ModelError, UnsupportedModel
+from engine.layers.packed_linear import can_pack, pack_linears
+from engine.lora.targets import Target, find_targets
+from engine.models.config import ModelConfig
+from engine.models.decoder import Decoder
+from engine.models.registry import lay_out
+from engine.parallel.build import build_part
+from engine.parallel.connect import connect
+from engine.parallel.member import Member
+from engine.quantization.config import LoadScheme
+from engine.quantization.loading import is_unread, read_as_stored, round_on_load, round_tied_head
+from engine.quantization.slots import find_parts
+from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model with its weights.
+
+    Attributes:
+        model: ready to compute.
+        adapter_targets: what adapters may change, by `ModuleName.key`; empty where none are served.
+    """
+
+    model: Decoder
+    adapter_targets: dict[str, Target]
+
+
+def load_model(
+    config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device, member: Member | None
+) -> LoadedModel:
+    """Load the checkpoint in `config.model`, or a rank's part of it, for sequences of at most `num_positions` tokens.
+
+    Raises:
+        ModelError: the checkpoint cannot be served.
+    """
+    if member is None:
+        loaded = _load_whole(config, model_config, num_positions, device)
+    else:
+        loaded = LoadedModel(_load_part(config, model_config, num_positions, device, member), {})
+    if can_pack():
+        pack_linears(loaded.model)
+    logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
+    return loaded
+
+
+def _load_part(
+    config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device, member: Member
+) -> Decoder:
+    if model_config.quantization is not None:
+        raise UnsupportedModel(f"{config.model} is quantized; such checkpoints are not split over several ranks yet")
+    model, views = build_part(model_config, num_positions, device, member)
+    load_weights(config.model, views, model.is_redundant)
+    connect(model, member)
+    return model
+
+
+def _load_whole(
+    config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device
+) -> LoadedModel:
+    scheme = _scheme(config, model_config)
+    model = lay_out(model_config, device)
+    views = model.weight_views()
+    targets = find_targets(model, views) if config.adapters is not None else {}
+    parts = find_parts(model, views)
+    sinks: dict[str, Sink] = {}
+    if scheme is not None:
+        sinks = round_on_load(model, parts, scheme, device)
+    elif model_config.quantization is not None:
+        sinks = read_as_stored(model, parts, model_config.quantization, read_all_entries(config.model), device)
+    model.materialize(device, num_positions).eval()
+    is_quantized = model_config.quantization is not None
+    load_weights(
+        config.model,
+        model.weight_views() | sinks,
+        lambda name: model.is_redundant(name) or (is_quantized and is_unread(name)),
+    )
+    if scheme is not None:
+        round_tied_head(model, scheme, device)
+    return LoadedModel(model, targets)
+
+
+def _scheme(config: EngineConfig, model_config: ModelConfig) -> LoadScheme | None:
+    """Return what to round weights to.
+
+    Raises:
+        ModelError: they are quantized already.
+    """
+    if not config.quantization:
+        return None
+    if model_config.quantization is not None:
+        raise ModelError(
+            f"quantization {config.quantization!r} is for plain checkpoints; {config.model} is quantized by "
+            f"{model_config.quantization.method} already"
+        )
+    return LoadScheme.parse(config.quantization)

@@ -1,0 +1,148 @@
+"""Making a model's linear layers quantized while its checkpoint is read: rounded from plain weights, or as stored.
+
+Knows which layers are meant. Does not know how formats pack numbers or how files are read. The functions here are
+passes over a model that is laid out and has no memory yet: they put a slot in each such layer's place and return what
+takes the checkpoint's tensors for it. A model in memory is never twice there: beyond it loading needs one projection's
+tensors, and 8 MiB of plain weights where they are rounded row by row (all schemes but `fp8:tensor` and `fp8:block`).
+"""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from engine.errors import WeightMismatch
+from engine.models.decoder import HEAD
+from engine.quantization.awq import AwqLayout
+from engine.quantization.compressed_tensors import IntLayout, PackedLayout
+from engine.quantization.config import CheckpointQuantization, LoadScheme, WeightFormat
+from engine.quantization.float8 import Float8Layout
+from engine.quantization.gptq import GptqLayout
+from engine.quantization.layout import Layout, PlainLayout
+from engine.quantization.quantized_linear import make_linear
+from engine.quantization.schemes import make_quantizer
+from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, ZeroSink
+from engine.quantization.slots import Part, Slot, SlotFiller, replace_module
+from engine.quantization.weights import stack_rows
+from engine.weights.safetensors_file import TensorEntry
+from engine.weights.safetensors_loader import Sink
+
+logger = logging.getLogger(__name__)
+
+STAY_PLAIN = ("router", "shared_gate")  # a few outputs that decide much
+HEAD_ROWS = 8192  # of a tied head that are rounded at once
+SCALE_NAMES = ("weight_scale_inv", "weight_scale")
+UNREAD = (".input_scale", ".output_scale", ".input_zero_point", ".k_scale", ".v_scale", ".kv_scale")
+QUANTIZED_TYPES = ("I8", "F8_E4M3")
+Parts = Mapping[str, list[Part]]
+
+
+def round_on_load(model: nn.Module, parts: Parts, scheme: LoadScheme, device: torch.device) -> dict[str, Sink]:
+    """Put slots where the scheme quantizes, and return what rounds the checkpoint's plain weights for them."""
+    quantizer, filler = make_quantizer(scheme), SlotFiller(model, device)
+    chosen = {path: named for path, named in parts.items() if _is_rounded(path, scheme)}
+    sinks: dict[str, Sink] = {}
+    stacked: dict[str, list[tuple[Slot, Part]]] = {}
+    for path, named in chosen.items():
+        slot = _put_slot(model, path, named)
+        for part in named:
+            if part.expert is None:
+                sinks[f"{part.name}.weight"] = RoundingSink(filler, slot, part, quantizer)
+            else:
+                stacked.setdefault(part.name, []).append((slot, part))
+    for name, targets in stacked.items():
+        sinks[name] = StackedRoundingSink(filler, targets, quantizer)
+    logger.info("%d linear layers are rounded to %s as they are loaded", len(chosen), scheme.name)
+    return sinks
+
+
+def round_tied_head(model: nn.Module, scheme: LoadScheme, device: torch.device) -> None:
+    """Round the output matrix of a loaded model that shares it with its embedding, which stays as it is."""
+    head = model.get_submodule(HEAD)
+    if scheme.quantizes_head and type(head) is nn.Linear:
+        quantizer = make_quantizer(scheme)
+        parts = (quantizer.quantize(rows.float()) for rows in head.weight.detach().split(HEAD_ROWS))
+        rounded = stack_rows(head.out_features, parts)
+        replace_module(model, HEAD, make_linear(rounded, head.bias, device, head.weight.dtype))
+
+
+def read_as_stored(
+    model: nn.Module,
+    parts: Parts,
+    checkpoint: CheckpointQuantization,
+    entries: Mapping[str, TensorEntry],
+    device: torch.device,
+) -> dict[str, Sink]:
+    """Put slots where the checkpoint is quantized, and return what reads its tensors for them.
+
+    A module is quantized where the checkpoint has a tensor that only quantized ones have. A projection some of whose
+    parts are quantized becomes plain as a whole.
+
+    Raises:
+        WeightMismatch: a module's shape does not suit its format.
+    """
+    filler = SlotFiller(model, device)
+    sinks: dict[str, Sink] = {}
+    for path, named in parts.items():
+        layouts = [_layout_of(part, checkpoint, entries) for part in named]
+        if not any(layouts):
+            continue
+        slot = _put_slot(model, path, named)
+        for part, layout in zip(named, layouts, strict=True):
+            sinks |= _part_sinks(filler, slot, part, layout or PlainLayout(), entries)
+    logger.info("%s: quantized tensors %d", checkpoint.method, len(sinks))
+    return sinks
+
+
+def is_unread(name: str) -> bool:
+    """Whether a tensor of a quantized checkpoint may be passed over: scales of activations, which ours find anew."""
+    return name.endswith(UNREAD)
+
+
+def _is_rounded(path: str, scheme: LoadScheme) -> bool:
+    return not path.endswith(STAY_PLAIN) and (scheme.quantizes_head or path != HEAD)
+
+
+def _put_slot(model: nn.Module, path: str, named: list[Part]) -> Slot:
+    linear = model.get_submodule(path)
+    assert isinstance(linear, nn.Linear)
+    slot = Slot(linear, path, named)
+    replace_module(model, path, slot)
+    return slot
+
+
+def _layout_of(part: Part, checkpoint: CheckpointQuantization, entries: Mapping[str, TensorEntry]) -> Layout | None:
+    """Return how the part is stored, None where it is plain."""
+    form = checkpoint.format_of(part.name)
+    if form is None or part.expert is not None:
+        return None
+    scale_name = next((name for name in SCALE_NAMES if f"{part.name}.{name}" in entries), SCALE_NAMES[0])
+    layout = _make_layout(form, scale_name)
+    weight = entries.get(f"{part.name}.weight")
+    if weight is not None:
+        return layout if weight.dtype in QUANTIZED_TYPES else None
+    return layout if any(f"{part.name}.{name}" in entries for name in layout.names) else None
+
+
+def _make_layout(form: WeightFormat, scale_name: str) -> Layout:
+    if form.layout == "float":
+        return Float8Layout(form, scale_name)
+    layouts = {"awq": AwqLayout, "gptq": GptqLayout, "packed": PackedLayout, "int": IntLayout}
+    return layouts[form.layout](form)
+
+
+def _part_sinks(
+    filler: SlotFiller, slot: Slot, part: Part, layout: Layout, entries: Mapping[str, TensorEntry]
+) -> dict[str, Sink]:
+    try:
+        expected = layout.tensors(part.num_outputs, slot.in_features)
+    except ValueError as error:
+        raise WeightMismatch(f"{part.name!r} cannot be quantized so: {error}") from None
+    there = {name: one for name, one in expected.items() if not one.is_optional or f"{part.name}.{name}" in entries}
+    reader = PartReader(filler, slot, part, layout, list(there))
+    sinks: dict[str, Sink] = {f"{part.name}.{name}": RawSink(reader, name, one) for name, one in there.items()}
+    bias = f"{part.name}.bias"
+    if slot.bias is None and bias in entries:
+        sinks[bias] = ZeroSink(bias, part.num_outputs)
+    return sinks

@@ -1,0 +1,96 @@
+"""Rounding plain weights as they are loaded: one class a scheme.
+
+Knows numbers. Does not know which layers are quantized or where weights come from.
+
+Sources: W8A8 with scales found as rows come, ZeroQuant (arXiv 2206.01861); e4m3, FP8 formats (arXiv 2209.05433);
+blocks, DeepSeek-V3 (arXiv 2412.19437); groups of 4-bit weights, GPTQ (arXiv 2210.17323), section 4.
+"""
+
+from typing import Protocol
+
+import torch
+
+from engine.quantization.config import LoadScheme
+from engine.quantization.weights import PartWeight
+from kernels.quantized_linear import Float8Weight, Int4Weight, Int8Weight
+
+BLOCK = 128
+SMALLEST_GROUP = 8
+
+
+class Quantizer(Protocol):
+    """Rounds the weights of one projection; each row alone where `is_row_wise`."""
+
+    @property
+    def is_row_wise(self) -> bool:
+        """Whether some rows of a weight can be rounded before the others are there."""
+        ...
+
+    def quantize(self, weight: torch.Tensor) -> PartWeight:
+        """Round a weight [O, C]; one that the scheme cannot hold stays plain."""
+        ...
+
+
+class Int8Quantizer:
+    """One scale for each output."""
+
+    is_row_wise = True
+
+    def __init__(self, scheme: str) -> None:
+        """Make weights for the kernels' `scheme`."""
+        self.scheme = scheme
+
+    def quantize(self, weight: torch.Tensor) -> PartWeight:
+        """Round to integers within +-127."""
+        return PartWeight(Int8Weight.quantize(weight), self.scheme)
+
+
+class Float8Quantizer:
+    """One scale for each output, weight or block of 128 x 128."""
+
+    def __init__(self, grain: str) -> None:
+        """Take one of `FLOAT8_GRAINS`."""
+        self.grain = grain
+
+    @property
+    def is_row_wise(self) -> bool:
+        """Whether each output has a scale of its own."""
+        return self.grain == "channel"
+
+    def quantize(self, weight: torch.Tensor) -> PartWeight:
+        """Round to e4m3."""
+        num_outputs, num_inputs = weight.shape
+        blocks = {"channel": (1, num_inputs), "tensor": (num_outputs, num_inputs), "block": (BLOCK, BLOCK)}
+        return PartWeight(Float8Weight.quantize(weight, blocks[self.grain]), "float8")
+
+
+class Int4Quantizer:
+    """One scale and one zero point for each group of inputs."""
+
+    is_row_wise = True
+
+    def __init__(self, group: int) -> None:
+        """Take the most inputs that a group may have."""
+        self.group = group
+
+    def quantize(self, weight: torch.Tensor) -> PartWeight:
+        """Round to 16 levels; a weight whose width no even group divides stays plain."""
+        group = group_for(weight.shape[1], self.group)
+        if group is None:
+            return PartWeight(weight)
+        return PartWeight(Int4Weight.quantize(weight, group), "int4_weight_only")
+
+
+def group_for(num_inputs: int, most: int) -> int | None:
+    """Return the largest even group of at most `most` inputs that divides their number; None where it would be tiny."""
+    sizes = range(min(most, num_inputs), min(SMALLEST_GROUP, most) - 1, -1)
+    return next((size for size in sizes if size % 2 == 0 and num_inputs % size == 0), None)
+
+
+def make_quantizer(scheme: LoadScheme) -> Quantizer:
+    """Return what rounds weights for the scheme."""
+    if scheme.name == "int4":
+        return Int4Quantizer(scheme.group)
+    if scheme.name == "fp8":
+        return Float8Quantizer(scheme.grain)
+    return Int8Quantizer("int8" if scheme.name == "int8_dynamic" else "int8_weight_only")
