@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.config import EngineConfig
-from engine.errors import ModelError, UnsupportedModel
+from engine.errors import ModelError
 from engine.layers.packed_linear import can_pack, pack_linears
 from engine.lora.targets import Target, find_targets
 from engine.models.config import ModelConfig
@@ -60,8 +60,6 @@ def load_model(
 def _load_part(
     config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device, member: Member
 ) -> Decoder:
-    if model_config.quantization is not None:
-        raise UnsupportedModel(f"{config.model} is quantized; such checkpoints are not split over several ranks yet")
     model, views = build_part(model_config, num_positions, device, member)
     load_weights(config.model, views, model.is_redundant)
     connect(model, member)

@@ -47,11 +47,11 @@ def engine_logits(core: EngineCore, token_ids: list[int], adapter: Adapter | Non
     return core.runner.model(batch, core.runner.cache)
 
 
-def check_logits(model: TinyModel, length: int = 50, **options: object) -> None:
+def check_logits(model: TinyModel, length: int = 50, tolerance: float = TOLERANCE, **options: object) -> None:
     """Assert that logits are transformers' at every position of a random sequence."""
     (token_ids,) = random_prompts([length], vocab_size=model.oracle.config.vocab_size, seed=9)
     ours, theirs = engine_logits(core_for(model.path, **options), token_ids), model.logits(token_ids)
-    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=TOLERANCE * float(theirs.abs().max()))
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=tolerance * float(theirs.abs().max()))
 
 
 def check_greedy(model: TinyModel, **options: object) -> None:
