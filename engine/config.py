@@ -20,6 +20,8 @@ from engine.quantization.config import LoadScheme
 ENV_PREFIX = "SCALELLM_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "demo_model"
 MAX_DRAFT_TOKENS = 16
+HOST_CACHE_GIB = 1.0  # KV cache on the CPU where nothing is said
+DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 SPECULATION_METHODS = ("off", "ngram", "draft")
 SCHEDULER_POLICIES = ("max_utilization", "guaranteed_no_evict")
 RANK_EXECUTORS = ("local",)
@@ -33,9 +35,13 @@ class EngineConfig:
 
     Attributes:
         model: folder of a Hugging Face checkpoint.
+        device: `cpu`, `cuda` or `cuda:N`; `auto` is the first GPU where there is one, else the CPU.
+        dtype: `float32`, `bfloat16` or `float16`; `auto` is the checkpoint's on a GPU and float32 on the CPU.
         block_size: tokens in one KV-cache block.
         num_blocks: KV-cache blocks; 0 derives the number from `kv_cache_gib`.
-        kv_cache_gib: memory for the KV cache in GiB, used where `num_blocks` is 0.
+        kv_cache_gib: memory for the KV cache in GiB, used where `num_blocks` is 0; 0 means 1 GiB on the CPU, and on a
+            GPU what `gpu_memory_share` leaves beside the weights and the largest step.
+        gpu_memory_share: how much of a GPU's memory may be in use, other processes' included.
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: token budget of one step.
         scheduler_policy: `max_utilization` starts whatever fits now and preempts where blocks run out;
@@ -71,9 +77,12 @@ class EngineConfig:
     """
 
     model: Path = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
     block_size: int = 16
     num_blocks: int = 0
-    kv_cache_gib: float = 1.0
+    kv_cache_gib: float = 0.0
+    gpu_memory_share: float = 0.9
     max_num_seqs: int = 128
     max_num_batched_tokens: int = 512
     scheduler_policy: str = "max_utilization"
@@ -122,6 +131,7 @@ class EngineConfig:
         self._check_speculation()
         if self.quantization:
             LoadScheme.parse(self.quantization)
+        self._check_device()
         if self.scheduler_policy not in SCHEDULER_POLICIES:
             raise ModelError(
                 f"scheduler_policy must be one of {', '.join(SCHEDULER_POLICIES)}, got {self.scheduler_policy!r}"
@@ -160,6 +170,19 @@ class EngineConfig:
             raise ModelError("speculation 'draft' needs a draft_model")
         if not 1 <= self.num_draft_tokens <= MAX_DRAFT_TOKENS:
             raise ModelError(f"num_draft_tokens must be between 1 and {MAX_DRAFT_TOKENS}, got {self.num_draft_tokens}")
+
+    def _check_device(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ModelError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.dtype not in DTYPE_NAMES:
+            raise ModelError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, got {self.dtype!r}")
+        if not 0 < self.gpu_memory_share <= 1:
+            raise ModelError(f"gpu_memory_share must be above 0 and at most 1, got {self.gpu_memory_share}")
+
+    @property
+    def host_cache_gib(self) -> float:
+        """Memory for the KV cache where it is not measured, in GiB."""
+        return self.kv_cache_gib or HOST_CACHE_GIB
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None, **defaults: Any) -> "EngineConfig":

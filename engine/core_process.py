@@ -237,7 +237,8 @@ def main() -> int:
     connection.send(core.info)
     adapters = None
     if config.adapters is not None:
-        adapters = AdapterService(config.adapters, config, core.runner.adapter_targets, commands.put)
+        targets, placement = core.runner.adapter_targets, core.runner.placement
+        adapters = AdapterService(config.adapters, config, targets, commands.put, placement)
     if core.ranks is not None:
         core.ranks.watch(_end)
     loop = CoreLoop(core, connection, commands, adapters)

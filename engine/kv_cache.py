@@ -10,34 +10,43 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.models.config import ModelConfig
+from engine.placement import Placement
 
 
 @dataclass(slots=True)
 class KVCache:
-    """Keys and values of all layers, [L, N, K, B, D] fp32 each."""
+    """Keys and values of all layers, [L, N, K, B, D] each."""
 
     keys: torch.Tensor
     values: torch.Tensor
 
     @classmethod
-    def allocate(cls, model: ModelConfig, num_blocks: int, block_size: int) -> "KVCache":
-        """Reserve address space for `num_blocks` blocks; pages are touched only as they are written."""
+    def allocate(cls, model: ModelConfig, num_blocks: int, block_size: int, placement: Placement) -> "KVCache":
+        """Reserve memory for `num_blocks` blocks; on the CPU pages are touched only as they are written."""
         shape = (model.num_layers, num_blocks, model.num_kv_heads, block_size, model.head_dim)
-        return cls(keys=torch.empty(shape), values=torch.empty(shape))
+        keys, values = (torch.empty(shape, dtype=placement.dtype, device=placement.device) for _ in range(2))
+        return cls(keys, values)
 
 
-def num_blocks_for(config: EngineConfig, model: ModelConfig) -> int:
-    """Return how many blocks the configuration asks for.
+def num_blocks_in(num_bytes: int, model: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+    """Return how many blocks fit into so many bytes.
+
+    Raises:
+        ModelError: not a single one.
+    """
+    block_bytes = model.kv_values_per_token * dtype.itemsize * block_size
+    if num_bytes < block_bytes:
+        raise ModelError(
+            f"a KV cache of {num_bytes} bytes holds no block: one of {block_size} tokens takes {block_bytes} bytes"
+        )
+    return num_bytes // block_bytes
+
+
+def given_num_blocks(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
+    """Return how many blocks the configuration asks for, where none are measured.
 
     Raises:
         ModelError: the memory given does not hold a single block.
     """
-    if config.num_blocks:
-        return config.num_blocks
-    num_blocks = int(config.kv_cache_gib * 2**30) // (model.kv_bytes_per_token * config.block_size)
-    if num_blocks < 1:
-        raise ModelError(
-            f"kv_cache_gib={config.kv_cache_gib} holds no block: one block of {config.block_size} tokens takes "
-            f"{model.kv_bytes_per_token * config.block_size} bytes"
-        )
-    return num_blocks
+    given = int(config.host_cache_gib * 2**30)
+    return config.num_blocks or num_blocks_in(given, model, config.block_size, dtype)

@@ -18,6 +18,7 @@ from engine.models.registry import lay_out
 from engine.parallel.build import build_part
 from engine.parallel.connect import connect
 from engine.parallel.member import Member
+from engine.placement import Placement
 from engine.quantization.config import LoadScheme
 from engine.quantization.loading import is_unread, read_as_stored, round_on_load, round_tied_head
 from engine.quantization.slots import find_parts
@@ -40,7 +41,7 @@ class LoadedModel:
 
 
 def load_model(
-    config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device, member: Member | None
+    config: EngineConfig, model_config: ModelConfig, num_positions: int, placement: Placement, member: Member | None
 ) -> LoadedModel:
     """Load the checkpoint in `config.model`, or a rank's part of it, for sequences of at most `num_positions` tokens.
 
@@ -48,12 +49,13 @@ def load_model(
         ModelError: the checkpoint cannot be served.
     """
     if member is None:
-        loaded = _load_whole(config, model_config, num_positions, device)
+        loaded = _load_whole(config, model_config, num_positions, placement)
     else:
-        loaded = LoadedModel(_load_part(config, model_config, num_positions, device, member), {})
-    if can_pack():
-        pack_linears(loaded.model)
-    logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
+        loaded = LoadedModel(_load_part(config, model_config, num_positions, placement.device, member), {})
+    if placement.device.type == "cpu":
+        if can_pack():
+            pack_linears(loaded.model)
+        logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
     return loaded
 
 
@@ -67,10 +69,10 @@ def _load_part(
 
 
 def _load_whole(
-    config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device
+    config: EngineConfig, model_config: ModelConfig, num_positions: int, placement: Placement
 ) -> LoadedModel:
-    scheme = _scheme(config, model_config)
-    model = lay_out(model_config, device)
+    scheme, device = _scheme(config, model_config), placement.device
+    model = lay_out(model_config, device, placement.dtype)
     views = model.weight_views()
     targets = find_targets(model, views) if config.adapters is not None else {}
     parts = find_parts(model, views)

@@ -14,16 +14,17 @@ from numba.core import config as numba_config
 from engine.batch import Batch, build_batch
 from engine.config import EngineConfig
 from engine.device_link import link_to
+from engine.dummy_steps import dummy_step
 from engine.errors import RanksFailed
-from engine.kv_cache import KVCache, num_blocks_for
+from engine.gpu_memory import cache_bytes, measure
+from engine.kv_cache import KVCache, given_num_blocks, num_blocks_in
 from engine.lora.lora_linear import wrap_linears
 from engine.model_loading import load_model
 from engine.models.config import ModelConfig
 from engine.parallel.member import Member
+from engine.placement import choose_placement, num_gpus
 from engine.sampler import start_sampling
-from engine.sampling_params import SamplingParams
-from engine.sequence import Sequence
-from engine.step_plan import ScheduledSequence, StepPlan
+from engine.step_plan import StepPlan
 from engine.step_run import PendingStep, StepRun, log_prompts
 
 logger = logging.getLogger(__name__)
@@ -39,24 +40,51 @@ class ModelRunner:
             ModelError: the checkpoint cannot be served, or the cache holds no block.
         """
         set_threads(config.num_threads)
-        self.link = link_to(torch.device("cpu"))
+        self.placement = choose_placement(config, model_config.dtype, num_gpus(), is_shared=member is not None)
+        device = self.placement.device
+        logger.info("computing on %s in %s", device, self.placement.dtype)
+        self.link = link_to(device)
         self.block_size = config.block_size
-        self.num_blocks = num_blocks_for(config, model_config)
+        self.max_num_seqs, self.max_num_batched_tokens = config.max_num_seqs, config.max_num_batched_tokens
+        self._model_config = model_config
         limit = config.max_model_len or model_config.max_position_embeddings
-        self.max_model_len = min(limit, model_config.max_position_embeddings, self.num_blocks * config.block_size)
         self._member = member
-        loaded = load_model(config, model_config, self.max_model_len, torch.device("cpu"), member)
+        self.max_model_len = min(limit, model_config.max_position_embeddings)
+        if not self._measures_memory(config):
+            self.num_blocks = given_num_blocks(config, model_config, self.placement.dtype)
+            self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
+        loaded = load_model(config, model_config, self.max_model_len, self.placement, member)
         self.model, self.adapter_targets = loaded.model, loaded.adapter_targets
         paths = [target.path for target in self.adapter_targets.values()]
-        self.adapter_rows = wrap_linears(self.model, paths, torch.device("cpu"))
-        local = replace(model_config, num_kv_heads=self.model.num_kv_heads)
-        self.cache = KVCache.allocate(local, self.num_blocks, config.block_size)
+        self.adapter_rows = wrap_linears(self.model, paths, device)
+        if self._measures_memory(config):
+            self.num_blocks = self._num_blocks_beside_a_step(config.gpu_memory_share)
+            self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
+        self.cache = self._allocate(self.num_blocks)
+
+    def _measures_memory(self, config: EngineConfig) -> bool:
+        return self.placement.device.type == "cuda" and not (config.num_blocks or config.kv_cache_gib)
+
+    def _num_blocks_beside_a_step(self, share: float) -> int:
+        """Return how many blocks fit into the memory that weights and the largest step leave of the device."""
+        self.cache = self._allocate(1)
+        use = measure(self.placement.device, lambda: self.run(self.largest_step()))
+        num_bytes = cache_bytes(use, share)
+        logger.info("of %d bytes of memory a step takes %d; the KV cache gets %d", use.total, use.step_peak, num_bytes)
+        return num_blocks_in(num_bytes, self._model_config, self.block_size, self.placement.dtype)
+
+    def _allocate(self, num_blocks: int) -> KVCache:
+        local = replace(self._model_config, num_kv_heads=self.model.num_kv_heads)
+        return KVCache.allocate(local, num_blocks, self.block_size, self.placement)
+
+    def largest_step(self) -> StepPlan:
+        """Return a step of as many tokens and sequences as there can be, all of them in block 0."""
+        num_seqs = min(self.max_num_seqs, self.max_num_batched_tokens)
+        return dummy_step(num_seqs, min(self.max_num_batched_tokens // num_seqs, self.max_model_len), self.block_size)
 
     def warm_up(self) -> None:
         """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0."""
-        params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=1)
-        dummy = Sequence(0, [0, 0], 2, params, 3, frozenset(), block_table=[0, 0])
-        self.run(StepPlan([ScheduledSequence(dummy, 2)], num_tokens=2))
+        self.run(dummy_step(1, min(2, self.max_model_len), self.block_size))
 
     def run(self, plan: StepPlan) -> StepRun:
         """Compute the plan's tokens and sample for the sequences whose last token was among them."""

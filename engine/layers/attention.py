@@ -106,7 +106,7 @@ class SinkAttention(Attention):
     def __init__(self, config: ModelConfig, layer: int, device: torch.device) -> None:
         """Allocate the projections and [H] sinks."""
         super().__init__(config, layer, device)
-        self.sinks = nn.Parameter(torch.empty(self.num_heads))
+        self.sinks = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
 
     def attention_sinks(self) -> torch.Tensor:
         """Return the sinks."""

@@ -17,6 +17,7 @@ from engine.errors import ModelError, UnsupportedModel, WeightMismatch
 from engine.lora.adapter_config import CONFIG_FILE, AdapterConfig
 from engine.lora.lora_linear import LoadedAdapter
 from engine.lora.targets import ModuleName, Target
+from engine.placement import ON_HOST, Placement
 from engine.weights.safetensors_file import TensorEntry, read_entries, read_rows
 from kernels.lora import LowRankUpdate, UpdatePart
 
@@ -74,8 +75,8 @@ def inspect_adapter(name: str, path: Path, targets: Mapping[str, Target], max_ra
     return InspectedAdapter(name, path, config, pairs)
 
 
-def load_adapter(inspected: InspectedAdapter) -> LoadedAdapter:
-    """Read the weights of an adapter.
+def load_adapter(inspected: InspectedAdapter, placement: Placement = ON_HOST) -> LoadedAdapter:
+    """Read the weights of an adapter and put them where the model is.
 
     Raises:
         ModelError: the file cannot be read, or has a dtype this engine does not load.
@@ -84,7 +85,10 @@ def load_adapter(inspected: InspectedAdapter) -> LoadedAdapter:
     by_linear: dict[str, list[Pair]] = {}
     for pair in inspected.pairs:
         by_linear.setdefault(pair.target.path, []).append(pair)
-    updates = {name: _load_update(path, inspected.config, pairs) for name, pairs in by_linear.items()}
+    updates = {
+        name: _load_update(path, inspected.config, pairs).moved(placement.device, placement.dtype)
+        for name, pairs in by_linear.items()
+    }
     return LoadedAdapter(inspected.name, _digest(inspected.path), inspected.num_bytes, updates)
 
 

@@ -21,6 +21,7 @@ from engine.lora.adapter_file import InspectedAdapter, inspect_adapter, load_ada
 from engine.lora.adapter_pool import AdapterPool, AdapterState, Moves
 from engine.lora.lora_linear import LoadedAdapter
 from engine.lora.targets import Target
+from engine.placement import ON_HOST, Placement
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,7 +56,12 @@ class AdapterService:
     """The adapters of one model."""
 
     def __init__(
-        self, folder: Path, config: EngineConfig, targets: Mapping[str, Target], post: Callable[[AdapterEvent], object]
+        self,
+        folder: Path,
+        config: EngineConfig,
+        targets: Mapping[str, Target],
+        post: Callable[[AdapterEvent], object],
+        placement: Placement = ON_HOST,
     ) -> None:
         """Start with nothing loaded.
 
@@ -64,10 +70,12 @@ class AdapterService:
             config: the budget.
             targets: what adapters may change; see `engine.lora.targets`.
             post: called on the background thread; brings an event to the thread that calls `handle`.
+            placement: where the model is.
         """
         self.folder = folder
         self.targets = targets
         self.max_rank = config.max_lora_rank
+        self.placement = placement
         self.pool = AdapterPool(config.max_adapters, int(config.adapter_gib * 2**30))
         self.num_loads = 0
         self._post = post
@@ -139,7 +147,9 @@ class AdapterService:
         for name in moves.dropped:
             del self._loaded[name]
         for name in moves.load:
-            self._work(lambda job, name=name: AdapterLoaded(name, job), load_adapter, self._inspected.pop(name))
+            self._work(
+                lambda job, name=name: AdapterLoaded(name, job), load_adapter, self._inspected.pop(name), self.placement
+            )
         return [Answer(user, self._loaded[name]) for user, name in moves.granted]
 
     def _work(self, event: Callable[[Any], AdapterEvent], function: Callable[..., Any], *args: Any) -> None:

@@ -38,6 +38,7 @@ class ModelConfig:
         logits_soft_cap: the same for logits.
         moe: the experts, None for a dense model.
         quantization: how the checkpoint's weights are stored, None where they are plain.
+        dtype: the type the checkpoint says it is in; transformers' default where it says nothing.
     """
 
     architecture: str
@@ -62,6 +63,7 @@ class ModelConfig:
     attention_soft_cap: float | None
     logits_soft_cap: float | None
     moe: MoEConfig | None
+    dtype: str
     eos_token_ids: tuple[int, ...]
     quantization: CheckpointQuantization | None
 
@@ -88,9 +90,9 @@ class ModelConfig:
         return config
 
     @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values that one token keeps in fp32."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 4
+    def kv_values_per_token(self) -> int:
+        """Numbers that keys and values of one token are."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     @property
     def sliding_window(self) -> int | None:
@@ -130,6 +132,7 @@ def _build(
         attention_soft_cap=raw.get("attn_logit_softcapping"),
         logits_soft_cap=raw.get("final_logit_softcapping"),
         moe=raw["moe"],
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         eos_token_ids=tuple(i for i in _eos_token_ids(generation, raw) if 0 <= i < raw["vocab_size"]),
         quantization=quantization,
     )

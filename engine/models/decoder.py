@@ -69,8 +69,8 @@ class Decoder(nn.Module):
         return self.embedding(token_ids)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map [R, C] to [R, V]."""
-        logits, cap = self.lm_head(hidden), self.config.logits_soft_cap
+        """Map [R, C] to [R, V] fp32."""
+        logits, cap = self.lm_head(hidden).float(), self.config.logits_soft_cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def weight_views(self) -> Views:

@@ -4,6 +4,9 @@ Knows names and classes. Does not know files or weights. `DIALECTS` in `engine.m
 without importing torch; a test keeps the two equal.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from engine.models.config import ModelConfig
@@ -36,12 +39,25 @@ MODELS: dict[str, type[Decoder]] = {
 }
 
 
-def lay_out(config: ModelConfig, device: torch.device) -> Decoder:
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let parameters that name no type have this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def lay_out(config: ModelConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> Decoder:
     """Return a model of the configuration's architecture, to compute on `device`, whose weights have no memory yet."""
-    with torch.device("meta"):
+    with torch.device("meta"), default_dtype(dtype):
         return MODELS[config.architecture](config, device)
 
 
-def build_model(config: ModelConfig, num_positions: int, device: torch.device) -> Decoder:
+def build_model(
+    config: ModelConfig, num_positions: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Decoder:
     """Return a model of the configuration's architecture with undefined weights and `num_positions` positions."""
-    return lay_out(config, device).materialize(device, num_positions).eval()
+    return lay_out(config, device, dtype).materialize(device, num_positions).eval()

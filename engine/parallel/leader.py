@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.errors import EngineUnavailable, RanksFailed
-from engine.kv_cache import num_blocks_for
+from engine.kv_cache import given_num_blocks
 from engine.messages import StartFailed
 from engine.models.config import ModelConfig
 from engine.parallel.collectives import join_ranks, leave_ranks, open_store
@@ -31,6 +31,7 @@ from engine.parallel.member import Member
 from engine.parallel.messages import Loaded, Welcome
 from engine.parallel.placement import placements_for
 from engine.parallel.step_message import encode_step
+from engine.placement import ON_HOST
 
 ACCEPT_SECONDS = 0.2
 WATCH_SECONDS = 0.5
@@ -163,4 +164,4 @@ def rank_config(config: EngineConfig, model_config: ModelConfig) -> EngineConfig
     num_threads = config.num_threads
     if config.rank_executor == "local" and not num_threads:
         num_threads = max(1, len(os.sched_getaffinity(0)) // config.parallel.num_ranks)
-    return replace(config, num_blocks=num_blocks_for(config, widest), num_threads=num_threads)
+    return replace(config, num_blocks=given_num_blocks(config, widest, ON_HOST.dtype), num_threads=num_threads)

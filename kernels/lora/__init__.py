@@ -13,11 +13,11 @@ from typing import Protocol
 
 import torch
 
-from kernels import choice
+from kernels.lora.grouped import lora_grouped
 from kernels.lora.reference import lora_reference
 from kernels.lora.update import LowRankUpdate, RowGroup, UpdatePart
 
-__all__ = ["Lora", "LowRankUpdate", "RowGroup", "UpdatePart", "lora_reference", "select"]
+__all__ = ["Lora", "LowRankUpdate", "RowGroup", "UpdatePart", "lora_grouped", "lora_reference", "select"]
 
 
 class Lora(Protocol):
@@ -34,6 +34,6 @@ class Lora(Protocol):
         ...
 
 
-def select(device: torch.device) -> Lora:
-    """Return the implementation for tensors on `device`."""
-    return choice.cpu_kernel("lora").lora_cpu if device.type == "cpu" else lora_reference
+def select(_device: torch.device) -> Lora:
+    """Return the implementation for tensors on a device: one of torch's operations serves all of them."""
+    return lora_grouped

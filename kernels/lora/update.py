@@ -3,7 +3,7 @@
 Knows shapes. Does not know models or files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,6 +29,11 @@ class LowRankUpdate:
 
     down: torch.Tensor
     parts: tuple[UpdatePart, ...]
+
+    def moved(self, device: torch.device, dtype: torch.dtype) -> "LowRankUpdate":
+        """Return the update on a device, in a type."""
+        parts = (replace(part, up=part.up.to(device, dtype)) for part in self.parts)
+        return LowRankUpdate(self.down.to(device, dtype), tuple(parts))
 
 
 @dataclass(slots=True, frozen=True)

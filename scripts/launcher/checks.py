@@ -111,7 +111,7 @@ def check_memory(model: Path, fleet: Fleet) -> None:
     weights, available = weights_gib(model), available_gib()
     needed, parts = 0.0, []
     for pool in fleet.pools:
-        kv_gib = check_engine(model, pool).kv_cache_gib
+        kv_gib = check_engine(model, pool).host_cache_gib
         needed += pool.replicas * (weights + pool.num_ranks * (kv_gib + PROCESS_GIB))
         rank = f"{pool.num_ranks} x ({kv_gib:g} KV cache + {PROCESS_GIB} programs)"
         parts.append(f"{pool.title}: {pool.replicas} x ({weights:.2f} weights + {rank})")

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from kernels.lora import LowRankUpdate, RowGroup, UpdatePart, lora_reference
-from kernels.lora.cpu_kernel import lora_cpu
+from kernels.lora import LowRankUpdate, RowGroup, UpdatePart, lora_grouped, lora_reference
 
 SHAPES = [(1, 8, 12), (5, 123, 37), (64, 64, 96), (33, 7, 128)]  # T, C, O
 
@@ -36,7 +35,7 @@ def test_grouped_products_add_what_single_rows_do(
     inputs, out = torch.randn(num_rows, num_inputs), torch.randn(num_rows, num_outputs)
     expected = out.clone()
     lora_reference(expected, inputs, groups)
-    lora_cpu(out, inputs, groups)
+    lora_grouped(out, inputs, groups)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -44,7 +43,7 @@ def test_one_group_of_all_rows_equals_the_product_added_to_the_weight() -> None:
     torch.manual_seed(3)
     inputs, weight, update = torch.randn(9, 20), torch.randn(14, 20), make_update(20, [(0, 14, 5)])
     out = inputs @ weight.t()
-    lora_cpu(out, inputs, [RowGroup(torch.arange(9), update)])
+    lora_grouped(out, inputs, [RowGroup(torch.arange(9), update)])
     merged = weight + update.parts[0].up @ update.down
     torch.testing.assert_close(out, inputs @ merged.t(), rtol=1e-4, atol=1e-4)
 
@@ -53,7 +52,7 @@ def test_rows_of_no_group_keep_their_very_bits() -> None:
     torch.manual_seed(4)
     inputs, out = torch.randn(6, 20), torch.randn(6, 14)
     before = out.clone()
-    lora_cpu(out, inputs, [RowGroup(torch.tensor([1, 4]), make_update(20, [(3, 8, 2)]))])
+    lora_grouped(out, inputs, [RowGroup(torch.tensor([1, 4]), make_update(20, [(3, 8, 2)]))])
     untouched = torch.tensor([0, 2, 3, 5])
     assert torch.equal(out[untouched], before[untouched])
     assert torch.equal(out[:, :3], before[:, :3])

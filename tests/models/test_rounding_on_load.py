@@ -146,6 +146,7 @@ import torch
 from engine.config import EngineConfig
 from engine.model_loading import load_model
 from engine.models.config import ModelConfig
+from engine.placement import ON_HOST
 
 def read_kib(key):
     return int(Path("/proc/self/status").read_text().split(key)[1].split()[0])
@@ -154,7 +155,7 @@ torch._int_mm(torch.ones(1, 8, dtype=torch.int8), torch.ones(8, 8, dtype=torch.i
 path = Path(sys.argv[1])
 config, sizes = EngineConfig(model=path, quantization="int8_dynamic"), ModelConfig.from_dir(path)
 before = read_kib("VmRSS:")
-model = load_model(config, sizes, 16, torch.device("cpu"), None)
+model = load_model(config, sizes, 16, ON_HOST, None)
 print((read_kib("VmHWM:") - before) * 1024)
 """
 

@@ -175,10 +175,10 @@ def test_a_load_that_breaks_is_told_to_all_who_wait_and_may_be_tried_again(
 ) -> None:
     load, failures = adapter_service.load_adapter, [OSError("no such disk"), ModelError("cut off")]
 
-    def broken(inspected: Any) -> Any:
+    def broken(*given: Any) -> Any:
         if failures:
             raise failures.pop(0)
-        return load(inspected)
+        return load(*given)
 
     monkeypatch.setattr(adapter_service, "load_adapter", broken)
     loop = make_loop()

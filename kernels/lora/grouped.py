@@ -1,4 +1,4 @@
-"""Low-rank updates for CPUs: each group's rows are gathered, go through two thin products, and are added back.
+"""Low-rank updates in torch: each group's rows are gathered, go through two thin products, and are added back.
 
 All parts share the gathered rows and the first product. A group that has every row is neither gathered nor scattered.
 """
@@ -10,7 +10,7 @@ import torch
 from kernels.lora.update import RowGroup
 
 
-def lora_cpu(out: torch.Tensor, inputs: torch.Tensor, groups: Sequence[RowGroup]) -> None:
+def lora_grouped(out: torch.Tensor, inputs: torch.Tensor, groups: Sequence[RowGroup]) -> None:
     """Work group by group; see the contract in `kernels.lora`."""
     for group in groups:
         has_all = len(group.rows) == len(inputs)

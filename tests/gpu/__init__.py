@@ -1,0 +1,1 @@
+"""The GPU path without a GPU."""
