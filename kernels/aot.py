@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 OPS = (
+    "draw_token",
     "expert_routing",
     "gated_activation",
     "quantize_rows",

@@ -63,4 +63,6 @@ class DrawTokens(Protocol):
 
 def select(device: torch.device) -> DrawTokens:
     """Return the implementation for tensors on `device`."""
+    if device.type == "cuda":
+        return choice.triton_kernel("draw_token").draw_tokens_triton
     return choice.cpu_kernel("draw_token").draw_tokens_cpu if device.type == "cpu" else draw_tokens_reference

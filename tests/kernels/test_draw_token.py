@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.draw_token import Draws, draw_tokens_reference
+from kernels.draw_token import Draws, DrawTokens, draw_tokens_reference
 from kernels.draw_token.cpu_kernel import draw_tokens_cpu
 from kernels.draw_token.reference import kept_weights
+from kernels.draw_token.triton_kernel import draw_tokens_triton
 
 NUM_ROWS = 40
+FEW_ROWS = 2  # for Triton's interpreter
+EVERYWHERE = [(draw_tokens_cpu, NUM_ROWS), (draw_tokens_triton, FEW_ROWS)]
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning")  # numpy's, in Triton's interpreter
 CUTS: list[dict[str, Any]] = [
     {},
     {"top_k": 1},
@@ -22,6 +26,8 @@ CUTS: list[dict[str, Any]] = [
     {"top_k": 50, "top_p": 0.8, "min_p": 0.05},
     {"top_k": 10**6, "top_p": 1e-9},
 ]
+WAYS_EVERYWHERE = [(draw_tokens_cpu, NUM_ROWS, cuts) for cuts in CUTS]
+WAYS_EVERYWHERE += [(draw_tokens_triton, FEW_ROWS, cuts) for cuts in (CUTS[0], CUTS[2], CUTS[7])]
 
 
 def make_draws(num_rows: int = NUM_ROWS, temperature: float = 1.0, **cuts: Any) -> Draws:
@@ -37,8 +43,13 @@ def make_logits(vocab_size: int, spread: float = 3.0, num_rows: int = NUM_ROWS) 
     return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(vocab_size)) * spread
 
 
-def assert_drawn_as_by_reference(logits: torch.Tensor, draws: Draws) -> None:
-    token_ids, maxima = draw_tokens_cpu(logits, draws)
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.draw_token.triton_kernel.CHUNK", 256)
+
+
+def assert_drawn_as_by_reference(logits: torch.Tensor, draws: Draws, draw: DrawTokens) -> None:
+    token_ids, maxima = draw(logits, draws)
     expected, expected_maxima = draw_tokens_reference(logits, draws)
     assert maxima.tolist() == expected_maxima.tolist() == logits.amax(dim=-1).tolist()
     kept = kept_weights(logits, draws)
@@ -52,42 +63,53 @@ def assert_drawn_as_by_reference(logits: torch.Tensor, draws: Draws) -> None:
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
-@pytest.mark.parametrize("vocab_size", [1, 5, 512, 513, 5003])
-def test_tokens_are_those_of_the_sorted_reference(vocab_size: int, cuts: dict[str, Any]) -> None:
-    assert_drawn_as_by_reference(make_logits(vocab_size), make_draws(**cuts))
+@pytest.mark.parametrize(
+    ("vocab_size", "draw", "num_rows"),
+    [(size, draw_tokens_cpu, NUM_ROWS) for size in (1, 5, 512, 513, 5003)]
+    + [(size, draw_tokens_triton, FEW_ROWS) for size in (1, 301)],
+)
+def test_tokens_are_those_of_the_sorted_reference(
+    vocab_size: int, draw: DrawTokens, num_rows: int, cuts: dict[str, Any]
+) -> None:
+    assert_drawn_as_by_reference(make_logits(vocab_size, num_rows=num_rows), make_draws(num_rows, **cuts), draw)
 
 
+@pytest.mark.parametrize(("draw", "num_rows"), EVERYWHERE)
 @pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-3, 0.5, 20.0])
-def test_tokens_are_those_of_the_reference_at_every_temperature(temperature: float) -> None:
+def test_tokens_are_those_of_the_reference_at_every_temperature(
+    draw: DrawTokens, num_rows: int, temperature: float
+) -> None:
     both: dict[str, Any] = {"top_p": 0.9, "top_k": 200}
+    logits = make_logits(401, num_rows=num_rows)
     for cuts in ({}, both):
-        assert_drawn_as_by_reference(make_logits(1001), make_draws(temperature=temperature, **cuts))
+        assert_drawn_as_by_reference(logits, make_draws(num_rows, temperature=temperature, **cuts), draw)
 
 
-@pytest.mark.parametrize("cuts", CUTS, ids=str)
-def test_equal_logits_are_kept_in_the_order_of_their_ids(cuts: dict[str, Any]) -> None:
-    few_values = make_logits(600, spread=1.0).round()
-    assert_drawn_as_by_reference(few_values, make_draws(**cuts))
-    assert_drawn_as_by_reference(torch.zeros(NUM_ROWS, 600), make_draws(**cuts))
+@pytest.mark.parametrize(("draw", "num_rows", "cuts"), WAYS_EVERYWHERE)
+def test_equal_logits_are_kept_in_the_order_of_their_ids(draw: DrawTokens, num_rows: int, cuts: dict[str, Any]) -> None:
+    few_values, draws = make_logits(300, spread=1.0, num_rows=num_rows).round(), make_draws(num_rows, **cuts)
+    assert_drawn_as_by_reference(few_values, draws, draw)
+    assert_drawn_as_by_reference(torch.zeros(num_rows, 300), draws, draw)
 
 
-@pytest.mark.parametrize("cuts", CUTS, ids=str)
-def test_a_masked_token_is_never_drawn(cuts: dict[str, Any]) -> None:
-    logits = make_logits(700)
-    logits[:, torch.arange(700) % 35 != 4] = -torch.inf
-    assert_drawn_as_by_reference(logits, make_draws(**cuts))
-    assert set((draw_tokens_cpu(logits, make_draws(**cuts))[0] % 35).tolist()) == {4}
+@pytest.mark.parametrize(("draw", "num_rows", "cuts"), WAYS_EVERYWHERE)
+def test_a_masked_token_is_never_drawn(draw: DrawTokens, num_rows: int, cuts: dict[str, Any]) -> None:
+    logits = make_logits(280, num_rows=num_rows)
+    logits[:, torch.arange(280) % 35 != 4] = -torch.inf
+    assert_drawn_as_by_reference(logits, make_draws(num_rows, **cuts), draw)
+    assert set((draw(logits, make_draws(num_rows, **cuts))[0] % 35).tolist()) == {4}
 
 
-def test_a_row_is_the_same_alone_and_among_others() -> None:
-    logits, draws = make_logits(3001), make_draws(top_p=0.9, temperature=0.7)
-    together = draw_tokens_cpu(logits, draws)[0]
-    for row in range(NUM_ROWS):
+@pytest.mark.parametrize(("draw", "num_rows"), EVERYWHERE)
+def test_a_row_is_the_same_alone_and_among_others(draw: DrawTokens, num_rows: int) -> None:
+    logits, draws = make_logits(601, num_rows=num_rows), make_draws(num_rows, top_p=0.9, temperature=0.7)
+    together = draw(logits, draws)[0]
+    for row in range(num_rows):
         one = Draws(*(getattr(draws, name)[row : row + 1] for name in Draws.__slots__))
-        assert draw_tokens_cpu(logits[row : row + 1], one)[0][0] == together[row]
+        assert draw(logits[row : row + 1], one)[0][0] == together[row]
 
 
-@pytest.mark.parametrize("draw", [draw_tokens_cpu, draw_tokens_reference])
+@pytest.mark.parametrize("draw", [draw_tokens_cpu, draw_tokens_reference, draw_tokens_triton])
 def test_rows_without_a_finite_maximum_are_marked_and_the_others_drawn(draw: Any) -> None:
     logits = make_logits(100, num_rows=5)
     logits[0, 5], logits[1, 99], logits[2] = torch.nan, torch.inf, -torch.inf
