@@ -3,14 +3,14 @@
 Knows which pass comes when. Does not know what they do, nor steps or caches.
 """
 
-import logging
 from dataclasses import dataclass
 
 import torch
 
 from engine.config import EngineConfig
 from engine.errors import ModelError
-from engine.layers.packed_linear import can_pack, pack_linears
+from engine.layers.fused_layers import fuse_layers
+from engine.layers.packed_linear import pack_linears
 from engine.lora.targets import Target, find_targets
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
@@ -23,8 +23,6 @@ from engine.quantization.config import LoadScheme
 from engine.quantization.loading import is_unread, read_as_stored, round_on_load, round_tied_head
 from engine.quantization.slots import find_parts
 from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -53,9 +51,9 @@ def load_model(
     else:
         loaded = LoadedModel(_load_part(config, model_config, num_positions, placement.device, member), {})
     if placement.device.type == "cpu":
-        if can_pack():
-            pack_linears(loaded.model)
-        logger.info("linear layers: %s", "oneDNN, packed weights" if can_pack() else "torch")
+        pack_linears(loaded.model)
+        if config.adapters is None:
+            fuse_layers(loaded.model)
     return loaded
 
 

@@ -14,8 +14,10 @@ import typer
 from torch import nn
 
 from engine.layers.feed_forward import FeedForward
+from engine.layers.fused_layers import fuse_layers
 from engine.layers.moe import MixtureOfExperts
-from engine.layers.packed_linear import can_pack, pack_linears
+from engine.layers.packed_linear import pack_linears
+from engine.model_runner import set_threads
 from engine.models.moe_config import MoEConfig
 
 
@@ -43,10 +45,10 @@ def build(shape: Shape) -> tuple[nn.Module, nn.Module]:
     moe = MoEConfig(shape.num_experts, shape.num_chosen, shape.intermediate, norm_topk=True, sparse_layers=frozenset())
     experts = MixtureOfExperts(shape.hidden, "silu", moe, device)
     dense = FeedForward(shape.hidden, shape.num_chosen * shape.intermediate, "silu")
-    if can_pack():
-        pack_linears(experts)
-        pack_linears(dense)
-    return experts, dense
+    both = nn.ModuleList([experts, dense])
+    pack_linears(both)
+    fuse_layers(both)
+    return both[0], both[1]
 
 
 def milliseconds(module: nn.Module, hidden: torch.Tensor) -> float:
@@ -63,7 +65,7 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Alternating calls of each side.")] = 30,
 ) -> None:
     """Print medians and their ratio; one thread and its CPU time, so that a busy machine disturbs little."""
-    torch.set_num_threads(1)
+    set_threads(1)
     for name, shape in SHAPES.items():
         experts, dense = build(shape)
         hidden = torch.randn(batch, shape.hidden)

@@ -1,42 +1,13 @@
-"""Linears with packed weights compute what torch's do, row by row."""
+"""Passes over a built model: packed linears and fused blocks compute what the plain modules do."""
 
 import pytest
 import torch
 from torch import nn
 
-from engine.layers.packed_linear import PackedLinear, can_pack, pack_linears
-
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
-SHAPES = [(1, 1), (3, 5), (17, 123), (96, 64), (300, 127)]
-
-
-def make(shape: tuple[int, int], *, bias: bool) -> nn.Linear:
-    torch.manual_seed(shape[0])
-    return nn.Linear(shape[1], shape[0], bias=bias).requires_grad_(False)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_linear_equals_the_plain_one(shape: tuple[int, int], bias: bool) -> None:
-    linear = make(shape, bias=bias)
-    packed = PackedLinear(linear)
-    for num_rows in (1, 2, 7, 64, 130):
-        inputs = torch.randn(num_rows, shape[1])
-        torch.testing.assert_close(packed(inputs), linear(inputs), atol=1e-5, rtol=1e-5)
-
-
-def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
-    packed = PackedLinear(make((960, 576), bias=False))
-    inputs = torch.randn(64, 576)
-    whole = packed(inputs)
-    for num_rows in (1, 2, 5, 16, 33):
-        assert torch.equal(packed(inputs[:num_rows].contiguous()), whole[:num_rows])
-
-
-def test_rows_of_a_wider_tensor_are_read_as_they_lie() -> None:
-    linear = make((17, 123), bias=True)
-    inputs = torch.randn(5, 200)[:, :123]
-    torch.testing.assert_close(PackedLinear(linear)(inputs), linear(inputs), atol=1e-5, rtol=1e-5)
+from engine.layers.feed_forward import FeedForward
+from engine.layers.fused_layers import FusedFeedForward, fuse_layers
+from engine.layers.packed_linear import pack_linears
+from engine.models.gpt_oss import GptOssExpert
 
 
 def test_packing_reaches_every_linear_and_leaves_a_shared_embedding_alone() -> None:
@@ -51,3 +22,22 @@ def test_packing_reaches_every_linear_and_leaves_a_shared_embedding_alone() -> N
         torch.testing.assert_close(model["head"](model["block"](hidden)), expected, atol=1e-5, rtol=1e-5)
     assert not [module for module in model.modules() if type(module) is nn.Linear]
     assert embedding.weight.shape == (30, 8)
+
+
+@pytest.mark.parametrize(
+    ("block", "is_fused"),
+    [
+        (FeedForward(8, 12, "silu"), True),
+        (FeedForward(8, 12, "gelu_pytorch_tanh", bias=True), True),
+        (FeedForward(8, 12, "gelu"), False),
+        (GptOssExpert(8, 12, "silu"), False),
+    ],
+)
+def test_only_blocks_that_the_kernel_knows_are_fused(block: FeedForward, is_fused: bool) -> None:
+    hidden = torch.randn(5, 8)
+    model = nn.ModuleList([block]).requires_grad_(requires_grad=False)
+    expected = block(hidden)
+    pack_linears(model)
+    fuse_layers(model)
+    assert isinstance(model[0], FusedFeedForward) == is_fused
+    torch.testing.assert_close(model[0](hidden), expected, atol=1e-5, rtol=1e-5)

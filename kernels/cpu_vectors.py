@@ -1,0 +1,144 @@
+"""Vector code that numba cannot express: the inside of a matrix product, written as LLVM's intermediate language.
+
+Knows registers and addresses. Does not know threads or layers. A tile is a few rows of `x` times one panel of packed
+weights; its sums stay in vector registers while it walks the depth K, one element of each row at a time:
+
+    out[r, c] = start[r, c] + sum_k x[r, k] w[k, c],   r < number of rows, c < COLUMNS
+
+Every sum is added up in the same order whatever the number of rows: a row's result does not depend on its neighbours.
+
+Source: the register blocking of BLIS, Van Zee and van de Geijn, ACM Transactions on Mathematical Software 41 (2015).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numba
+from llvmlite import ir
+from numba import (
+    carray,  # pyright: ignore[reportPrivateImportUsage]
+    types,
+)
+from numba.extending import intrinsic
+
+INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOAT_BYTES = 4
+FUSED = ("contract",)
+
+
+def emitted(generator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return numba's intrinsic of that generator; callers leave the first argument out."""
+    return intrinsic(generator)
+
+
+def _register_shape() -> tuple[int, int, int]:
+    """Return floats in a vector, vectors in a panel's row, and rows in a tile, so that all sums fit in registers."""
+    features = llvmlite.binding.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16, 2, 8
+    return (8, 2, 6) if features.get("avx2") else (4, 4, 4)
+
+
+LANES, VECTORS, TILE_ROWS = _register_shape()
+COLUMNS = LANES * VECTORS  # of a panel
+VECTOR = ir.VectorType(FLOAT, LANES)
+
+
+def at(builder: Any, address: Any, index: Any, size: int, kind: ir.Type) -> Any:
+    """Return a pointer to the element of that index behind `address`."""
+    number = ir.Constant(INT64, index) if isinstance(index, int) else index
+    offset = builder.mul(number, ir.Constant(INT64, size))
+    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+
+def spread(builder: Any, value: Any, lanes: int) -> Any:
+    """Return a vector with `value` in every lane."""
+    kind = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INT32, 0))
+    zeros = ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
+
+
+def emit_loop(builder: Any, count: Any, starts: list[Any], body: Any) -> list[Any]:
+    """Emit a loop over 0 .. count - 1, at least once; `body(index, values)` returns the next values, kept in registers.
+
+    Returns:
+        The values after the last round.
+    """
+    before, loop = builder.block, builder.function.append_basic_block("loop")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index = builder.phi(INT64)
+    index.add_incoming(ir.Constant(INT64, 0), before)
+    values = [builder.phi(start.type) for start in starts]
+    for value, start in zip(values, starts, strict=True):
+        value.add_incoming(start, before)
+    following = body(index, values)
+    next_index = builder.add(index, ir.Constant(INT64, 1))
+    index.add_incoming(next_index, builder.block)
+    for value, new in zip(values, following, strict=True):
+        value.add_incoming(new, builder.block)
+    done = builder.function.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed("<", next_index, count), loop, done)
+    builder.position_at_end(done)
+    return following
+
+
+@emitted
+def multiply_tile(_context, num_rows, x, x_stride, weights, depth, start, start_stride, out, out_stride):
+    """Compute 1 to TILE_ROWS rows of `out` from `depth` rows of a panel; strides count floats."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        num_rows, *rest = args
+        done = builder.function.append_basic_block("tile.done")
+        choice = builder.switch(num_rows, done)
+        for rows in range(1, TILE_ROWS + 1):
+            block = builder.function.append_basic_block(f"tile.{rows}")
+            choice.add_case(ir.Constant(INT64, rows), block)
+            builder.position_at_end(block)
+            _emit_tile(builder, rows, rest)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9), generate
+
+
+def _emit_tile(builder: Any, num_rows: int, args: list[Any]) -> None:
+    x, x_stride, weights, depth, start, start_stride, out, out_stride = args
+    cells = [(row, vector) for row in range(num_rows) for vector in range(VECTORS)]
+
+    def place(address: Any, stride: Any, row: int, vector: int) -> Any:
+        index = builder.add(builder.mul(stride, ir.Constant(INT64, row)), ir.Constant(INT64, vector * LANES))
+        return at(builder, address, index, FLOAT_BYTES, VECTOR)
+
+    def step(k: Any, sums: list[Any]) -> list[Any]:
+        panel_row = at(builder, weights, k, COLUMNS * FLOAT_BYTES, FLOAT)
+        address = builder.ptrtoint(panel_row, INT64)
+        loaded = [
+            builder.load(at(builder, address, vector * LANES, FLOAT_BYTES, VECTOR), align=LANES * FLOAT_BYTES)
+            for vector in range(VECTORS)
+        ]
+        indexes = [builder.add(builder.mul(x_stride, ir.Constant(INT64, row)), k) for row in range(num_rows)]
+        factors = [spread(builder, builder.load(at(builder, x, index, FLOAT_BYTES, FLOAT)), LANES) for index in indexes]
+        products = [builder.fmul(factors[row], loaded[vector], flags=FUSED) for row, vector in cells]
+        return [builder.fadd(total, product, flags=FUSED) for total, product in zip(sums, products, strict=True)]
+
+    starts = [builder.load(place(start, start_stride, *cell), align=FLOAT_BYTES) for cell in cells]
+    for total, cell in zip(emit_loop(builder, depth, starts, step), cells, strict=True):
+        builder.store(total, place(out, out_stride, *cell), align=FLOAT_BYTES)
+
+
+@emitted
+def _pointer(_context, address):
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], FLOAT.as_pointer())
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@numba.njit
+def floats_at(address: int, count: int) -> Any:
+    """Return the fp32 numbers at an address as an array."""
+    return carray(_pointer(address), (count,))

@@ -1,0 +1,107 @@
+"""Gated feed-forward blocks for CPUs, compiled by numba: one call for the norm, both products and the activation.
+
+fp32 throughout. The phases are shared out among threads that are woken once.
+"""
+
+from typing import Any
+
+import numba
+import torch
+
+from kernels.cpu_vectors import FLOAT_BYTES, floats_at
+from kernels.cpu_workers import new_counters, take, take_next, wait
+from kernels.gated_activation.cpu_rows import KINDS, activate_row
+from kernels.linear import Norm
+from kernels.linear.packing import PackedWeight
+from kernels.linear.tiles import multiply, normalize
+
+NUM_PHASES = 4
+
+
+def gated_mlp_cpu(
+    x: torch.Tensor, gate_up: PackedWeight, down: PackedWeight, activation: str, norm: Norm | None = None
+) -> torch.Tensor:
+    """Map [T, C], fp32, rows without gaps, to [T, C]; see the contract in `kernels.gated_mlp`."""
+    num_rows, width = x.shape
+    out = torch.empty(num_rows, down.out_features)
+    hidden, active = torch.empty(num_rows, gate_up.out_features), torch.empty(num_rows, down.in_features)
+    if norm is None:
+        scale, eps, offset, normed = x, 0.0, 0.0, x
+    else:
+        (scale, eps, offset), normed = norm, torch.empty(num_rows, width)
+    _kernel(
+        num_rows,
+        width,
+        x.data_ptr(),
+        x.stride(0),
+        norm is not None,
+        scale.data_ptr(),
+        eps,
+        offset,
+        normed.data_ptr(),
+        normed.stride(0),
+        gate_up.panels.data_ptr(),
+        gate_up.bias.data_ptr(),
+        hidden.data_ptr(),
+        KINDS[activation],
+        down.in_features,
+        active.data_ptr(),
+        down.panels.data_ptr(),
+        down.bias.data_ptr(),
+        down.out_features,
+        out.data_ptr(),
+        numba.get_num_threads(),
+    )
+    return out
+
+
+@numba.njit
+def _activate(counters: Any, phase: int, num_rows: int, activation: int, hidden: int, inner: int, active: int) -> None:
+    row = take(counters, phase)
+    while row < num_rows:
+        source = floats_at(hidden + 2 * row * inner * FLOAT_BYTES, 2 * inner)
+        activate_row(activation, source, floats_at(active + row * inner * FLOAT_BYTES, inner))
+        row = take_next(counters, phase)
+    wait(counters, phase, num_rows)
+
+
+INTEGER, REAL = numba.int64, numba.float32
+
+
+@numba.njit(
+    numba.void(*[INTEGER] * 4, numba.boolean, INTEGER, REAL, REAL, *[INTEGER] * 13),
+    cache=True,
+    parallel=True,
+)
+def _kernel(
+    num_rows: int,
+    width: int,
+    x: int,
+    x_stride: int,
+    has_norm: bool,
+    norm_weight: int,
+    eps: Any,
+    offset: Any,
+    normed: int,
+    normed_stride: int,
+    gate_up: int,
+    gate_up_bias: int,
+    hidden: int,
+    activation: int,
+    inner: int,
+    active: int,
+    down: int,
+    down_bias: int,
+    out_width: int,
+    out: int,
+    num_workers: int,
+):
+    counters = new_counters(NUM_PHASES)
+    for _ in numba.prange(num_workers):
+        if has_norm:
+            normalize(counters, 0, num_rows, x, x_stride, norm_weight, width, eps, offset, normed)
+        multiply(
+            counters, 1, num_rows, normed, normed_stride, gate_up, width, 2 * inner, gate_up_bias, 0, hidden, 2 * inner
+        )
+        _activate(counters, 2, num_rows, activation, hidden, inner, active)
+        multiply(counters, 3, num_rows, active, inner, down, inner, out_width, down_bias, 0, out, out_width)
