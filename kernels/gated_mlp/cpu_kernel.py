@@ -50,19 +50,19 @@ def gated_mlp_cpu(
         down.bias.data_ptr(),
         down.out_features,
         out.data_ptr(),
-        numba.get_num_threads(),
+        torch.get_num_threads(),
     )
     return out
 
 
 @numba.njit
-def _activate(counters: Any, phase: int, num_rows: int, activation: int, hidden: int, inner: int, active: int) -> None:
-    row = take(counters, phase)
+def _activate(member: Any, phase: int, num_rows: int, activation: int, hidden: int, inner: int, active: int) -> None:
+    row = take(member, phase, num_rows)
     while row < num_rows:
         source = floats_at(hidden + 2 * row * inner * FLOAT_BYTES, 2 * inner)
         activate_row(activation, source, floats_at(active + row * inner * FLOAT_BYTES, inner))
-        row = take_next(counters, phase)
-    wait(counters, phase, num_rows)
+        row = take_next(member, phase, num_rows)
+    wait(member, phase, num_rows)
 
 
 INTEGER, REAL = numba.int64, numba.float32
@@ -94,14 +94,15 @@ def _kernel(
     down_bias: int,
     out_width: int,
     out: int,
-    num_workers: int,
+    num_members: int,
 ):
-    counters = new_counters(NUM_PHASES)
-    for _ in numba.prange(num_workers):
+    counters = new_counters(NUM_PHASES, num_members)
+    for me in numba.prange(num_members):
+        member = (counters, me, num_members)
         if has_norm:
-            normalize(counters, 0, num_rows, x, x_stride, norm_weight, width, eps, offset, normed)
+            normalize(member, 0, num_rows, x, x_stride, norm_weight, width, eps, offset, normed)
         multiply(
-            counters, 1, num_rows, normed, normed_stride, gate_up, width, 2 * inner, gate_up_bias, 0, hidden, 2 * inner
+            member, 1, num_rows, normed, normed_stride, gate_up, width, 2 * inner, gate_up_bias, 0, hidden, 2 * inner
         )
-        _activate(counters, 2, num_rows, activation, hidden, inner, active)
-        multiply(counters, 3, num_rows, active, inner, down, inner, out_width, down_bias, 0, out, out_width)
+        _activate(member, 2, num_rows, activation, hidden, inner, active)
+        multiply(member, 3, num_rows, active, inner, down, inner, out_width, down_bias, 0, out, out_width)

@@ -41,7 +41,7 @@ def linear_cpu(x: torch.Tensor, weight: PackedWeight, norm: Norm | None = None) 
         weight.out_features,
         weight.bias.data_ptr(),
         out.data_ptr(),
-        numba.get_num_threads(),
+        torch.get_num_threads(),
     )
     return out
 
@@ -72,10 +72,11 @@ def _kernel(
     width: int,
     bias: int,
     out: int,
-    num_workers: int,
+    num_members: int,
 ):
-    counters = new_counters(NUM_PHASES)
-    for _ in numba.prange(num_workers):
+    counters = new_counters(NUM_PHASES, num_members)
+    for me in numba.prange(num_members):
+        member = (counters, me, num_members)
         if has_norm:
-            normalize(counters, 0, num_rows, x, x_stride, norm_weight, depth, eps, offset, normed)
-        multiply(counters, 1, num_rows, normed, normed_stride, panels, depth, width, bias, 0, out, width)
+            normalize(member, 0, num_rows, x, x_stride, norm_weight, depth, eps, offset, normed)
+        multiply(member, 1, num_rows, normed, normed_stride, panels, depth, width, bias, 0, out, width)

@@ -18,7 +18,7 @@ DEPTH_PER_PASS = 1536  # rows of a panel that stay in the second-level cache whi
 
 @numba.njit
 def multiply(
-    counters: Any,
+    member: Any,
     phase: int,
     num_rows: int,
     x: int,
@@ -38,8 +38,9 @@ def multiply(
     """
     num_panels = (width + COLUMNS - 1) // COLUMNS
     num_chunks = (num_rows + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
-    item = take(counters, phase)
-    while item < num_panels * num_chunks:
+    num_items = num_panels * num_chunks
+    item = take(member, phase, num_items)
+    while item < num_items:
         panel, first = item % num_panels, item // num_panels * ROWS_PER_ITEM
         column = panel * COLUMNS
         rows = min(ROWS_PER_ITEM, num_rows - first)
@@ -55,8 +56,8 @@ def multiply(
                 rows, panel_x, x_stride, panel_weights, depth, panel_start, start_stride, panel_out, out_stride,
                 width - column,
             )  # fmt: skip
-        item = take_next(counters, phase)
-    wait(counters, phase, num_panels * num_chunks)
+        item = take_next(member, phase, num_items)
+    wait(member, phase, num_items)
 
 
 @numba.njit
@@ -118,7 +119,7 @@ def multiply_last_panel(
 
 @numba.njit(fastmath=FAST_MATH, error_model="numpy")
 def normalize(
-    counters: Any,
+    member: Any,
     phase: int,
     num_rows: int,
     x: int,
@@ -131,7 +132,7 @@ def normalize(
 ) -> None:
     """Normalize rows of `width` into `out`, which has no gaps; see `kernels.rms_norm`."""
     scales = floats_at(weight, width)
-    row = take(counters, phase)
+    row = take(member, phase, num_rows)
     while row < num_rows:
         source = floats_at(x + row * x_stride * FLOAT_BYTES, width)
         target = floats_at(out + row * width * FLOAT_BYTES, width)
@@ -141,5 +142,5 @@ def normalize(
         factor = np.float32(1.0) / np.sqrt(total / np.float32(width) + eps)
         for c in range(width):
             target[c] = source[c] * factor * (offset + scales[c])
-        row = take_next(counters, phase)
-    wait(counters, phase, num_rows)
+        row = take_next(member, phase, num_rows)
+    wait(member, phase, num_rows)
