@@ -9,8 +9,8 @@ phase begins when all items of the one before it are done. Each member of a team
         item = take_next(member, phase, num_items)
     wait(member, phase, num_items)
 
-A member begins with a range of neighbouring items of its own, since memory that is read in one go comes faster (a third,
-for weights that one row is multiplied by), and then helps the others with theirs.
+A member begins with a range of neighbouring items of its own, since memory that is read in one go comes faster (by up
+to a third, for weights that one row is multiplied by), and then helps the others with theirs.
 
 Invariants:
 1. An item is taken once. A thread that another process holds up keeps no item waiting but the one in its hands.
