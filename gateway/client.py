@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gateway.call import BadCall, parse_call
+from gateway.call import BadCall, Call, parse_call
 from gateway.exchange import Exchange
 from gateway.link import Hub, Link
 from gateway.log import log
@@ -27,7 +27,7 @@ from gateway.wire.events import (
 )
 from gateway.wire.faults import ErrorCode
 from gateway.wire.frames import MAX_STREAM_ID
-from gateway.wire.headers import encode_headers
+from gateway.wire.headers import Headers, encode_headers
 from gateway.wire.limits import Limits
 from gateway.wire.table import Role
 
@@ -62,6 +62,8 @@ class ClientLink(Link):
         self.exchanges: set[Exchange] = set()
         self.num_buffered = 0  # bytes of incomplete requests
         self._buffered: dict[Exchange, int] = {}
+        self._headers: Headers | None = None  # of the last call that was opened
+        self._call: Call | None = None
         self._clients = clients
         self._draining = False
         self._told = False  # whether a draining client has seen that it is to open no more streams
@@ -78,12 +80,22 @@ class ClientLink(Link):
 
     def handle(self, event: Event) -> None:
         """Act on one event."""
-        match event:
-            case HeadersReceived(opens=True):
+        if isinstance(event, DataReceived):
+            if event.stream.owner is not None:
+                event.stream.owner.on_data(event)
+        elif isinstance(event, HeadersReceived):
+            if event.opens:
                 self._open(event)
-            case HeadersReceived() | DataReceived() | StreamReset():
-                if event.stream.owner is not None:
-                    self._pass_on(event, event.stream.owner)
+            elif event.stream.owner is not None:
+                event.stream.owner.on_end()
+        elif isinstance(event, StreamReset):
+            if event.stream.owner is not None:
+                event.stream.owner.cancel("cancelled")
+        else:
+            self._handle_rare(event)
+
+    def _handle_rare(self, event: PingAnswered | ConnectionFailed | GoAwayReceived) -> None:
+        match event:
             case PingAnswered(payload=payload):
                 if payload == DRAIN_PING:
                     self._drain_streams()
@@ -92,16 +104,6 @@ class ClientLink(Link):
                 self._cancel_all("client_fault")
             case GoAwayReceived():
                 pass
-
-    @staticmethod
-    def _pass_on(event: HeadersReceived | DataReceived | StreamReset, exchange: Exchange) -> None:
-        match event:
-            case DataReceived():
-                exchange.on_data(event)
-            case HeadersReceived():
-                exchange.on_end()
-            case StreamReset():
-                exchange.cancel("cancelled")
 
     def lost(self, error: Exception | None) -> None:  # noqa: ARG002 - any end of a client's connection is the same
         """End everything the client had open."""
@@ -116,7 +118,8 @@ class ClientLink(Link):
 
     def forget(self, exchange: Exchange) -> None:
         """Drop an exchange that has ended, and the connection after the last one of a drain."""
-        self.note_buffered(exchange, 0)
+        if self.num_buffered:
+            self.note_buffered(exchange, 0)
         self.exchanges.discard(exchange)
         exchange.stream.owner = None
         self._close_if_drained()
@@ -157,7 +160,7 @@ class ClientLink(Link):
 
     def _open(self, event: HeadersReceived) -> None:
         try:
-            call = self.dispatcher.guard.open(parse_call(event.headers))
+            call = self._call_of(event.headers)
         except BadCall as error:
             self._refuse(event, error.http_status, Failure(Code.INVALID_ARGUMENT, str(error)))
             return
@@ -171,6 +174,13 @@ class ClientLink(Link):
         self.exchanges.add(exchange)
         if event.end_stream:
             exchange.on_end()
+
+    def _call_of(self, headers: Headers) -> Call:
+        """Return what headers ask for; most calls of a client have the same, of which the decoder makes one object."""
+        if headers is not self._headers or self._call is None:
+            self._call = self.dispatcher.guard.open(parse_call(headers))
+            self._headers = headers
+        return self._call
 
     def _refuse(self, event: HeadersReceived, http_status: int, failure: Failure) -> None:
         status = (b":status", str(http_status).encode())

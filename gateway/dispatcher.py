@@ -25,6 +25,7 @@ from gateway.observe.observation import Observation
 from gateway.request import Request
 from gateway.request_facts import describe
 from gateway.request_stages import Stage, Step
+from gateway.routing.candidates import Candidate
 from gateway.routing.router import Router
 from gateway.safety.commands import refuse_command
 from gateway.safety.gate import Gate
@@ -70,7 +71,7 @@ class Dispatcher:
             hub=hub,
             late=self._note_seconds,
         )
-        self._keys = (f"{secrets.token_hex(4)}-{number}" for number in itertools.count(1))
+        self._keys = map(f"{secrets.token_hex(8)}-{{}}".format, itertools.count(1))
 
     @property
     def num_in_line(self) -> int:
@@ -86,7 +87,8 @@ class Dispatcher:
 
     def submit(self, request: Request) -> None:
         """Take a new request."""
-        request.concurrent = 1 + sum(instance.load.in_flight for instance in self.instances.values())
+        if self.observation.journal is not None:
+            request.concurrent = 1 + sum(instance.load.in_flight for instance in self.instances.values())
         self.observation.arrived(request)
         if (failure := self._refusal(request)) is not None:
             self._fail(request, failure)
@@ -228,6 +230,8 @@ class Dispatcher:
         self._count(request, name, outcome)
 
     def _note_seconds(self, request: Request) -> None:
+        if self.router.outliers is None:
+            return
         if request.instance is not None and request.exchange.call.is_routed:
             seconds = (time.time_ns() - request.routed_ns) / 1e9
             self.router.answered(request.instance.name, seconds, self._loop.time())
@@ -242,10 +246,9 @@ class Dispatcher:
     # -- placing ------------------------------------------------------------------------------------------------------
 
     def _choose(self, request: Request) -> Instance | None:
-        endpoints = {name: instance.endpoint for name, instance in self.instances.items()}
-        loads = {name: instance.load for name, instance in self.instances.items()}
-        asked = describe(request, self.router.policy)
-        endpoint = self.router.choose(asked, endpoints, loads, self._loop.time())
+        now, instances = self._loop.time(), self.instances.values()
+        candidates = [Candidate(each.endpoint, each.load, now) for each in instances if each.endpoint.is_usable]
+        endpoint = self.router.choose(describe(request, self.router.policy), candidates)
         return None if endpoint is None else self.instances[endpoint.name]
 
     def _place(self, request: Request) -> None:

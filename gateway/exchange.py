@@ -18,12 +18,12 @@ from gateway.call import Call
 from gateway.compression import UnknownEncoding, decompress
 from gateway.request import Request
 from gateway.request_stages import Stage, Step
-from gateway.status import RESPONSE_HEADERS, Code, Failure, trailers_of
+from gateway.status import OK_TRAILERS, RESPONSE_HEADERS, Code, Failure, trailers_of
 from gateway.turns import Turns
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived
 from gateway.wire.headers import Headers, encode_headers
-from gateway.wire.messages import PREFIX, MessageReader, MessageTooLarge, frame_message
+from gateway.wire.messages import PREFIX, MessageReader, MessageTooLarge, frame_message, whole_message
 
 if TYPE_CHECKING:
     from gateway.client import ClientLink
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_OPEN_REQUESTS = 1024  # on one stream; above it the client's window is not given back
 CACHED_TRAILERS = 256
+RESPONSE_BLOCK, OK_BLOCK = encode_headers(RESPONSE_HEADERS), encode_headers(OK_TRAILERS)
 MAX_BUFFERED_BYTES = 256 * 2**20  # of incomplete requests on one connection
 
 
@@ -55,7 +56,7 @@ class Exchange:
         self._uncredited = 0
         self.notes: dict[bytes, bytes] = {}  # trailing metadata of the gateway's own
         self._max_bytes = call.max_request_bytes(dispatcher.max_request_bytes)
-        self._reader = MessageReader(self._max_bytes)
+        self._reader: MessageReader | None = None  # once a message has come in parts
         self._whole: Request | None = None if call.is_routed else self._new_request()
         self._timer: asyncio.TimerHandle | None = None
         self.expires_at = None if call.timeout is None else link.loop.time() + call.timeout
@@ -126,22 +127,31 @@ class Exchange:
         self._credit()
 
     def _read_bodies(self, payload: bytes) -> list[bytes]:
+        if self._reader is None:
+            body = whole_message(payload, self._max_bytes)
+            if body is not None:
+                self.incomplete_since = None
+                return [body]
+            self._reader = MessageReader(self._max_bytes)
+        return self._read_parts(self._reader, payload)
+
+    def _read_parts(self, reader: MessageReader, payload: bytes) -> list[bytes]:
         try:
-            bodies = [self._body(compressed, body) for compressed, body in self._reader.feed(payload)]
+            bodies = [self._body(compressed, body) for compressed, body in reader.feed(payload)]
         except MessageTooLarge as error:
             self.end(self._too_large(error))
             return []
         except UnknownEncoding as error:
             self.end(Failure(Code.UNIMPLEMENTED, str(error)))
             return []
-        self.link.note_buffered(self, len(self._reader.partial))
-        if not self._reader.partial:
+        self.link.note_buffered(self, len(reader.partial))
+        if not reader.partial:
             self.incomplete_since = None
         elif bodies or self.incomplete_since is None:
             self.incomplete_since = self.link.loop.time()
         if self.link.num_buffered > MAX_BUFFERED_BYTES:
             self.end(Failure(Code.RESOURCE_EXHAUSTED, "too many incomplete requests on this connection"))
-        elif self._half_closed and self._reader.partial:
+        elif self._half_closed and reader.partial:
             self.end(Failure(Code.INTERNAL, "the stream was half-closed within a message"))
         return bodies
 
@@ -194,13 +204,14 @@ class Exchange:
     def response_headers(self, headers: Headers) -> None:
         """Send an instance's response headers, where they are the client's too."""
         if self._whole is not None:
-            self._send_headers(headers)
+            self._send_headers(encode_headers(headers))
 
     def deliver(self, request: Request, pieces: list[tuple[bytes, bool]], num_messages: int) -> None:
         """Send pieces of a response, or hold them while another request is within a message."""
         if self.ended or not self.stream.can_send:
             return
-        self._send_headers(RESPONSE_HEADERS)
+        if not self._headers_sent:
+            self._send_headers(RESPONSE_BLOCK)
         self.dispatcher.delivered(num_messages, sum([len(piece) for piece, _ in pieces]))
         self._turns.take(request, pieces)
 
@@ -234,28 +245,30 @@ class Exchange:
             self.notes |= dict(failure.notes)
             self._end_with(failure.trailers or trailers_of(failure.code, failure.message), failure.code.name.lower())
 
-    def _send_headers(self, headers: Headers) -> None:
+    def _send_headers(self, block: bytes) -> None:
         if not self._headers_sent and self.stream.can_send:
             self._headers_sent = True
-            self.link.connection.outbox.send_headers(self.stream, encode_headers(headers))
+            self.link.connection.outbox.send_headers(self.stream, block)
 
     def _finish_if_done(self) -> None:
         if self.ended or self._whole is not None or self.requests or self._turns.held:
             return
         if self._half_closed:
-            self._end_with(trailers_of(Code.OK), "ok")
+            self._end_with(OK_TRAILERS, "ok")
         elif self._draining:
             self.end(Failure(Code.UNAVAILABLE, "the gateway is shutting down"))
 
     def _end_with(self, trailers: Headers, outcome: str) -> None:
-        outbox = self.link.connection.outbox
-        trailers = (*trailers, *self.notes.items())
         if self.stream.can_send:
-            if not self._headers_sent and dict(trailers).get(b":status") is None:
-                trailers = (*RESPONSE_HEADERS, *trailers)
-            block = encode_headers(_only_trailers(trailers) if self._headers_sent else trailers)
-            outbox.finish(self.stream, block)
+            self.link.connection.outbox.finish(self.stream, self._last_block((*trailers, *self.notes.items())))
         self._close(outcome)
+
+    def _last_block(self, trailers: Headers) -> bytes:
+        if self._headers_sent:
+            return OK_BLOCK if trailers == OK_TRAILERS else encode_headers(_only_trailers(trailers))
+        if dict(trailers).get(b":status") is None:
+            trailers = (*RESPONSE_HEADERS, *trailers)
+        return encode_headers(trailers)
 
     def _close(self, outcome: str) -> None:
         self.ended = True

@@ -110,8 +110,7 @@ class Link(asyncio.BufferedProtocol):
         """Understand what was read, act on it and write."""
         end = len(self.connection.tail) + nbytes
         now = self.vigil.read_at = self.loop.time()
-        for event in self.connection.receive(_buffer, end, now):
-            self.handle(event)
+        self.connection.receive(_buffer, end, now, self.handle)
         self.hub.flush()
         if self.connection.is_closed:
             self.close()

@@ -66,6 +66,8 @@ class Request(RequestMemory):
         "tried",
     )  # fmt: skip
 
+    cutter: MessageCutter  # of the attempt that is under way
+
     def __init__(self, exchange: Exchange, arrived_at: float) -> None:
         """Begin with no bytes; `arrived_at` is in seconds of the loop's clock."""
         super().__init__()
@@ -90,7 +92,6 @@ class Request(RequestMemory):
         self.span: Any = None  # OpenTelemetry's, where requests are traced
         self.owed = 0  # bytes that the instance has sent to a screen, not yet given back to it
         self.hedge: Hedge | None = None
-        self.cutter = self._new_cutter()
 
     def step(self, step: Step) -> None:
         """Move in the table; a step that it does not have is a defect.
@@ -204,7 +205,9 @@ class Request(RequestMemory):
             self.observer.take(event.payload)
         pieces, count = self.cutter.feed(event.payload)
         if pieces:
-            self._note_answer()
+            is_first = self.stage is Stage.SENT
+            if is_first:
+                self._note_answer()
             self.record(pieces)
             if self.screen is not None and self.screen.watches:
                 self.owed += sum(len(piece) for piece, _ in pieces)
@@ -212,7 +215,8 @@ class Request(RequestMemory):
             self.exchange.deliver(self, pieces, count)
             if not pieces:
                 self.written(0)  # the screen holds a part of a message: the rest is to come
-            self._open_lane()
+            if not is_first:  # many a request has but one answer
+                self._open_lane()
         if self.screen is not None and self.screen.has_cut:
             self.exchange.dispatcher.cut_short(self)
         elif self.cutter.stopped_at is not None:
@@ -228,13 +232,12 @@ class Request(RequestMemory):
         self.exchange.dispatcher.attempt_failed(self, failure, code)
 
     def written(self, size: int) -> None:
-        """Give back to the instance what has gone on to the client, and open the express lane where it can be."""
+        """Give back to the instance what has gone on to the client."""
         if self.link is None or self.stream is None:
             return
         if self._is_screened:
             size, self.owed = self.owed, 0
         self.link.connection.consume(self.stream, size)
-        self._open_lane()
 
     @property
     def _is_screened(self) -> bool:
@@ -261,8 +264,6 @@ class Request(RequestMemory):
         return MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
 
     def _note_answer(self) -> None:
-        if self.stage is not Stage.SENT:
-            return
         self.step(Step.ANSWER)
         self.first_ns = self.first_ns or time.time_ns()
         self.shed(self.exchange.call.is_routed)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from gateway.routing.policy import Policy
 
 SESSION = b"x-session-id"  # a header, or a string parameter of one request
+PLAIN = Asked()
 PROMPTS = ("messages", "text_input", "input_ids")
 
 
 def describe(request: Request, policy: Policy) -> Asked:
     """Return a request as the policy wants to see it; bytes that cannot be read tell nothing."""
-    if not request.exchange.call.is_routed or not (policy.wants_session or policy.marks):
-        return Asked(request.tried)
+    if not (policy.wants_session or policy.marks) or not request.exchange.call.is_routed:
+        return Asked(request.tried) if request.tried else PLAIN
     body = b"".join(request.kept or ())
     session = dict(request.exchange.call.headers).get(SESSION)
     try:

@@ -12,6 +12,7 @@ from gateway.wire.headers import Headers
 
 GRPC_CONTENT = (b"content-type", b"application/grpc")
 RESPONSE_HEADERS: Headers = ((b":status", b"200"), GRPC_CONTENT)
+OK_TRAILERS: Headers = ((b"grpc-status", b"0"),)
 MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 MAX_MESSAGE_CHARS = 1024  # in trailers: clients refuse header lists of more than 8 KiB
 UNAVAILABLE_HTTP = {b"429", b"502", b"503", b"504"}
@@ -90,6 +91,8 @@ def trailers_of(code: Code, message: str = "") -> Headers:
 
 def failure_of_trailers(headers: Headers) -> Failure | None:
     """Return what trailers report, or None for OK."""
+    if headers == OK_TRAILERS:
+        return None
     fields = dict(headers)
     status = fields.get(b"grpc-status")
     if status is None:

@@ -23,7 +23,6 @@ from gateway.wire.events import (
     Event,
     GoAwayReceived,
     HeadersReceived,
-    PingAnswered,
     StreamReset,
 )
 from gateway.wire.express import Tally
@@ -33,6 +32,7 @@ from gateway.wire.table import Role
 
 UPSTREAM_STREAM_WINDOW = 65535  # what one request may have waiting here when its client is slow
 CONNECT_TIMEOUT = 2.0
+STREAM_EVENTS = (DataReceived, HeadersReceived, StreamReset)
 
 
 class Caller(Protocol):
@@ -93,16 +93,13 @@ class UpstreamLink(Link):
 
     def handle(self, event: Event) -> None:
         """Act on one event."""
-        match event:
-            case HeadersReceived() | DataReceived() | StreamReset():
-                self._handle_stream(event)
-            case GoAwayReceived():
-                self._on_goaway(event)
-            case PingAnswered():
-                pass
-            case ConnectionFailed():
-                self._reason = f"protocol error: {event.fault.message}"
-                log("instance_fault", instance=self.name, code=event.fault.code.name, reason=event.fault.message)
+        if isinstance(event, STREAM_EVENTS):
+            self._handle_stream(event)
+        elif isinstance(event, GoAwayReceived):
+            self._on_goaway(event)
+        elif isinstance(event, ConnectionFailed):
+            self._reason = f"protocol error: {event.fault.message}"
+            log("instance_fault", instance=self.name, code=event.fault.code.name, reason=event.fault.message)
 
     def lost(self, error: Exception | None) -> None:
         """End every stream that was open here."""
@@ -142,18 +139,17 @@ class UpstreamLink(Link):
         if owner is None:
             self.connection.release(event.stream)
             return
-        match event:
-            case DataReceived():
-                padding = event.size - len(event.payload)
-                if padding:
-                    self.connection.consume(event.stream, padding)
-                owner.on_data(event)
-                if event.end_stream:
-                    owner.on_reset(ErrorCode.PROTOCOL_ERROR)
-            case HeadersReceived():
-                owner.on_headers(event)
-            case StreamReset():
-                owner.on_reset(event.code)
+        if isinstance(event, HeadersReceived):
+            owner.on_headers(event)
+        elif isinstance(event, DataReceived):
+            padding = event.size - len(event.payload)
+            if padding:
+                self.connection.consume(event.stream, padding)
+            owner.on_data(event)
+            if event.end_stream:
+                owner.on_reset(ErrorCode.PROTOCOL_ERROR)
+        else:
+            owner.on_reset(event.code)
 
     def _on_goaway(self, event: GoAwayReceived) -> None:
         self.is_draining = True

@@ -7,7 +7,7 @@ from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from gateway.cells import Counts, Spreads
+from gateway.cells import Count, Counts, Spread, Spreads
 from gateway.observe.observer import Usage
 
 LABELS = ["tenant", "instance"]
@@ -36,6 +36,7 @@ class Meters:
             "gateway_tokens", "Tokens of watched requests.", [*LABELS, "kind"], registry=registry
         )  # fmt: skip
         self._ended, self._wait, self._first = ended.cell, wait.cell, first.cell
+        self._cells: dict[tuple[str, str, str], tuple[Count, Spread, Spread]] = {}  # by tenant, instance, outcome
         self._tokens, self._gap = cache(tokens.labels), cache(gap.labels)
 
     def gap(self, tenant: str, instance: str, seconds: float) -> None:
@@ -44,11 +45,16 @@ class Meters:
 
     def ended(self, tenant: str, instance: str, outcome: str, wait: float | None, first: float | None) -> None:
         """Take the end of a request; times in seconds, None where it did not come so far."""
-        self._ended(tenant, outcome).inc()
+        cells = self._cells.get((tenant, instance, outcome))
+        if cells is None:
+            cells = self._ended(tenant, outcome), self._wait(tenant), self._first(tenant, instance)
+            self._cells[tenant, instance, outcome] = cells
+        ended, waits, firsts = cells
+        ended.value += 1
         if wait is not None:
-            self._wait(tenant).observe(wait)
+            waits.observe(wait)
         if first is not None:
-            self._first(tenant, instance).observe(first)
+            firsts.observe(first)
 
     def found(self, rule: str, action: str, place: str, count: int) -> None:
         """Take findings of a content rule."""

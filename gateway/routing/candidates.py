@@ -1,14 +1,18 @@
 """One instance with all that a filter or a scorer may look at."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.endpoint import Endpoint
 from gateway.loads import Load
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
-    """An endpoint, its load and the time at which both are judged."""
+    """An endpoint, its load and the time at which both are judged.
+
+    Nobody changes one; it is not frozen because that would triple the time to make it.
+    """
 
     endpoint: Endpoint
     load: Load
@@ -23,3 +27,8 @@ class Candidate:
     def depth(self) -> float:
         """What it has to do, in requests."""
         return self.load.total(self.now)
+
+
+def usable(endpoints: Iterable[Endpoint], loads: Mapping[str, Load], now: float) -> list[Candidate]:
+    """Return the endpoints that new requests may go to; `loads` are by their names."""
+    return [Candidate(endpoint, loads[endpoint.name], now) for endpoint in endpoints if endpoint.is_usable]

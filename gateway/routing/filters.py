@@ -16,6 +16,8 @@ FREE = 4.0  # requests that affinity may always gather on one instance
 
 def untried(request: Asked, candidates: Sequence[Candidate], _rng: random.Random) -> Sequence[Candidate]:
     """Keep the instances that have not failed this request."""
+    if not request.tried:
+        return candidates
     return [candidate for candidate in candidates if candidate.name not in request.tried]
 
 

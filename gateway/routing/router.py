@@ -5,11 +5,12 @@ Knows endpoints, loads and requests as routing sees them. Does not know connecti
 
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gateway.endpoint import Endpoint
 from gateway.loads import Load
 from gateway.routing.asked import Asked
+from gateway.routing.candidates import Candidate
 from gateway.routing.config import RoutingConfig
 from gateway.routing.filters import Filter, in_pool, no_outliers, split
 from gateway.routing.levels import LevelTracker, Switch
@@ -30,11 +31,9 @@ class Router:
         self._rng = rng
         self._picks = itertools.count(1)
 
-    def choose(
-        self, asked: Asked, endpoints: Mapping[str, Endpoint], loads: Mapping[str, Load], now: float
-    ) -> Endpoint | None:
-        """Return the endpoint for a request, or None where none is usable."""
-        return pick(asked, endpoints.values(), loads, now, self._rng, policy=self.policy, filters=self._filters())
+    def choose(self, asked: Asked, candidates: Sequence[Candidate]) -> Endpoint | None:
+        """Return the endpoint for a request among usable ones, or None where there are none."""
+        return pick(asked, candidates, self._rng, policy=self.policy, filters=self._filters())
 
     def placed(self, asked: Asked, name: str, load: Load, now: float) -> None:
         """Note that a request has gone to an instance."""
@@ -83,7 +82,7 @@ class Router:
         return facts
 
     def _filters(self) -> list[Filter]:
-        filters: list[Filter] = [no_outliers]
+        filters: list[Filter] = [no_outliers] if self.outliers is not None else []
         if self.config.split:
             filters.append(split(self.config.split))
         if self.levels is not None:

@@ -9,7 +9,7 @@ Invariants:
 3. After a ConnectionFailed nothing more is read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from gateway.wire import express, frames
 from gateway.wire.events import ConnectionFailed, Event, StreamReset
@@ -76,16 +76,16 @@ class Connection(FrameHandlers):
         """Whether the peer's settings have arrived."""
         return self._settings_seen
 
-    def receive(self, buffer: bytearray, end: int, now: float) -> Iterator[Event]:
+    def receive(self, buffer: bytearray, end: int, now: float, handle: Callable[[Event], None]) -> None:
         """Understand `buffer[:end]`, which begins with `tail`, event by event.
 
-        Each event is to be handled before the next is asked for, and all of them are to be asked for: what is done
-        about one, such as opening an express lane, already holds for the bytes behind it.
+        What is done about one event, such as opening an express lane, already holds for the bytes behind it.
 
         Args:
             buffer: at least `end` bytes; express lanes rewrite stream ids in it.
             end: bytes that are valid.
             now: seconds, for rate limits.
+            handle: takes each event as soon as it is understood.
         """
         if self.is_closed:
             return
@@ -93,18 +93,20 @@ class Connection(FrameHandlers):
         try:
             self._pos = self._skip_preface(buffer, end)
             if not self._preface:
-                yield from self._frames(buffer, self._pos, end)
+                self._frames(buffer, self._pos, end, handle)
         except ConnectionFault as fault:
             self._pos = end
             self.close(fault.code, fault.message)
-            yield ConnectionFailed(fault)
+            handle(ConnectionFailed(fault))
         self._tail = bytes(memoryview(buffer)[self._pos : end])
         self._note_incomplete(self._pos > 0, now)
 
     def feed(self, data: bytes, now: float = 0.0) -> list[Event]:
         """Understand some more bytes; a convenience around `receive`."""
         buffer = bytearray(self._tail + data)
-        return list(self.receive(buffer, len(buffer), now))
+        events: list[Event] = []
+        self.receive(buffer, len(buffer), now, events.append)
+        return events
 
     def _note_incomplete(self, some_complete: bool, now: float) -> None:
         if self._block is None and not self._tail:
@@ -121,7 +123,7 @@ class Connection(FrameHandlers):
         self._preface = b""
         return size
 
-    def _frames(self, buffer: bytearray, pos: int, end: int) -> Iterator[Event]:
+    def _frames(self, buffer: bytearray, pos: int, end: int, handle: Callable[[Event], None]) -> None:
         view = memoryview(buffer)
         while end - pos >= frames.HEADER_SIZE and not self.is_closed:
             if self.lanes and self._block is None:
@@ -138,7 +140,7 @@ class Connection(FrameHandlers):
             pos = begin + length
             event = self._one_frame(word & 0xFF, flags, stream_id & frames.MAX_STREAM_ID, bytes(view[begin:pos]))
             if event is not None:
-                yield event
+                handle(event)
         self._pos = pos
 
     def _express(self, buffer: bytearray, pos: int, end: int) -> int:
@@ -148,7 +150,8 @@ class Connection(FrameHandlers):
         return pos
 
     def _one_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> Event | None:
-        self._check_order(kind, stream_id)
+        if self._block is not None or not self._settings_seen:
+            self._check_order(kind, stream_id)
         try:
             if kind == DATA:
                 event = self._on_data(flags, stream_id, payload)

@@ -13,6 +13,7 @@ cdef class FrameHandlers(StreamTable):
     cdef public long _window, _pinged_at_window
     cdef public double _now
     cdef public bint _settings_seen
+    cdef public object _plain_request
     @cython.locals(size=long, end_stream=bint, stream=Stream)
     cpdef _on_data(self, long flags, long stream_id, bytes payload)
     cpdef _on_headers(self, long flags, long stream_id, bytes payload)

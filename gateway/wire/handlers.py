@@ -44,6 +44,7 @@ class FrameHandlers(StreamTable):
         self._pinged_at_window = self.outbox.window
         self._now = 0.0
         self._settings_seen = False
+        self._plain_request: Headers | None = None  # the last well-formed one without a content length
         self._greet()
 
     def _greet(self) -> None:
@@ -72,7 +73,8 @@ class FrameHandlers(StreamTable):
         if stream is None:
             self._check_gone(stream_id)
             return None
-        self.leave_lane(stream)
+        if stream.target is not None:
+            self.leave_lane(stream)
         stream.move(Move.RECV_DATA)
         stream.recv_window -= size
         if stream.recv_window < 0:
@@ -123,16 +125,16 @@ class FrameHandlers(StreamTable):
             stream = self._accept(stream_id)
             if stream is None:
                 return None
-        self.leave_lane(stream)
+        if stream.target is not None:
+            self.leave_lane(stream)
         stream.move(Move.RECV_HEADERS)
-        if self.role is Role.SERVER:
+        if self.role is Role.SERVER and not (opens and headers is self._plain_request):
             self._check_fields(stream, headers, opens, end_stream)
         if end_stream:
             stream.move(Move.RECV_END)
         return HeadersReceived(stream, headers, end_stream, opens)
 
-    @staticmethod
-    def _check_fields(stream: Stream, headers: Headers, opens: bool, end_stream: bool) -> None:
+    def _check_fields(self, stream: Stream, headers: Headers, opens: bool, end_stream: bool) -> None:
         if not opens and not end_stream:
             raise StreamFault(stream.stream_id, ErrorCode.PROTOCOL_ERROR, "trailers that do not end the stream")
         fault = fault_of_request(headers) if opens else fault_of_trailers(headers)
@@ -140,6 +142,7 @@ class FrameHandlers(StreamTable):
             raise StreamFault(stream.stream_id, ErrorCode.PROTOCOL_ERROR, fault)
         if opens:
             stream.announced = content_length(headers)
+            self._plain_request = headers if stream.announced is None else None
         if stream.announced is not None:
             _check_announced(stream, end_stream)
 

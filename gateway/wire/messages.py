@@ -22,6 +22,12 @@ def frame_message(body: bytes, compressed: int = 0) -> bytes:
     return PREFIX.pack(compressed, len(body)) + body
 
 
+def whole_message(payload: bytes, max_bytes: int) -> bytes | None:
+    """Return the body if the bytes are just one message, not compressed and no larger than allowed, as most are."""
+    size = len(payload) - PREFIX.size
+    return payload[PREFIX.size :] if 0 <= size <= max_bytes and payload.startswith(PREFIX.pack(0, size)) else None
+
+
 class MessageReader:
     """Collects whole messages from pieces cut anywhere."""
 

@@ -6,10 +6,12 @@ without parsing it. Does not know schemas beyond the field numbers below.
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 MAX_INT64 = 2**63 - 1
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MAX_VARINT_BYTES = 10
+CACHED_HEADS = 256
 ONE_BYTE, SMALL_NUMBER = 0x80, 16  # below these a length or tag is one byte
 
 REQUEST_MODEL, REQUEST_ID, REQUEST_PARAMETERS, REQUEST_INPUTS, REQUEST_RAW_INPUTS = 1, 3, 4, 5, 7
@@ -44,12 +46,20 @@ def encode_field(number: int, value: bytes) -> bytes:
 
 def encode_parameter(name: str, value: str) -> bytes:
     """Return one entry of `ModelInferRequest.parameters` with a string value, ready to be appended to a request."""
-    return _parameter(name, encode_field(PARAMETER_STRING, value.encode()))
+    text = value.encode()
+    return _parameter_head(name, len(text)) + text
 
 
 def encode_int_parameter(name: str, value: int) -> bytes:
     """Return such an entry with an int64 value, which must not be negative."""
     return _parameter(name, encode_varint(PARAMETER_INT << 3 | VARINT) + encode_varint(value))
+
+
+@lru_cache(maxsize=CACHED_HEADS)
+def _parameter_head(name: str, size: int) -> bytes:
+    """Return all of a string parameter's entry that stands before its value of `size` bytes, which comes last."""
+    whole = _parameter(name, encode_field(PARAMETER_STRING, b"\0" * size))
+    return whole[: len(whole) - size]
 
 
 def _parameter(name: str, parameter: bytes) -> bytes:

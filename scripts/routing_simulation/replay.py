@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from gateway.endpoint import Endpoint, Health
 from gateway.loads import Load, Report
 from gateway.routing.asked import BYTES_PER_TOKEN, Asked, prefill_weight
+from gateway.routing.candidates import usable
 from gateway.routing.config import RoutingConfig
 from gateway.routing.policy import PolicyName
 from gateway.routing.router import Router
@@ -43,7 +44,7 @@ class Replay:
                 _report(instances, loads, arrival.at)
                 next_report = arrival.at + REPORT_SECONDS
             asked = Asked(prefix=arrival.pieces)
-            chosen = router.choose(asked, endpoints, loads, arrival.at)
+            chosen = router.choose(asked, usable(endpoints.values(), loads, arrival.at))
             if chosen is None:
                 raise RuntimeError("no instance is usable")
             load = loads[chosen.name]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gateway.endpoint import Endpoint, Health
 from gateway.loads import Load
 from gateway.routing.asked import Asked
+from gateway.routing.candidates import usable
 from gateway.routing.config import RoutingConfig
 from gateway.routing.outliers import LOOK_SECONDS, Change, OutliersConfig, OutlierWatch
 from gateway.routing.router import Router
@@ -126,10 +127,10 @@ def test_an_outlier_is_passed_over_unless_nobody_else_is_usable_and_returns_slow
         router.answered("a", 0.1, 0.0)
         router.answered("b", 9.0, 0.0)
     router.judge(endpoints, 1.0)
-    chosen = router.choose(Asked(), endpoints, loads, 1.0)
+    chosen = router.choose(Asked(), usable(endpoints.values(), loads, 1.0))
     assert chosen is endpoints["a"]
     endpoints["a"].engine_up = False
-    assert router.choose(Asked(), endpoints, loads, 1.0) is endpoints["b"]
+    assert router.choose(Asked(), usable(endpoints.values(), loads, 1.0)) is endpoints["b"]
     router.judge(endpoints, 11.0)
     assert (endpoints["b"].outlier, endpoints["b"].share(11.0)) == ("", 0.1)
 

@@ -7,6 +7,7 @@ import pytest
 from gateway.endpoint import FIRST_BACKOFF, MAX_BACKOFF, TRANSITIONS, UNAVAILABLE_LIMIT, Endpoint, Health, Signal
 from gateway.loads import Load, Report
 from gateway.routing.asked import Asked
+from gateway.routing.candidates import usable
 from gateway.routing.pick import pick
 from gateway.scraper import parse_report
 
@@ -18,7 +19,7 @@ def ready(name: str) -> Endpoint:
 def choose(
     endpoints: list[Endpoint], loads: dict[str, Load], now: float = 0.0, tried: set[str] | None = None
 ) -> str | None:
-    found = pick(Asked(tried or set()), endpoints, loads, now, random.Random(0))
+    found = pick(Asked(tried or set()), usable(endpoints, loads, now), random.Random(0))
     return found and found.name
 
 

@@ -12,7 +12,7 @@ from gateway.config import ConfigError, make_config
 from gateway.endpoint import Endpoint, Health, Signal
 from gateway.loads import Load
 from gateway.routing.asked import Asked, prefill_weight
-from gateway.routing.candidates import Candidate
+from gateway.routing.candidates import Candidate, usable
 from gateway.routing.config import RoutingConfig
 from gateway.routing.filters import in_pool, split, untried, within_bound
 from gateway.routing.levels import Level, LevelRule, LevelTracker
@@ -124,7 +124,7 @@ def choose(policy: PolicyName, asked: Asked, loads: dict[str, Load], rounds: int
     endpoints = [Endpoint(name, health=Health.READY) for name in loads]
     made, rng, names = make_policy(policy), random.Random(1), []
     for turn_number in range(1, rounds + 1):
-        found = pick(asked, endpoints, loads, 0.0, rng, policy=made)
+        found = pick(asked, usable(endpoints, loads, 0.0), rng, policy=made)
         assert found is not None
         loads[found.name].last_picked = turn_number
         names.append(found.name)
@@ -150,7 +150,7 @@ def test_affinity_does_not_flood_an_instance() -> None:
     asked = Asked(prefix=hash_pieces(bytes(2000)))
     names = []
     for _ in range(12):
-        found = router.choose(asked, endpoints, loads, 1.0)
+        found = router.choose(asked, usable(endpoints.values(), loads, 1.0))
         assert found is not None
         loads[found.name].in_flight += 1
         router.placed(asked, found.name, loads[found.name], 1.0)
@@ -160,7 +160,7 @@ def test_affinity_does_not_flood_an_instance() -> None:
         load.in_flight = 0
     router.policy.marks.marks.clear()  # type: ignore[union-attr]
     router.placed(asked, "b", loads["b"], 2.0)
-    found = router.choose(asked, endpoints, loads, 2.0)
+    found = router.choose(asked, usable(endpoints.values(), loads, 2.0))
     assert found is not None
     assert found.name == "b"
 
@@ -169,7 +169,7 @@ def test_a_policy_with_no_instance_left_by_its_filters_uses_what_there_is() -> N
     endpoints = {"a": Endpoint("a", pool="tp", health=Health.READY)}
     levels = {"low_pool": "gone", "high_pool": "tp"}
     router = Router(RoutingConfig.model_validate({"levels": levels}), random.Random(0))
-    assert router.choose(Asked(tried={"a"}), endpoints, {"a": Load()}, 0.0) is endpoints["a"]
+    assert router.choose(Asked(tried={"a"}), usable(endpoints.values(), {"a": Load()}, 0.0)) is endpoints["a"]
 
 
 RULE = LevelRule({Level.LOW: "tp", Level.HIGH: "replicas"})
