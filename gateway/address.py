@@ -12,6 +12,7 @@ import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 BACKLOG = 1024
 UNIX = "unix:"
@@ -36,7 +37,7 @@ def authority(address: str) -> str:
 
 async def listen(
     address: str,
-    make_protocol: Callable[[], asyncio.BaseProtocol],
+    make_protocol: Callable[[], Any],
     tls: ssl.SSLContext | None = None,
     tls_timeout: float | None = None,
     share_port: bool = False,
@@ -45,7 +46,7 @@ async def listen(
 
     Args:
         address: where.
-        make_protocol: called for every connection.
+        make_protocol: called for every connection; what it returns has the methods of a `BufferedProtocol`.
         tls: speak TLS, with this context.
         tls_timeout: seconds for a handshake, with TLS only.
         share_port: let other processes listen at the same port; connections are spread over them.
@@ -75,7 +76,7 @@ async def listen(
 
 async def connect(
     address: str,
-    make_protocol: Callable[[], asyncio.BaseProtocol],
+    make_protocol: Callable[[], Any],
     tls: ssl.SSLContext | None = None,
     server_name: str | None = None,
 ) -> None:

@@ -57,26 +57,20 @@ class Call:
     encoding: bytes  # of compressed messages
     tenant: Tenant | None = None  # who asks, where there are tenants
     blocks: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict, compare=False)  # see `upstream_block`
+    is_metered: bool = field(init=False)  # whether its requests count against limits
+    is_routed: bool = field(init=False)  # whether each message on the stream is a request of its own
+    method: str = field(init=False)  # the short name, as a metric's label; `other` for what KServe does not define
 
-    @property
-    def is_metered(self) -> bool:
-        """Whether its requests count against limits."""
-        return self.path in METERED
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether each message on the stream is a request of its own."""
-        return self.path == STREAM_INFER
+    def __post_init__(self) -> None:
+        """Know what each request asks: a property would be computed ten times a request."""
+        object.__setattr__(self, "is_metered", self.path in METERED)
+        object.__setattr__(self, "is_routed", self.path == STREAM_INFER)
+        object.__setattr__(self, "method", METHOD_NAMES.get(self.path, "other"))
 
     def max_request_bytes(self, limit: int) -> int:
         """Return the largest message that the caller may send: its own limit, or the gateway's."""
         own = self.tenant.config.max_request_bytes if self.tenant is not None else None
         return limit if own is None else min(own, limit)
-
-    @property
-    def method(self) -> str:
-        """The method's short name, as a metric's label; `other` for what KServe does not define."""
-        return METHOD_NAMES.get(self.path, "other")
 
 
 @lru_cache(maxsize=CACHED_CALLS)

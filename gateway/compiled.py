@@ -41,8 +41,8 @@ class Finder:
 
 def modules() -> dict[str, Path]:
     """Return the sources that can be compiled, by module name."""
-    typed = sorted(PACKAGE.glob("wire/*.pxd"))
-    return {f"gateway.wire.{path.stem}": path.with_suffix(".py") for path in typed}
+    typed = [path.with_suffix("") for path in sorted(PACKAGE.rglob("*.pxd"))]
+    return {".".join(path.relative_to(PACKAGE.parent).parts): path.with_suffix(".py") for path in typed}
 
 
 def fingerprint() -> str:

@@ -24,7 +24,7 @@ from gateway.log import log
 from gateway.observe.observation import Observation
 from gateway.request import Request
 from gateway.request_facts import describe
-from gateway.request_stages import Stage, Step
+from gateway.request_stages import END, Stage, Step
 from gateway.routing.candidates import Candidate
 from gateway.routing.router import Router
 from gateway.safety.commands import refuse_command
@@ -88,7 +88,7 @@ class Dispatcher:
     def submit(self, request: Request) -> None:
         """Take a new request."""
         if self.observation.journal is not None:
-            request.concurrent = 1 + sum(instance.load.in_flight for instance in self.instances.values())
+            request.concurrent = 1 + sum([instance.load.in_flight for instance in self.instances.values()])
         self.observation.arrived(request)
         if (failure := self._refusal(request)) is not None:
             self._fail(request, failure)
@@ -225,7 +225,7 @@ class Dispatcher:
         self._leave_line(request)
         self._hedges.settle(request)
         request.detach(code)
-        request.step(Step.END)
+        request.step(END)
         self._ended(request, name, outcome)
         self._count(request, name, outcome)
 

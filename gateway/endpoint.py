@@ -57,6 +57,9 @@ TRANSITIONS: dict[tuple[Health, Signal], Health] = {
 }
 
 
+READY = Health.READY  # by a name of its own, as in `wire.stream`
+
+
 @dataclass(slots=True)
 class Endpoint:
     """The health of one instance; a signal that its state does not know changes nothing."""
@@ -80,7 +83,7 @@ class Endpoint:
     @property
     def is_usable(self) -> bool:
         """Whether new requests may go there."""
-        return self.health is Health.READY and self.engine_up is not False
+        return self.health is READY and self.engine_up is not False
 
     def share(self, now: float) -> float:
         """Return the part of its usual share that it is to get, in (0, 1]: less while it has just recovered."""

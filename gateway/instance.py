@@ -59,17 +59,13 @@ class Instance:
         )
         self.load = Load()
         self.pool = Pool(hub, self.name, make_route(config), self._connection_failed)
+        self.scheme = self.pool.route.scheme  # what stands in `:scheme` of calls there
         self.report: Report | None = None
         self._left_behind: deque[str] = deque(maxlen=MAX_LEFT_BEHIND)
         self._hub = hub
         self._metrics = metrics
         self._clock = clock
         self._changed = changed
-
-    @property
-    def scheme(self) -> bytes:
-        """What stands in `:scheme` of calls there."""
-        return self.pool.route.scheme
 
     def signal(self, signal: Signal, reason: str) -> None:
         """Change the health, say so, and cut every stream of an instance that is dead."""

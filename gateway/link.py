@@ -41,8 +41,8 @@ class Hub:
                     outbox.sink()
 
 
-class Link(asyncio.BufferedProtocol):
-    """One HTTP/2 connection over one transport."""
+class Link:
+    """One HTTP/2 connection over one transport: an `asyncio.BufferedProtocol`, which uvloop tells by its methods."""
 
     def __init__(self, hub: Hub, connection: Connection, patience: Patience) -> None:
         """Tie `connection` to the transport to come."""
@@ -53,7 +53,7 @@ class Link(asyncio.BufferedProtocol):
         now = self.loop.time()
         self.vigil = Vigil(patience, now, now)
         self._closing_since: float | None = None
-        connection.outbox.sink = self._write
+        connection.outbox.sink = self.write
 
     def handle(self, event: Event) -> None:
         """Act on one event."""
@@ -78,7 +78,7 @@ class Link(asyncio.BufferedProtocol):
         self.vigil.began_at = self.vigil.read_at = self.loop.time()
         if not speaks_http2(transport.get_extra_info("ssl_object")):
             self.connection.close(ErrorCode.INADEQUATE_SECURITY, "the TLS peer did not choose h2 by ALPN")
-        self._write()
+        self.write()
         if self.connection.is_closed:
             self.close()
 
@@ -115,6 +115,9 @@ class Link(asyncio.BufferedProtocol):
         if self.connection.is_closed:
             self.close()
 
+    def eof_received(self) -> None:
+        """Have the transport closed: a peer that sends no more has gone."""
+
     def pause_writing(self) -> None:
         """Keep further DATA queued: the transport is full."""
         self.connection.outbox.paused = True
@@ -143,7 +146,8 @@ class Link(asyncio.BufferedProtocol):
         if self.transport is not None:
             self.transport.abort()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Hand the transport what is to go out, and tell whose it was."""
         outbox = self.connection.outbox
         if outbox.chunks and self.transport is not None:
             self.transport.write(outbox.take())

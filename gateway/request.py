@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
 from gateway.request_memory import RequestMemory
-from gateway.request_stages import TRANSITIONS, Stage, Step
+from gateway.request_stages import ANSWER, ANSWERING, SEND, SENT, TRANSITIONS, WAITING, Step
 from gateway.routing.asked import prefill_weight
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
 from gateway.wire.messages import MessageCutter
-from gateway.wire.stream import State
+from gateway.wire.stream import CLOSED
 
 if TYPE_CHECKING:
     from gateway.content.screen import Screen
@@ -78,7 +78,7 @@ class Request(RequestMemory):
         self.concurrent = 0
         self.line_since = arrived_at  # since when it has been looking for an instance
         self.prefill = 0.0  # what its prompt weighs at its instance, in requests, until there is an answer
-        self.stage = Stage.WAITING
+        self.stage = WAITING
         self.key = ""
         self.copies = 0  # sent so far, of a routed request
         self.copy_key = ""  # what names the one that is under way to the engine
@@ -107,24 +107,24 @@ class Request(RequestMemory):
     @property
     def can_retry(self) -> bool:
         """Whether nothing has been answered and everything sent could be sent again."""
-        return self.stage is Stage.SENT and self.kept is not None
+        return self.stage is SENT and self.kept is not None
 
     @property
     def can_resume(self) -> bool:
         """Whether it has been answered in part, and another instance could go on from there."""
-        return self.stage is Stage.ANSWERING and self.tape is not None and self.tape.is_whole
+        return self.stage is ANSWERING and self.tape is not None and self.tape.is_whole
 
     def add(self, payload: bytes, complete: bool) -> None:
         """Take more of the request's bytes, sending them on if it is under way."""
         self.keep(payload, complete)
-        if self.kept_bytes > MAX_KEPT_BYTES and self.stage is not Stage.WAITING:
+        if self.kept_bytes > MAX_KEPT_BYTES and self.stage is not WAITING:
             self.kept = None
         if self.stream is not None:
             self._send(payload, complete)
 
     def attach(self, instance: Instance, link: UpstreamLink, stream: Stream) -> None:
         """Take the upstream stream that will carry this attempt."""
-        self.step(Step.SEND)
+        self.step(SEND)
         self.attempts += 1
         self.tried.add(instance.name)
         self.routed_ns = time.time_ns()
@@ -205,12 +205,12 @@ class Request(RequestMemory):
             self.observer.take(event.payload)
         pieces, count = self.cutter.feed(event.payload)
         if pieces:
-            is_first = self.stage is Stage.SENT
+            is_first = self.stage is SENT
             if is_first:
                 self._note_answer()
             self.record(pieces)
             if self.screen is not None and self.screen.watches:
-                self.owed += sum(len(piece) for piece, _ in pieces)
+                self.owed += sum([len(piece) for piece, _ in pieces])
                 pieces, count = self.screen.answer(pieces)
             self.exchange.deliver(self, pieces, count)
             if not pieces:
@@ -247,7 +247,7 @@ class Request(RequestMemory):
         if self.link is None or self.stream is None or self.stream.target is not None:
             return
         is_plain = self.observer is None and not self._is_screened
-        is_simple = is_plain and self.cutter.at_boundary and self.stage is Stage.ANSWERING
+        is_simple = is_plain and self.cutter.at_boundary and self.stage is ANSWERING
         if is_simple and self.exchange.is_clear:
             self.link.connection.enter_lane(self.stream, self.exchange.stream)
 
@@ -264,7 +264,7 @@ class Request(RequestMemory):
         return MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
 
     def _note_answer(self) -> None:
-        self.step(Step.ANSWER)
+        self.step(ANSWER)
         self.first_ns = self.first_ns or time.time_ns()
         self.shed(self.exchange.call.is_routed)
         if self.instance is not None:
@@ -276,7 +276,7 @@ class Request(RequestMemory):
         failure = failure_of_trailers(event.headers)
         if failure is None and not self.cutter.at_boundary:
             failure = Failure(Code.INTERNAL, "the instance ended its stream within a message")
-        code = None if event.stream.state is State.CLOSED else ErrorCode.NO_ERROR
+        code = None if event.stream.state is CLOSED else ErrorCode.NO_ERROR
         if failure is None:
             self.exchange.dispatcher.succeeded(self, event.headers, code)
         else:

@@ -24,12 +24,15 @@ class Step(IntEnum):
     END = auto()
 
 
+WAITING, SENT, ANSWERING, DONE = Stage  # by names of their own, as in `wire.stream`
+SEND, ANSWER, RETRY, END = Step
+
 TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
-    (Stage.WAITING, Step.SEND): Stage.SENT,
-    (Stage.WAITING, Step.END): Stage.DONE,
-    (Stage.SENT, Step.ANSWER): Stage.ANSWERING,
-    (Stage.SENT, Step.RETRY): Stage.WAITING,
-    (Stage.SENT, Step.END): Stage.DONE,
-    (Stage.ANSWERING, Step.RETRY): Stage.WAITING,
-    (Stage.ANSWERING, Step.END): Stage.DONE,
+    (WAITING, SEND): SENT,
+    (WAITING, END): DONE,
+    (SENT, ANSWER): ANSWERING,
+    (SENT, RETRY): WAITING,
+    (SENT, END): DONE,
+    (ANSWERING, RETRY): WAITING,
+    (ANSWERING, END): DONE,
 }

@@ -43,8 +43,7 @@ def compile_to(folder: Path, optimize: str = "-O2") -> None:
         built = Path(scratch) / "built"
         built.mkdir()
         for file in _build(Path(scratch), optimize).rglob(f"*{compiled.SUFFIX}"):
-            module = ".".join(("gateway", "wire", file.name))
-            file.replace(built / module)
+            file.replace(built / ".".join(file.relative_to(Path(scratch) / "lib").parts))
         (built / compiled.STAMP).write_text(built_from, encoding="ascii")
         shutil.rmtree(folder, ignore_errors=True)
         built.replace(folder)

@@ -8,6 +8,8 @@ cdef class Connection(FrameHandlers):
     cdef public Py_ssize_t _pos
     cdef public object incomplete_since
     cdef public dict _handlers
+    @cython.locals(word=long, flags=long, stream_id=long, length=Py_ssize_t, begin=Py_ssize_t)
+    cpdef _frames(self, bytearray buffer, Py_ssize_t pos, Py_ssize_t end, handle)
     cpdef _note_incomplete(self, bint some_complete, double now)
     cpdef Py_ssize_t _express(self, bytearray buffer, Py_ssize_t pos, Py_ssize_t end) except -1
     cpdef _one_frame(self, long kind, long flags, long stream_id, bytes payload)

@@ -12,7 +12,7 @@ from gateway.wire.guards import Guards
 from gateway.wire.headers import HeaderDecoder, Headers
 from gateway.wire.limits import Limits
 from gateway.wire.outbox import Outbox
-from gateway.wire.stream import Move, State, Stream
+from gateway.wire.stream import CLOSED, RECV_DATA, RECV_END, RECV_HEADERS, Stream
 from gateway.wire.table import CONNECTION_WINDOW, Role, StreamTable
 
 PRIORITY_BYTES = 5
@@ -52,7 +52,7 @@ class FrameHandlers(StreamTable):
             Setting.INITIAL_WINDOW_SIZE: self.stream_window,
             Setting.MAX_HEADER_LIST_SIZE: self.limits.max_header_list_bytes,
         }
-        if self.role is Role.CLIENT:
+        if not self.is_server:
             self.outbox.put(frames.PREFACE)
             settings[Setting.ENABLE_PUSH] = 0
         else:
@@ -65,7 +65,8 @@ class FrameHandlers(StreamTable):
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         size = len(payload)
         self._spend_window(size)
-        payload = frames.strip_padding(flags, payload)
+        if flags & frames.PADDED:
+            payload = frames.strip_padding(flags, payload)
         end_stream = bool(flags & frames.END_STREAM)
         if not payload and not end_stream:
             self._guards.idle_frames.spend(self._now)
@@ -75,7 +76,7 @@ class FrameHandlers(StreamTable):
             return None
         if stream.target is not None:
             self.leave_lane(stream)
-        stream.move(Move.RECV_DATA)
+        stream.move(RECV_DATA)
         stream.recv_window -= size
         if stream.recv_window < 0:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"stream {stream_id} exceeds its window")
@@ -83,13 +84,14 @@ class FrameHandlers(StreamTable):
             stream.announced -= len(payload)
             _check_announced(stream, end_stream)
         if end_stream:
-            stream.move(Move.RECV_END)
+            stream.move(RECV_END)
         return DataReceived(stream, payload, size, end_stream)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-        payload = frames.strip_padding(flags, payload)
+        if flags & frames.PADDED:
+            payload = frames.strip_padding(flags, payload)
         if flags & frames.HAS_PRIORITY:
             if len(payload) < PRIORITY_BYTES:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
@@ -127,11 +129,11 @@ class FrameHandlers(StreamTable):
                 return None
         if stream.target is not None:
             self.leave_lane(stream)
-        stream.move(Move.RECV_HEADERS)
-        if self.role is Role.SERVER and not (opens and headers is self._plain_request):
+        stream.move(RECV_HEADERS)
+        if self.is_server and not (opens and headers is self._plain_request):
             self._check_fields(stream, headers, opens, end_stream)
         if end_stream:
-            stream.move(Move.RECV_END)
+            stream.move(RECV_END)
         return HeadersReceived(stream, headers, end_stream, opens)
 
     def _check_fields(self, stream: Stream, headers: Headers, opens: bool, end_stream: bool) -> None:
@@ -147,7 +149,7 @@ class FrameHandlers(StreamTable):
             _check_announced(stream, end_stream)
 
     def _accept(self, stream_id: int) -> Stream | None:
-        if self.role is Role.CLIENT or stream_id <= self._highest:
+        if not self.is_server or stream_id <= self._highest:
             self._check_gone(stream_id)
             return None
         if not stream_id % 2:
@@ -159,13 +161,11 @@ class FrameHandlers(StreamTable):
 
     def _check_gone(self, stream_id: int) -> None:
         """Tell frames that were on their way when a stream ended from frames that can never be right."""
-        if self.role is Role.CLIENT:
-            known = stream_id % 2 == 1 and stream_id < self._next_id
-        else:
-            known = stream_id in self._reset_ids
+        ours = not self.is_server and stream_id % 2 == 1 and stream_id < self._next_id
+        known = ours or (self.is_server and stream_id in self._reset_ids)
         if known:
             return
-        was_open = self.role is Role.SERVER and 0 < stream_id <= self._highest
+        was_open = self.is_server and 0 < stream_id <= self._highest
         code = ErrorCode.STREAM_CLOSED if was_open else ErrorCode.PROTOCOL_ERROR
         raise ConnectionFault(code, f"a frame on stream {stream_id}, which is not open")
 
@@ -180,11 +180,11 @@ class FrameHandlers(StreamTable):
 
     def _count_reset(self) -> None:
         """Count a stream that a client made us give up, be it by a fault: both are equally cheap for it."""
-        if self.role is Role.SERVER:
+        if self.is_server:
             self._guards.resets.spend(self._now)
 
     def _check_not_idle(self, stream_id: int, what: str) -> None:
-        highest = self._highest if self.role is Role.SERVER else self._next_id - 2
+        highest = self._highest if self.is_server else self._next_id - 2
         if not 0 < stream_id <= highest or not stream_id % 2:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
 
@@ -216,7 +216,7 @@ class FrameHandlers(StreamTable):
         self.outbox.max_frame = settings.get(Setting.MAX_FRAME_SIZE, self.outbox.max_frame)
         if Setting.HEADER_TABLE_SIZE in settings:
             self.outbox.limit_table(settings[Setting.HEADER_TABLE_SIZE])
-        if self.role is Role.CLIENT:
+        if not self.is_server:
             self.peer_max_streams = settings.get(Setting.MAX_CONCURRENT_STREAMS, self._default_max_streams())
         if Setting.INITIAL_WINDOW_SIZE in settings:
             self._resize_windows(settings[Setting.INITIAL_WINDOW_SIZE])
@@ -279,7 +279,7 @@ class FrameHandlers(StreamTable):
         stream.send_window += increment
         if stream.send_window > frames.MAX_WINDOW:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"a stream window of {stream.send_window}")
-        if stream.state is not State.CLOSED:
+        if stream.state is not CLOSED:
             self.outbox.flush(stream)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gateway.wire import frames
 from gateway.wire.headers import DEFAULT_TABLE_SIZE, table_size_update
-from gateway.wire.stream import Move, Stream
+from gateway.wire.stream import SEND_END, SEND_HEADERS, Stream
 
 LARGEST_FRAME = 64 * 1024
 
@@ -57,11 +57,11 @@ class Outbox:
 
     def send_headers(self, stream: Stream, block: bytes, end_stream: bool = False) -> None:
         """Send a header block ahead of any queued data."""
-        stream.move(Move.SEND_HEADERS)
+        stream.move(SEND_HEADERS)
         self._put_headers(stream, block, end_stream)
         if end_stream:
             stream.ending = b""
-            stream.move(Move.SEND_END)
+            stream.move(SEND_END)
 
     def send_data(self, stream: Stream, piece: bytes, owner: Any = None, end_stream: bool = False) -> None:
         """Send or queue bytes; `owner` comes back in `released` with the bytes written."""
@@ -94,7 +94,7 @@ class Outbox:
         if stream.ending:
             self._put_headers(stream, stream.ending, True)
             stream.ending = b""
-            stream.move(Move.SEND_END)
+            stream.move(SEND_END)
             self.ended.append(stream)
 
     def flush_all(self) -> None:
@@ -123,7 +123,7 @@ class Outbox:
         self.put(frames.pack_frame(frames.DATA, frames.END_STREAM if end_stream else 0, stream.stream_id, piece))
         if end_stream:
             stream.ending = b""
-            stream.move(Move.SEND_END)
+            stream.move(SEND_END)
         if owner is not None:
             self.released.append((owner, size))
 
@@ -137,7 +137,7 @@ class Outbox:
         ends = stream.ending == b"" and not stream.queue
         self._put_data(stream.stream_id, piece, ends)
         if ends:
-            stream.move(Move.SEND_END)
+            stream.move(SEND_END)
         if owner is not None:
             self.released.append((owner, size))
 

@@ -37,27 +37,32 @@ class Move(IntEnum):
     RESET = auto()
 
 
+# by names of their own: to look a member up in its class takes 0.14 us in Python 3.11
+IDLE, OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, CLOSED = State
+SEND_HEADERS, SEND_DATA, SEND_END, RECV_HEADERS, RECV_DATA, RECV_END, RESET = Move
+
 TRANSITIONS: dict[tuple[State, Move], State] = {
-    (State.IDLE, Move.SEND_HEADERS): State.OPEN,
-    (State.IDLE, Move.RECV_HEADERS): State.OPEN,
-    (State.OPEN, Move.SEND_HEADERS): State.OPEN,
-    (State.OPEN, Move.RECV_HEADERS): State.OPEN,
-    (State.OPEN, Move.SEND_DATA): State.OPEN,
-    (State.OPEN, Move.RECV_DATA): State.OPEN,
-    (State.OPEN, Move.SEND_END): State.HALF_CLOSED_LOCAL,
-    (State.OPEN, Move.RECV_END): State.HALF_CLOSED_REMOTE,
-    (State.OPEN, Move.RESET): State.CLOSED,
-    (State.HALF_CLOSED_LOCAL, Move.RECV_HEADERS): State.HALF_CLOSED_LOCAL,
-    (State.HALF_CLOSED_LOCAL, Move.RECV_DATA): State.HALF_CLOSED_LOCAL,
-    (State.HALF_CLOSED_LOCAL, Move.RECV_END): State.CLOSED,
-    (State.HALF_CLOSED_LOCAL, Move.RESET): State.CLOSED,
-    (State.HALF_CLOSED_REMOTE, Move.SEND_HEADERS): State.HALF_CLOSED_REMOTE,
-    (State.HALF_CLOSED_REMOTE, Move.SEND_DATA): State.HALF_CLOSED_REMOTE,
-    (State.HALF_CLOSED_REMOTE, Move.SEND_END): State.CLOSED,
-    (State.HALF_CLOSED_REMOTE, Move.RESET): State.CLOSED,
+    (IDLE, SEND_HEADERS): OPEN,
+    (IDLE, RECV_HEADERS): OPEN,
+    (OPEN, SEND_HEADERS): OPEN,
+    (OPEN, RECV_HEADERS): OPEN,
+    (OPEN, SEND_DATA): OPEN,
+    (OPEN, RECV_DATA): OPEN,
+    (OPEN, SEND_END): HALF_CLOSED_LOCAL,
+    (OPEN, RECV_END): HALF_CLOSED_REMOTE,
+    (OPEN, RESET): CLOSED,
+    (HALF_CLOSED_LOCAL, RECV_HEADERS): HALF_CLOSED_LOCAL,
+    (HALF_CLOSED_LOCAL, RECV_DATA): HALF_CLOSED_LOCAL,
+    (HALF_CLOSED_LOCAL, RECV_END): CLOSED,
+    (HALF_CLOSED_LOCAL, RESET): CLOSED,
+    (HALF_CLOSED_REMOTE, SEND_HEADERS): HALF_CLOSED_REMOTE,
+    (HALF_CLOSED_REMOTE, SEND_DATA): HALF_CLOSED_REMOTE,
+    (HALF_CLOSED_REMOTE, SEND_END): CLOSED,
+    (HALF_CLOSED_REMOTE, RESET): CLOSED,
 }
 
-SENDABLE = frozenset({State.OPEN, State.HALF_CLOSED_REMOTE})
+_NEXT = [[], *([None, *(TRANSITIONS.get((state, move)) for move in Move)] for state in State)]  # by their numbers
+SENDABLE = frozenset({OPEN, HALF_CLOSED_REMOTE})
 
 
 class Stream:
@@ -90,7 +95,7 @@ class Stream:
         self.outbox = outbox
         self.send_window = send_window
         self.recv_window = recv_window
-        self.state = State.IDLE
+        self.state = IDLE
         self.queue: deque[tuple[bytes | memoryview, Any]] = deque()
         self.ending: bytes | None = None  # trailers behind the queue; b"" is END_STREAM on the last DATA
         self.consumed = 0  # received and passed on, not yet given back to the peer
@@ -107,7 +112,7 @@ class Stream:
         Raises:
             StreamFault: the table has no such step.
         """
-        state = TRANSITIONS.get((self.state, move))
+        state = _NEXT[self.state][move]
         if state is None:
             message = f"{move.name} on stream {self.stream_id} in state {self.state.name}"
             raise StreamFault(self.stream_id, ErrorCode.STREAM_CLOSED, message)

@@ -2,11 +2,10 @@ from gateway.wire.outbox cimport Outbox
 from gateway.wire.stream cimport Stream
 
 cdef class StreamTable:
-    cdef public object role
     cdef public Outbox outbox
     cdef public long stream_window, peer_max_streams, _highest, _next_id
     cdef public dict streams, lanes, _reset_ids
-    cdef public bint is_closed
+    cdef public bint is_closed, is_server
     cpdef consume(self, Stream stream, long size)
     cpdef enter_lane(self, Stream stream, Stream target)
     cpdef leave_lane(self, Stream stream)

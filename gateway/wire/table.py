@@ -8,7 +8,7 @@ from enum import Enum, auto
 from gateway.wire import express, frames
 from gateway.wire.faults import ErrorCode
 from gateway.wire.outbox import Outbox
-from gateway.wire.stream import State, Stream
+from gateway.wire.stream import CLOSED, Stream
 
 CONNECTION_WINDOW = 16 * 2**20
 ASSUMED_MAX_STREAMS = 100  # of a server that has not said
@@ -34,7 +34,7 @@ class StreamTable:
             dirty: where the outbox registers when it has something to write.
             stream_window: bytes a peer may send on a stream before we give some back.
         """
-        self.role = role
+        self.is_server = role is Role.SERVER
         self.outbox = Outbox(dirty)
         self.stream_window = stream_window
         self.streams: dict[int, Stream] = {}
@@ -93,14 +93,14 @@ class StreamTable:
 
     def release(self, stream: Stream) -> None:
         """Forget a stream if both sides have ended it."""
-        if stream.state is State.CLOSED and self.streams.get(stream.stream_id) is stream:
+        if stream.state is CLOSED and self.streams.get(stream.stream_id) is stream:
             self._drop(stream)
 
     def sweep(self) -> None:
         """Forget the streams that our side has ended; a peer that has not ended its own is told to stop."""
         ended, self.outbox.ended = self.outbox.ended, []
         for stream in ended:
-            if stream.state is State.CLOSED or self.role is Role.CLIENT:
+            if stream.state is CLOSED or not self.is_server:
                 self.release(stream)
             else:
                 self.reset(stream, ErrorCode.NO_ERROR)
@@ -129,7 +129,7 @@ class StreamTable:
         self.leave_lane(stream)
         del self.streams[stream.stream_id]
         self.outbox.forget(stream)
-        stream.state = State.CLOSED
+        stream.state = CLOSED
 
     def _remember_reset(self, stream_id: int) -> None:
         self._reset_ids[stream_id] = None

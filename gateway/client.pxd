@@ -1,0 +1,15 @@
+from gateway.link cimport Link
+from gateway.exchange cimport Exchange
+from gateway.wire.events cimport HeadersReceived
+
+cdef class ClientLink(Link):
+    cdef public object dispatcher, terms, exchanges, _clients, _headers, _call
+    cdef public long num_buffered
+    cdef public dict _buffered
+    cdef public bint _draining, _told
+    cpdef handle(self, event)
+    cpdef note_buffered(self, Exchange exchange, long size)
+    cpdef forget(self, Exchange exchange)
+    cpdef _open(self, HeadersReceived event)
+    cpdef _call_of(self, headers)
+    cpdef _close_if_drained(self)

@@ -1,0 +1,35 @@
+from gateway.request cimport Request
+from gateway.turns cimport Turns
+from gateway.wire.events cimport DataReceived
+from gateway.wire.messages cimport MessageReader
+from gateway.wire.stream cimport Stream
+
+cdef class Exchange:
+    cdef public object link, call, dispatcher, incomplete_since, expires_at, _timer
+    cdef public Stream stream
+    cdef public dict requests, notes
+    cdef public bint ended, _half_closed, _draining, _headers_sent
+    cdef public str outcome
+    cdef public Turns _turns
+    cdef public long _uncredited, _max_bytes
+    cdef public MessageReader _reader
+    cdef public Request _whole
+    cpdef on_data(self, DataReceived event)
+    cpdef on_end(self)
+    cpdef cancel(self, reason)
+    cpdef written(self, long size)
+    cpdef _take_part(self, Request request, DataReceived event)
+    cpdef _take_messages(self, DataReceived event)
+    cpdef list _read_bodies(self, bytes payload)
+    cpdef _take_request(self, bytes body)
+    cpdef Request _new_request(self)
+    cpdef _credit(self)
+    cpdef response_headers(self, headers)
+    cpdef deliver(self, Request request, list pieces, long num_messages)
+    cpdef succeeded(self, Request request, trailers)
+    cpdef failed(self, Request request, failure)
+    cpdef _send_headers(self, bytes block)
+    cpdef _finish_if_done(self)
+    cpdef _end_with(self, trailers, outcome)
+    cpdef _last_block(self, trailers)
+    cpdef _close(self, outcome)

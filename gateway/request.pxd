@@ -1,0 +1,33 @@
+from gateway.exchange cimport Exchange
+from gateway.request_memory cimport RequestMemory
+from gateway.wire.messages cimport MessageCutter
+from gateway.wire.stream cimport Stream
+from gateway.wire.events cimport DataReceived, HeadersReceived
+
+cdef class Request(RequestMemory):
+    cdef public double arrived_at, line_since, prefill
+    cdef public long long arrived_ns, first_ns, routed_ns
+    cdef public long attempts, concurrent, copies, owed
+    cdef public str copy_key, key
+    cdef public set tried
+    cdef public MessageCutter cutter
+    cdef public Exchange exchange
+    cdef public Stream stream
+    cdef public object hedge, instance, link, observer, screen, span, stage
+    cpdef step(self, step)
+    cpdef add(self, bytes payload, bint complete)
+    cpdef attach(self, instance, link, Stream stream)
+    cpdef _begin_answer(self, Stream stream)
+    cpdef next_key(self)
+    cpdef send_kept(self)
+    cpdef send_message(self, bytes extra)
+    cpdef detach(self, code=*)
+    cpdef on_headers(self, HeadersReceived event)
+    cpdef on_data(self, DataReceived event)
+    cpdef written(self, long size)
+    cpdef _open_lane(self)
+    cpdef leave_lane(self)
+    cpdef _new_cutter(self)
+    cpdef _note_answer(self)
+    cpdef _on_end(self, HeadersReceived event)
+    cpdef _send(self, bytes payload, bint complete)

@@ -1,0 +1,12 @@
+from gateway.tape cimport Tape
+
+cdef class RequestMemory:
+    cdef public bytes continuation
+    cdef public list kept
+    cdef public long kept_bytes
+    cdef public bint complete
+    cdef public Tape tape
+    cpdef keep(self, bytes payload, bint complete)
+    cpdef bytes message(self, bytes extra)
+    cpdef record(self, list pieces)
+    cpdef shed(self, bint has_id)
