@@ -1,4 +1,4 @@
-"""The hot part, compiled: the tests of the wire and of the relay hold for it as they do for plain Python."""
+"""The hot part, compiled: the tests of the wire, of the relay and of broken streams hold for it as for plain Python."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from gateway import compiled
 from scripts.compile_gateway import compile_to, missing
 
 HERE = Path(__file__).parent
-SUITES = ("wire_parts", "wire_connection", "wire_conformance", "exchange", "relay")
+SUITES = ("wire_parts", "wire_connection", "wire_conformance", "exchange", "relay", "resume", "hedging")
 
 
 @pytest.fixture(scope="module")
