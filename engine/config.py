@@ -24,7 +24,8 @@ HOST_CACHE_GIB = 1.0  # KV cache on the CPU where nothing is said
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 SPECULATION_METHODS = ("off", "ngram", "draft")
 SCHEDULER_POLICIES = ("max_utilization", "guaranteed_no_evict")
-RANK_EXECUTORS = ("local",)
+RANK_EXECUTORS = ("local", "ray", "external")
+HOST_AND_PORT = re.compile(r".+:[0-9]{1,5}")
 RANK_KEY = re.compile(r"[0-9a-fA-F]{64}")
 TRUE_WORDS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -69,7 +70,10 @@ class EngineConfig:
         expert_parallel: groups of such ranks that share out the experts of a mixture.
         expert_loads: JSON file that says how often each expert of each layer is used, to balance the groups by.
         expert_replicas: experts of each layer that are held once more, those used most.
-        rank_executor: who starts the other ranks: `local`, as processes beside the engine core.
+        rank_executor: who starts the other ranks: `local`, as processes beside the engine core; `ray`, as actors on the
+            nodes of a Ray cluster; `external`, somebody else, such as torchrun.
+        ray_address: the cluster's, as `ray.init` takes it; empty for the one that this machine is a node of.
+        rank_address: `host:port` at which external ranks are awaited.
         rank_key: 32 secret bytes in hexadecimal that all ranks know; without one each group has a key of its own.
         rank_start_seconds: a group whose ranks have not come together in this time is given up, and tried again.
         rank_timeout_seconds: a step of several ranks that takes longer means that one hangs, and ends the group.
@@ -107,6 +111,8 @@ class EngineConfig:
     expert_loads: Path | None = None
     expert_replicas: int = 0
     rank_executor: str = "local"
+    ray_address: str = ""
+    rank_address: str = ""
     rank_key: str = ""
     rank_start_seconds: float = 120.0
     rank_timeout_seconds: float = 30.0
@@ -162,6 +168,11 @@ class EngineConfig:
             raise ModelError(f"rank_executor must be one of {', '.join(RANK_EXECUTORS)}, got {self.rank_executor!r}")
         if self.rank_key and not RANK_KEY.fullmatch(self.rank_key):
             raise ModelError("rank_key must be 64 hexadecimal digits")
+        if self.rank_executor == "external":
+            if not HOST_AND_PORT.fullmatch(self.rank_address):
+                raise ModelError(f"rank_executor 'external' needs a rank_address host:port, got {self.rank_address!r}")
+            if not self.rank_key:
+                raise ModelError("rank_executor 'external' needs a rank_key")
 
     def _check_speculation(self) -> None:
         if self.speculation not in SPECULATION_METHODS:

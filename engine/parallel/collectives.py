@@ -6,9 +6,11 @@ Invariant: all ranks of a group call the same operations in the same order.
 """
 
 import os
+import socket
 from datetime import timedelta
 from typing import Protocol
 
+import psutil
 import torch
 from torch import distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -111,20 +113,31 @@ def join_ranks(place: Place, store: TCPStore, host: str, timeout_seconds: float)
     Args:
         place: this rank.
         store: that of rank 0.
-        host: where rank 0 is reached; on the loopback device all ranks use that.
+        host: where rank 0 is reached; Gloo uses the network device that leads there.
         timeout_seconds: an operation that takes longer fails.
 
     Raises:
         EngineUnavailable: another rank did not come.
     """
-    if host.startswith("127."):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(host))
     timeout, num_ranks = timedelta(seconds=timeout_seconds), place.config.num_ranks
     try:
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=num_ranks, timeout=timeout)
         return DistributedCollectives(place)
     except (RuntimeError, ValueError) as error:
         raise EngineUnavailable(f"rank {place.rank} could not join the others: {error}") from error
+
+
+def interface_towards(host: str) -> str:
+    """Return the name of the network device whose address this machine has towards `host`."""
+    family, kind, _, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(address)  # sends nothing
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == own for each in addresses):
+            return name
+    raise EngineUnavailable(f"no network device has the address {own}, which leads to rank 0 at {host}")
 
 
 def leave_ranks() -> None:

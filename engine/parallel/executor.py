@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from engine.config import EngineConfig
+from engine.errors import ModelError
 
 KEY_VARIABLE = "SCALELLM_RANK_KEY"
 
@@ -47,8 +48,22 @@ class Executor(Protocol):
 
 
 def make_executor(config: EngineConfig) -> Executor:
-    """Return the executor that the configuration names."""
-    assert config.rank_executor == "local"
+    """Return the executor that the configuration names.
+
+    Raises:
+        ModelError: it needs a package that is not installed.
+        EngineUnavailable: it needs a cluster that is not there.
+    """
+    if config.rank_executor == "ray":
+        try:
+            from engine.parallel.ray_executor import RayExecutor
+        except ImportError:
+            raise ModelError("rank_executor 'ray' needs the package ray: pip install 'scalellm-triton[ray]'") from None
+        return RayExecutor(config)
+    if config.rank_executor == "external":
+        from engine.parallel.external_executor import ExternalExecutor
+
+        return ExternalExecutor(config)
     from engine.parallel.local_executor import LocalExecutor
 
     return LocalExecutor()

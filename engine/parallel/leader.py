@@ -126,8 +126,11 @@ class RankLeader:
         finally:
             server.close()
         store = open_store(host, place.config.num_ranks)
-        for link in self._links.values():
-            link.send(Welcome(self.config, store.port))
+        for rank, link in self._links.items():
+            try:
+                link.send(Welcome(self.config, store.port))
+            except OSError as error:
+                raise RanksFailed(f"rank {rank} has joined and gone: {error}") from None
         collectives = join_ranks(place, store, host, self.config.rank_start_seconds)
         return Member(place, collectives, placements_for(self.config, model_config), self._step)
 

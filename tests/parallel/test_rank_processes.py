@@ -1,31 +1,21 @@
 """Ranks as processes: the engine says the same on them; one that dies or hangs costs a restart and leaves nothing."""
 
 import os
-import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
-from engine.client import EngineClient
-from engine.config import EngineConfig
 from engine.offline import generate
-from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.task_params import TaskParams
 from tests.conftest import TinyModel
 from tests.models.checks import core_for
 from tests.models.test_embeddings import embeddings
 from tests.parallel.greedy_text import check_greedy_text, ranks_for
-
-TIMEOUT = 90.0
-LONG = SamplingParams(max_tokens=200, ignore_eos=True)
-SHORT = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0)
+from tests.parallel.harness import LONG, TIMEOUT, Harness
 
 pytestmark = pytest.mark.slow
 
@@ -51,41 +41,6 @@ def test_a_grid_of_two_by_two_ranks_says_what_transformers_says(make_model: Call
         check_greedy_text(model, core)
 
 
-class Harness:
-    """A client of a core with two ranks, and what it has said."""
-
-    def __init__(self, path: Path, **options: Any) -> None:
-        self.outputs: queue.Queue[RequestOutput] = queue.Queue()
-        config = EngineConfig(model=path, block_size=4, num_blocks=256, num_threads=1, tensor_parallel=2, **options)
-        self.client = EngineClient(config, self.take)
-
-    def take(self, outputs: list[RequestOutput]) -> None:
-        for output in outputs:
-            self.outputs.put(output)
-
-    def until_final(self) -> list[RequestOutput]:
-        """Collect outputs until one request has ended."""
-        seen = [self.outputs.get(timeout=TIMEOUT)]
-        while seen[-1].finish_reason is None:
-            seen.append(self.outputs.get(timeout=TIMEOUT))
-        return seen
-
-    def rank(self) -> psutil.Process:
-        """Return the process of rank 1."""
-        (child,) = psutil.Process(self.client.pid).children()
-        return child
-
-    def check_serves(self, model: TinyModel) -> None:
-        self.client.submit([5, 6, 7], SHORT, time.monotonic())
-        assert [t for o in self.until_final() for t in o.token_ids] == model.greedy([5, 6, 7], 12)
-
-    def wait_until_up_again(self, old_pid: int | None) -> None:
-        deadline = time.monotonic() + TIMEOUT
-        while self.client.pid == old_pid or not self.client.is_up:
-            assert time.monotonic() < deadline, "the core did not come back"
-            os.sched_yield()
-
-
 @pytest.fixture(scope="module")
 def harness(tiny_llama: TinyModel) -> Iterator[Harness]:
     harness = Harness(tiny_llama.path, rank_timeout_seconds=5.0)
@@ -104,9 +59,7 @@ def test_a_rank_that_dies_or_hangs_ends_requests_with_an_error_and_is_replaced(
     rank, old_pid = harness.rank(), harness.client.pid
     harness.client.submit([5, 6, 7], LONG, time.monotonic())
     rank.send_signal(number)
-    final = harness.until_final()[-1]
-    assert (final.finish_reason, final.error_code) == (FinishReason.ERROR, "UNAVAILABLE")
-    assert "the engine core ended unexpectedly" in (final.error or "")
+    harness.check_ends_with_an_error()
     rank.wait(TIMEOUT)
     harness.wait_until_up_again(old_pid)
     harness.check_serves(tiny_llama)

@@ -32,6 +32,11 @@ def test_the_environment_overrides_defaults() -> None:
         ({"SCALELLM_EXPERT_PARALLEL": "-2"}, "expert_parallel must be at least 1, got -2"),
         ({"SCALELLM_TENSOR_PARALLEL": "2", "SCALELLM_ADAPTERS": "."}, "adapters cannot be served by several ranks"),
         ({"SCALELLM_RANK_EXECUTOR": "slurm"}, "rank_executor must be one of .*, got 'slurm'"),
+        (
+            {"SCALELLM_RANK_EXECUTOR": "external", "SCALELLM_RANK_ADDRESS": "here"},
+            "needs a rank_address host:port, got 'here'",
+        ),
+        ({"SCALELLM_RANK_EXECUTOR": "external", "SCALELLM_RANK_ADDRESS": "here:1"}, "needs a rank_key"),
         ({"SCALELLM_RANK_KEY": "secret"}, "rank_key must be 64 hexadecimal digits"),
         ({"SCALELLM_SPECULATION": "fast"}, "speculation must be one of off, ngram, draft, got 'fast'"),
         ({"SCALELLM_SPECULATION": "draft"}, "speculation 'draft' needs a draft_model"),
