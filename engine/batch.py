@@ -7,6 +7,7 @@ Invariants:
 2. Tokens of one sequence are adjacent and in order; sequences come in the plan's order.
 """
 
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,21 @@ TENSORS = (
     *("input_ids", "positions", "slot_mapping", "token_to_seq", "block_tables"),
     *("logits_indices", "pooled_indices"),
 )
+
+
+@dataclass(slots=True, frozen=True)
+class LateTokens:
+    """Input tokens that the step before gives, on the device.
+
+    Attributes:
+        places: [U] int64, which of the T tokens they are.
+        rows: [U] int64, where they stand in `source`.
+        source: [R] int64, on the device.
+    """
+
+    places: torch.Tensor
+    rows: torch.Tensor
+    source: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -39,6 +55,7 @@ class Batch:
             of `logits_indices` are the tokens before those, in this order.
         pooling: of which items the states of how many of their last tokens are wanted.
         pooled_indices: [P] int64, these tokens, in this order.
+        late: input tokens that are to be filled in on the device.
         pooled: [P, C], their states behind the last norm; None until the forward pass has put them here.
     """
 
@@ -53,10 +70,38 @@ class Batch:
     pooling: list[tuple[ScheduledSequence, int]]
     pooled_indices: torch.Tensor
     pooled: torch.Tensor | None = None
+    late: LateTokens | None = None
 
     def moved(self, link: DeviceLink) -> "Batch":
-        """Return the batch with its tensors on the device."""
-        return replace(self, **dict(zip(TENSORS, link.upload([getattr(self, name) for name in TENSORS]), strict=True)))
+        """Return the batch with its tensors on the device, late tokens filled in."""
+        hosts = [getattr(self, name) for name in TENSORS]
+        if self.late is None:
+            return replace(self, **dict(zip(TENSORS, link.upload(hosts), strict=True)))
+        *moved, places, rows = link.upload([*hosts, self.late.places, self.late.rows])
+        batch = replace(self, **dict(zip(TENSORS, moved, strict=True)), late=None)
+        batch.input_ids[places] = self.late.source[rows]
+        return batch
+
+
+def find_late_tokens(plan: StepPlan, before: Many[Sequence], source: torch.Tensor) -> LateTokens | None:
+    """Return which tokens of the plan are not known yet.
+
+    Args:
+        plan: what is to be computed.
+        before: the sequences that the step in flight samples for.
+        source: the tokens that it gives them.
+    """
+    rows = {sequence: row for row, sequence in enumerate(before)}
+    ends = np.cumsum([item.num_tokens + len(item.draft_ids) for item in plan.scheduled]).tolist()
+    late = [
+        (end - 1, rows[item.sequence])
+        for item, end in zip(plan.scheduled, ends, strict=True)
+        if item.sequence.num_expected_tokens
+    ]
+    if not late:
+        return None
+    places, where = (torch.tensor(column, dtype=torch.int64) for column in zip(*late, strict=True))
+    return LateTokens(places, where, source)
 
 
 def build_batch(plan: StepPlan, block_size: int) -> Batch:

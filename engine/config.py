@@ -22,6 +22,7 @@ DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "demo_model"
 MAX_DRAFT_TOKENS = 16
 HOST_CACHE_GIB = 1.0  # KV cache on the CPU where nothing is said
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+OVERLAP_MODES = ("auto", "on", "off")
 SPECULATION_METHODS = ("off", "ngram", "draft")
 SCHEDULER_POLICIES = ("max_utilization", "guaranteed_no_evict")
 RANK_EXECUTORS = ("local", "ray", "external")
@@ -61,6 +62,7 @@ class EngineConfig:
         quantization: what plain weights are rounded to as they are loaded: `int8` (inputs stay as they are),
             `int8_dynamic` (inputs are rounded too), `fp8` or `fp8:tensor|channel|block`, `int4` or `int4:GROUP`; empty
             for nothing. A checkpoint that is quantized already needs no option.
+        overlap: `on` lays out a step while the one before it is computed; `auto` does so on a GPU, `off` never.
         num_threads: compute threads; 0 means one for each core.
         adapters: folder whose folders are adapters in PEFT's format, each named by its own; None serves none.
         max_adapters: most adapters in memory at once.
@@ -101,6 +103,7 @@ class EngineConfig:
     draft_model: Path | None = None
     draft_kv_cache_gib: float = 0.25
     quantization: str = ""
+    overlap: str = "auto"
     num_threads: int = 0
     adapters: Path | None = None
     max_adapters: int = 8
@@ -187,6 +190,10 @@ class EngineConfig:
             raise ModelError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.dtype not in DTYPE_NAMES:
             raise ModelError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, got {self.dtype!r}")
+        if self.overlap not in OVERLAP_MODES:
+            raise ModelError(f"overlap must be one of {', '.join(OVERLAP_MODES)}, got {self.overlap!r}")
+        if self.overlap == "on" and self.parallel.num_ranks > 1:
+            raise ModelError("overlap 'on' is for a model that one rank computes")
         if not 0 < self.gpu_memory_share <= 1:
             raise ModelError(f"gpu_memory_share must be above 0 and at most 1, got {self.gpu_memory_share}")
 

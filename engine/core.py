@@ -6,16 +6,17 @@ the caller's thread.
 Invariants:
 1. Every request that `add` accepts gets exactly one output with a finish reason.
 2. Between steps `scheduler.check()` holds.
+3. With `overlap` a step is laid out and begun while the one before it is computed, as if each of its sequences went on;
+   whoever turns out to have ended is passed over when the tokens arrive. Steps that must know the tokens wait for them.
 """
 
 import logging
 import time
-from dataclasses import replace
-from itertools import compress
+from functools import partial
 
 from engine.config import EngineConfig
 from engine.draft_model import DraftModel
-from engine.errors import EngineError, InvalidRequest, RequestFailed, grpc_code
+from engine.errors import EngineError, InvalidRequest, RequestFailed
 from engine.guides import GuideFactory
 from engine.isolation import run_isolated
 from engine.kv_manager import make_kv_manager
@@ -25,23 +26,19 @@ from engine.models.config import ModelConfig
 from engine.ngram_lookup import NgramLookup
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.parallel.leader import RankLeader
-from engine.pooling import Pooler
 from engine.request_check import check_request
-from engine.sampler import SampledTokens
+from engine.results import Results
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler
 from engine.scheduling_params import DEFAULT_SCHEDULING, SchedulingParams
 from engine.sequence import Adapter, Guide, Sequence
 from engine.sequence_factory import SequenceFactory
-from engine.sequence_groups import SequenceGroups
-from engine.sequence_output import stop_token_chars, take_output
 from engine.speculation import Proposer, Speculation
-from engine.step_plan import ScheduledSequence, StepPlan
-from engine.step_run import StepRun
-from engine.stopping import append_token, resume
+from engine.step_plan import StepPlan
+from engine.step_run import PendingStep, read_or_fail
+from engine.stopping import resume
 from engine.task_params import DEFAULT_TASK, TaskParams
 from engine.text.tokenizer import Tokenizer
-from engine.top_tokens import TopTokens
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +71,10 @@ class EngineCore:
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
         self.guides = GuideFactory(self.tokenizer)
         self.sequences = SequenceFactory(self.model_config, self.tokenizer, self.runner.max_model_len)
-        self._groups = SequenceGroups()
+        self.results = Results(self.scheduler, self.stats, self.tokenizer)
+        is_gpu = self.runner.placement.device.type == "cuda"
+        self._overlap = config.overlap == "on" or (config.overlap == "auto" and is_gpu)
+        self._flights: list[PendingStep] = []  # the step that is computed beside the loop; in parts where it had to be
 
     def close(self) -> None:
         """End the model's other ranks, if there are any."""
@@ -96,7 +96,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether a call of `step` would compute anything."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._flights)
 
     def add(
         self,
@@ -134,30 +134,76 @@ class EngineCore:
         except RequestFailed as error:
             raise InvalidRequest(f"resume_token_ids cannot be followed: {error}") from error
         self.scheduler.add(sequences[0])
-        self._groups.add(sequences)
-        return [] if reason is None else [self._finish(sequences[0], reason)]
+        self.results.groups.add(sequences)
+        return [] if reason is None else [self.results.finish(sequences[0], reason)]
 
     def abort(self, request_id: int) -> list[RequestOutput]:
         """End a request now and return its sequences' last outputs; none where it has ended already."""
-        return [self._cut_off(sequence, FinishReason.CANCELLED) for sequence in self._groups.of(request_id)]
+        open_ones = self.results.groups.of(request_id)
+        return [self.results.cut_off(sequence, FinishReason.CANCELLED) for sequence in open_ones]
 
     def step(self) -> list[RequestOutput]:
         """Plan and compute one step, and return what requests gained by it."""
         started = time.monotonic()
         plan = self.scheduler.schedule(started)
-        outputs = [self._end_expired(sequence) for sequence in plan.expired]
-        if not plan.scheduled:
-            return outputs
+        outputs = [self.results.end_expired(sequence) for sequence in plan.expired]
+        overlaps = self._overlap and self._is_predictable(plan)
+        if not overlaps or len(self._flights) > 1:
+            outputs += self._land()
+            plan.drop_finished()
         for item in plan.scheduled:
             item.sequence.timings.scheduled = item.sequence.timings.scheduled or started
+        if overlaps:
+            outputs += self._overtake(plan)
+        elif plan.scheduled:
+            outputs += self._compute(plan)
+        if plan.scheduled:
+            self.stats.num_steps += 1
+            self.stats.last_step_seconds = time.monotonic() - started
+        return outputs
+
+    def _compute(self, plan: StepPlan) -> list[RequestOutput]:
+        """Compute a step and take what it gives."""
         self.stats.num_draft_tokens += self.speculation.extend(plan)
         runs, failures = run_isolated(self.runner.run, plan)
-        outputs += [self._fail(sequence, error) for sequence, error in failures if not sequence.is_finished]
-        self._account(plan)
-        outputs += [output for run in runs for output in self._take_tokens(run) + self._take_states(run)]
-        self.stats.num_steps += 1
-        self.stats.last_step_seconds = time.monotonic() - started
+        outputs = self._fail_all(failures)
+        self.results.account(plan)
+        for run in runs:
+            outputs += self.results.take_tokens(run) + self.results.take_states(run)
         return outputs
+
+    def _overtake(self, plan: StepPlan) -> list[RequestOutput]:
+        """Begin a step, and only then take what the one before it gives."""
+        if not plan.scheduled:
+            return self._land()
+        before = self._flights[0] if self._flights else None
+        flights, failures = run_isolated(partial(self.runner.launch, before=before), plan)
+        outputs = self._fail_all(failures)
+        self.results.account(plan)
+        for item in (item for flight in flights for item in flight.items):
+            if not item.sequence.is_finished:
+                item.sequence.expect_token()
+        outputs += self._land()
+        self._flights = flights
+        return outputs
+
+    def _land(self) -> list[RequestOutput]:
+        """Wait for the step in flight and take what it gives."""
+        flights, self._flights = self._flights, []
+        outputs: list[RequestOutput] = []
+        for flight in flights:
+            outputs += self.results.take_tokens(read_or_fail(flight))
+            for item in flight.items:
+                if not item.sequence.is_finished:
+                    self.scheduler.kv.register(item.sequence)
+        return outputs
+
+    def _is_predictable(self, plan: StepPlan) -> bool:
+        """Whether the step can be laid out before the tokens of the one in flight are known."""
+        return all(item.sequence.is_predictable for item in plan.scheduled) and not self.speculation.would_extend(plan)
+
+    def _fail_all(self, failures: list[tuple[Sequence, EngineError]]) -> list[RequestOutput]:
+        return [self.results.fail(sequence, error) for sequence, error in failures if not sequence.is_finished]
 
     def read_stats(self) -> EngineStats:
         """Return the statistics, brought up to date."""
@@ -176,121 +222,3 @@ class EngineCore:
             self.ranks.wait_until_loaded()
         runner.warm_up()
         return runner
-
-    def _account(self, plan: StepPlan) -> None:
-        """Book the step's tokens as computed and name the blocks they filled."""
-        for item in plan.scheduled:
-            sequence = item.sequence
-            if sequence.is_finished:
-                continue
-            missing = sequence.num_prompt_tokens - sequence.num_computed_tokens
-            if 0 < missing <= item.num_tokens and not sequence.timings.first_token and sequence.index == 0:
-                self.stats.num_prompt_tokens += sequence.num_prompt_tokens
-                self.stats.num_cached_tokens += min(sequence.num_cached_tokens, sequence.num_prompt_tokens)
-            sequence.num_computed_tokens += item.num_tokens
-            self.scheduler.kv.register(sequence)
-
-    def _take_tokens(self, run: StepRun) -> list[RequestOutput]:
-        """Give each sequence its token, and those behind it as long as they are its draft; return what was gained."""
-        outputs: list[RequestOutput] = []
-        pending, sampled, number = list(range(len(run.items))), run.sampled, 0
-        while pending:
-            given = [(run.items[index], row) for row, index in enumerate(pending)]
-            outputs += [output for item, row in given if (output := self._take_token(item.sequence, sampled, row))]
-            right = [self._accept(item, number, sampled.token_ids[row]) for item, row in given]
-            pending, number = list(compress(pending, right)), number + 1
-            sampled = run.sample_behind(pending, number) if pending else sampled
-        going_on = (item.sequence for item in run.items if not item.sequence.is_finished)
-        return outputs + [
-            take_output(sequence, len(self._groups.of(sequence.request_id)))
-            for sequence in going_on
-            if sequence.num_releasable > sequence.num_emitted
-        ]
-
-    def _accept(self, item: ScheduledSequence, number: int, token_id: int) -> bool:
-        """Whether the token that a sequence has just got is its draft token `number`, from 0: computed already."""
-        if item.sequence.is_finished or item.draft_ids[number : number + 1] != [token_id]:
-            return False
-        self.scheduler.accept(item.sequence)
-        item.sequence.num_accepted_tokens += 1
-        self.stats.num_accepted_draft_tokens += 1
-        return True
-
-    def _take_states(self, run: StepRun) -> list[RequestOutput]:
-        """Pool the step's hidden states, and return the last outputs of texts that are complete."""
-        outputs: list[RequestOutput] = []
-        for item, states in run.states:
-            sequence = item.sequence
-            assert sequence.pooler is not None
-            sequence.pooler.take(states, sequence.num_computed_tokens - len(states))
-            if sequence.num_uncomputed_tokens == 0:
-                outputs.append(self._end_embedding(sequence, sequence.pooler))
-        return outputs
-
-    def _end_embedding(self, sequence: Sequence, pooler: Pooler) -> RequestOutput:
-        try:
-            embedding = pooler.result()
-        except EngineError as error:
-            return self._fail(sequence, error)
-        return replace(self._finish(sequence, FinishReason.STOP), embedding=embedding)
-
-    def _take_token(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
-        """Give a sequence its token and return its last output if it ends; what goes wrong ends its request only."""
-        if sequence.is_finished:  # another sequence of its request has failed in this step
-            return None
-        try:
-            error = sampled.errors[row]
-            if error is None:
-                return self._advance(sequence, sampled, row)
-        except EngineError as failure:
-            error = failure
-        except Exception as bug:
-            logger.exception("request %d failed", sequence.request_id)
-            error = RequestFailed(f"the request failed inside the engine: {bug!r}")
-        return self._fail(sequence, error)
-
-    def _advance(self, sequence: Sequence, sampled: SampledTokens, row: int) -> RequestOutput | None:
-        token_id, log_prob = sampled.token_ids[row], sampled.log_probs[row]
-        if log_prob is not None:
-            sequence.log_probs.append(log_prob)
-            sequence.top_tokens.extend(sampled.tops[row] or TopTokens())
-        reason = append_token(sequence, token_id)
-        self.stats.num_generated_tokens += 1
-        self._fork(sequence)
-        if not sequence.timings.first_token:
-            sequence.timings.first_token = time.monotonic()
-        if reason is FinishReason.STOP and token_id in sequence.params.stop_token_ids:
-            sequence.trim_chars = stop_token_chars(self.tokenizer, sequence)
-        return None if reason is None else self._finish(sequence, reason)
-
-    def _end_expired(self, sequence: Sequence) -> RequestOutput:
-        """Report a sequence that the scheduler has ended at its deadline, with every token it has."""
-        sequence.num_releasable = sequence.num_output_tokens
-        output = self._finish(sequence, FinishReason.DEADLINE)
-        self.stats.num_expired += output.ends_request
-        return output
-
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
-        self._fork(sequence)
-        self.scheduler.finish(sequence, reason)
-        sequence.timings.finished = time.monotonic()
-        num_open = self._groups.close(sequence)
-        self.stats.num_finished += num_open == 0
-        return take_output(sequence, num_open)
-
-    def _cut_off(self, sequence: Sequence, reason: FinishReason) -> RequestOutput:
-        """End a sequence without what it has not sent on."""
-        sequence.num_releasable = sequence.num_emitted
-        return self._finish(sequence, reason)
-
-    def _fail(self, sequence: Sequence, error: EngineError) -> RequestOutput:
-        """End a request, whose sequences share its one error."""
-        outputs = [self._cut_off(each, FinishReason.ERROR) for each in self._groups.of(sequence.request_id)]
-        return replace(outputs[-1], error=str(error), error_code=grpc_code(error))
-
-    def _fork(self, first: Sequence) -> None:
-        """Queue the request's other sequences, which were held until the first had computed the prompt."""
-        siblings = self._groups.take_held(first.request_id)
-        for sibling in siblings:
-            sibling.prompt_log_probs, sibling.prompt_top = first.prompt_log_probs, first.prompt_top
-        self.scheduler.fork(siblings)

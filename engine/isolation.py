@@ -9,27 +9,29 @@ fail alone. A step that was too large for the memory succeeds in parts.
 
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from engine.errors import EngineError, RanksFailed, RequestFailed
 from engine.sequence import Sequence
 from engine.step_plan import StepPlan
-from engine.step_run import StepRun
+from engine.step_run import PendingStep, StepRun
 
+Run = TypeVar("Run", StepRun, PendingStep)
 logger = logging.getLogger(__name__)
 
 
 def run_isolated(
-    run: Callable[[StepPlan], StepRun], plan: StepPlan
-) -> tuple[list[StepRun], list[tuple[Sequence, EngineError]]]:
+    run: Callable[[StepPlan], Run], plan: StepPlan
+) -> tuple[list[Run], list[tuple[Sequence, EngineError]]]:
     """Compute a step and return its parts that succeeded, and which sequences failed and why.
 
     Raises:
         torch.AcceleratorError: the device has failed, and nothing can be computed any more.
         RanksFailed: the same of a rank.
     """
-    done: list[StepRun] = []
+    done: list[Run] = []
     failures: list[tuple[Sequence, EngineError]] = []
     todo = [plan]
     while todo:

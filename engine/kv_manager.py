@@ -98,7 +98,7 @@ class KVManager:
 
     def register(self, sequence: Sequence) -> None:
         """Name the sequence's blocks that have become full and computed, and give back those behind the window."""
-        num_full = sequence.num_computed_tokens // self.block_size
+        num_full = min(sequence.num_computed_tokens, sequence.num_known_tokens) // self.block_size
         if num_full > sequence.num_named_blocks and self._is_cacheable(sequence):
             self._name_blocks(sequence, num_full)
             hashes = sequence.block_hashes

@@ -62,6 +62,11 @@ class LogitRules:
         has_bans = bool(self._params.min_tokens or self._bad_runs or len(self._bad_tokens[0]))
         return not (self._counts_tokens or has_bans or self._params.logit_bias)
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether what changes depends on which tokens there are, and not only on how many."""
+        return self._counts_tokens or bool(self._bad_runs)
+
     def adjust(self, token_ids: list[int], num_prompt_tokens: int) -> Adjustment:
         """Return what changes for the token that comes next after prompt and output, `token_ids`."""
         params, parts = self._params, [self._bias, self._bad_tokens]

@@ -11,7 +11,7 @@ import numba
 import torch
 from numba.core import config as numba_config
 
-from engine.batch import Batch, build_batch
+from engine.batch import Batch, build_batch, find_late_tokens
 from engine.config import EngineConfig
 from engine.device_link import link_to
 from engine.dummy_steps import dummy_step
@@ -91,9 +91,17 @@ class ModelRunner:
         return self.launch(plan).read()
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> PendingStep:
-        """Begin what `run` does; on a GPU it goes on while the caller does."""
+    def launch(self, plan: StepPlan, before: PendingStep | None = None) -> PendingStep:
+        """Begin what `run` does; on a GPU it goes on while the caller does.
+
+        Args:
+            plan: what to compute.
+            before: the step in flight, which gives tokens that the plan's sequences expect.
+        """
         host = build_batch(plan, self.block_size)
+        if before is not None:
+            sequences = [item.sequence for item in before.items]
+            host.late = find_late_tokens(plan, sequences, before.tokens.token_ids)
         self.adapter_rows.assign([item.sequence.adapter for item in plan.scheduled], host.token_to_seq, self.link)
         logits, batch = self.compute(host)
         items = [item for item in plan.scheduled if item.samples]

@@ -105,6 +105,8 @@ class Scheduler:
         decodes: list[Sequence] = []
         prefills: list[Sequence] = []
         for sequence in self.running:
+            if sequence.is_full:
+                continue
             (decodes if sequence.num_uncomputed_tokens == 1 else prefills).append(sequence)
         has_room = True
         for sequence in decodes + prefills:
@@ -129,6 +131,7 @@ class Scheduler:
         self.shares.leave(sequence.scheduling.tenant)
         sequence.status = SequenceStatus.FINISHED
         sequence.finish_reason = reason
+        sequence.expect_nothing()
 
     def accept(self, sequence: Sequence) -> None:
         """Book the last token of a sequence, which was a draft token of this step, as computed already."""

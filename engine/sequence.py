@@ -7,6 +7,8 @@ Invariants:
    first `num_dropped_blocks` entries, which a sliding window has passed by.
 2. A sequence whose uncomputed rest is one token is in its decode state; a longer rest is prefill. That is all there is.
 3. num_emitted <= num_output_tokens: what has been sent on is never taken back.
+4. Tokens that a step in flight will give have their places at the end of `token_ids` already, with any number in them:
+   they count as tokens, but neither as known nor as output.
 """
 
 from dataclasses import dataclass, field
@@ -112,6 +114,7 @@ class Sequence:
         block_hashes: names of its full blocks as far as known, see `engine.prefix_cache`.
         num_named_blocks: blocks of its table whose content has been made known to the pool, or came from there.
         num_draft_tokens: tokens that were guessed and computed with it; `num_accepted_tokens` of them were right.
+        num_expected_tokens: last tokens that are not known yet.
         num_releasable: output tokens that may be sent on; behind the rest a stop string may be forming.
     """
 
@@ -149,6 +152,7 @@ class Sequence:
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_expected_tokens: int = 0
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
     logit_rules: LogitRules = field(init=False)
@@ -158,13 +162,18 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of prompt and output."""
+        """Tokens of prompt and output, expected ones included."""
         return len(self.token_ids)
 
     @property
+    def num_known_tokens(self) -> int:
+        """Tokens of prompt and output whose ids are known."""
+        return len(self.token_ids) - self.num_expected_tokens
+
+    @property
     def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
-        return len(self.token_ids) - self.num_prompt_tokens
+        """Tokens generated so far, and known."""
+        return len(self.token_ids) - self.num_expected_tokens - self.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -181,6 +190,35 @@ class Sequence:
     def computes_every_token(self) -> bool:
         """Whether no token may be left out because its KV is in the prefix cache."""
         return self.wants_prompt_log_probs or (self.pooler is not None and self.pooler.needs_every_token)
+
+    @property
+    def is_predictable(self) -> bool:
+        """Whether its next step can be laid out before the token of the last one is known."""
+        needs_tokens = self.guide is not None or self.logit_rules.needs_tokens
+        return not (needs_tokens or self.pooler is not None or self.wants_prompt_log_probs)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether an expected token will end it, whichever it is."""
+        return self.num_expected_tokens > 0 and len(self.token_ids) >= self.max_total_tokens
+
+    def expect_token(self) -> None:
+        """Make a place for a token that is on its way."""
+        self.token_ids.append(0)
+        self.num_expected_tokens += 1
+
+    def add_token(self, token_id: int) -> None:
+        """Put the next token into the first place that is kept for one, else behind the others."""
+        if self.num_expected_tokens:
+            self.token_ids[self.num_known_tokens] = token_id
+            self.num_expected_tokens -= 1
+        else:
+            self.token_ids.append(token_id)
+
+    def expect_nothing(self) -> None:
+        """Give up the places of tokens that are not known."""
+        del self.token_ids[self.num_known_tokens :]
+        self.num_expected_tokens = 0
 
     @property
     def is_finished(self) -> bool:

@@ -46,8 +46,8 @@ def take_output(sequence: Sequence, num_open: int) -> RequestOutput:
 
 def stop_token_chars(tokenizer: Tokenizer, sequence: Sequence) -> int:
     """Return how many characters the stop token at the end has a part in; they are not part of the answer."""
-    start = max(sequence.num_prompt_tokens, sequence.num_tokens - 1 - STOP_TOKEN_CONTEXT)
-    tail = sequence.token_ids[start:]
+    end = sequence.num_known_tokens
+    tail = sequence.token_ids[max(sequence.num_prompt_tokens, end - 1 - STOP_TOKEN_CONTEXT) : end]
     text, before = tokenizer.decode(tail), tokenizer.decode(tail[:-1])
     num_same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False))))
     return len(text) - num_same

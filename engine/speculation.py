@@ -46,8 +46,16 @@ class Speculation:
 
     def extend(self, plan: StepPlan) -> int:
         """Give the step's sequences drafts, where the step is small enough; return how many tokens."""
+        return sum(self._draft(plan, method, group) for method, group in self._groups(plan).items())
+
+    def would_extend(self, plan: StepPlan) -> bool:
+        """Whether any of the step's sequences may get a draft."""
+        return bool(self._groups(plan))
+
+    def _groups(self, plan: StepPlan) -> dict[str, list[tuple[ScheduledSequence, int]]]:
+        """Return who wants how many draft tokens, by how they are made."""
         if len(plan.scheduled) > self._max_seqs:
-            return 0
+            return {}
         groups: dict[str, list[tuple[ScheduledSequence, int]]] = {}
         left = self._max_tokens - plan.num_tokens
         for item in plan.scheduled:
@@ -56,7 +64,7 @@ class Speculation:
             if item.samples and number > 0 and method in self._proposers:
                 groups.setdefault(method, []).append((item, number))
                 left -= number
-        return sum(self._draft(plan, method, group) for method, group in groups.items())
+        return groups
 
     def _wish(self, params: SamplingParams) -> tuple[str, int]:
         """Return how a request wants its drafts made, and how many tokens of them."""

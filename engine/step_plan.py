@@ -49,6 +49,11 @@ class StepPlan:
         item.draft_ids = draft_ids
         self.num_tokens += len(draft_ids)
 
+    def drop_finished(self) -> None:
+        """Leave out sequences that have ended since the plan was made."""
+        self.scheduled = [item for item in self.scheduled if not item.sequence.is_finished]
+        self.num_tokens = sum(item.num_tokens + len(item.draft_ids) for item in self.scheduled)
+
     def halves(self) -> list["StepPlan"]:
         """Return two steps that compute this one's sequences."""
         middle = len(self.scheduled) // 2

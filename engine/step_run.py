@@ -99,6 +99,22 @@ class PendingStep:
         return StepRun(self.items, sampled, self.draft_logits, states, self.link)
 
 
+def read_or_fail(step: PendingStep) -> StepRun:
+    """Wait for a step; what goes wrong on the way from the device, other than the device, is an error of each row.
+
+    Raises:
+        torch.AcceleratorError: the device has failed.
+    """
+    try:
+        return step.read()
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        logger.exception("a step of %d sequences could not be read", len(step.items))
+        failed = SampledTokens.failed(RequestFailed(f"the step could not be read: {error!r}"), len(step.items))
+        return StepRun(step.items, failed, step.draft_logits, [], step.link)
+
+
 def log_prompts(logits: torch.Tensor, prompts: list[tuple[Sequence, int]], link: DeviceLink) -> PendingPrompts | None:
     """Begin to work out what the rows of `logits` say about the prompts' next tokens."""
     if not prompts:

@@ -20,7 +20,7 @@ def append_token(sequence: Sequence, token_id: int) -> FinishReason | None:
     Raises:
         RequestFailed: the guide cannot follow the token.
     """
-    sequence.token_ids.append(token_id)
+    sequence.add_token(token_id)
     num_output = sequence.num_output_tokens
     stopped = token_id in sequence.stop_token_ids and num_output > sequence.params.min_tokens
     if not stopped:
@@ -69,4 +69,4 @@ def _check_stop_strings(sequence: Sequence, checker: StopChecker, token_id: int)
 def _finish_reason(sequence: Sequence, *, stopped: bool) -> FinishReason | None:
     if stopped:
         return FinishReason.STOP
-    return FinishReason.LENGTH if sequence.num_tokens >= sequence.max_total_tokens else None
+    return FinishReason.LENGTH if sequence.num_known_tokens >= sequence.max_total_tokens else None
