@@ -160,8 +160,6 @@ class EngineConfig:
         return ParallelConfig(self.tensor_parallel, self.expert_parallel)
 
     def _check_ranks(self) -> None:
-        if self.parallel.num_ranks > 1 and self.quantization:
-            raise ModelError(f"quantization cannot be combined with {self.parallel.num_ranks} ranks yet")
         if self.parallel.num_ranks > 1 and self.adapters is not None:
             raise ModelError(
                 f"adapters cannot be served by several ranks yet; tensor_parallel is {self.tensor_parallel} and "

@@ -20,7 +20,7 @@ from engine.parallel.connect import connect
 from engine.parallel.member import Member
 from engine.placement import Placement
 from engine.quantization.config import LoadScheme
-from engine.quantization.loading import is_unread, read_as_stored, round_on_load, round_tied_head
+from engine.quantization.loading import is_unread, read_as_stored, round_loaded, round_on_load, round_tied_head
 from engine.quantization.slots import find_parts
 from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
 
@@ -60,8 +60,11 @@ def load_model(
 def _load_part(
     config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device, member: Member
 ) -> Decoder:
+    scheme = _scheme(config, model_config)
     model, views = build_part(model_config, num_positions, device, member)
     load_weights(config.model, views, model.is_redundant)
+    if scheme is not None:
+        round_loaded(model, scheme, device)
     connect(model, member)
     return model
 

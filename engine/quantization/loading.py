@@ -21,7 +21,7 @@ from engine.quantization.float8 import Float8Layout
 from engine.quantization.gptq import GptqLayout
 from engine.quantization.layout import Layout, PlainLayout
 from engine.quantization.quantized_linear import make_linear
-from engine.quantization.schemes import make_quantizer
+from engine.quantization.schemes import Quantizer, make_quantizer
 from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, ZeroSink
 from engine.quantization.slots import Part, Slot, SlotFiller, replace_module
 from engine.quantization.weights import stack_rows
@@ -31,7 +31,7 @@ from engine.weights.safetensors_loader import Sink
 logger = logging.getLogger(__name__)
 
 STAY_PLAIN = ("router", "shared_gate")  # a few outputs that decide much
-HEAD_ROWS = 8192  # of a tied head that are rounded at once
+ROUNDED_ROWS = 8192  # of a loaded weight that are rounded at once
 SCALE_NAMES = ("weight_scale_inv", "weight_scale")
 UNREAD = (".input_scale", ".output_scale", ".input_zero_point", ".k_scale", ".v_scale", ".kv_scale")
 QUANTIZED_TYPES = ("I8", "F8_E4M3")
@@ -59,12 +59,20 @@ def round_on_load(model: nn.Module, parts: Parts, scheme: LoadScheme, device: to
 
 def round_tied_head(model: nn.Module, scheme: LoadScheme, device: torch.device) -> None:
     """Round the output matrix of a loaded model that shares it with its embedding, which stays as it is."""
-    head = model.get_submodule(HEAD)
-    if scheme.quantizes_head and type(head) is nn.Linear:
-        quantizer = make_quantizer(scheme)
-        parts = (quantizer.quantize(rows.float()) for rows in head.weight.detach().split(HEAD_ROWS))
-        rounded = stack_rows(head.out_features, parts)
-        replace_module(model, HEAD, make_linear(rounded, head.bias, device, head.weight.dtype))
+    if scheme.quantizes_head and type(model.get_submodule(HEAD)) is nn.Linear:
+        _round_linear(model, HEAD, make_quantizer(scheme), device)
+
+
+def round_loaded(model: nn.Module, scheme: LoadScheme, device: torch.device) -> None:
+    """Round the linear layers of a loaded model, one at a time: of a rank's part, whose shapes only that rank knows.
+
+    Where a rank has some of a layer's inputs, scales are for those alone, and so finer than a whole row's.
+    """
+    quantizer = make_quantizer(scheme)
+    paths = [path for path, module in model.named_modules() if type(module) is nn.Linear]
+    for path in paths:
+        if _is_rounded(path, scheme):
+            _round_linear(model, path, quantizer, device)
 
 
 def read_as_stored(
@@ -98,6 +106,18 @@ def read_as_stored(
 def is_unread(name: str) -> bool:
     """Whether a tensor of a quantized checkpoint may be passed over: scales of activations, which ours find anew."""
     return name.endswith(UNREAD)
+
+
+def _round_linear(model: nn.Module, path: str, quantizer: Quantizer, device: torch.device) -> None:
+    linear = model.get_submodule(path)
+    assert isinstance(linear, nn.Linear)
+    weight = linear.weight.detach()
+    if quantizer.is_row_wise:
+        parts = (quantizer.quantize(rows.float()) for rows in weight.split(ROUNDED_ROWS))
+        rounded = stack_rows(len(weight), parts)
+    else:
+        rounded = quantizer.quantize(weight.float())
+    replace_module(model, path, make_linear(rounded, linear.bias, device, weight.dtype))
 
 
 def _is_rounded(path: str, scheme: LoadScheme) -> bool:

@@ -57,7 +57,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
 }
 
 
-def both_logits(model: TinyModel, grid: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor, ThreadRanks]:
+def both_logits(model: TinyModel, grid: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, ThreadRanks]:
     (token_ids,) = random_prompts([40], vocab_size=model.oracle.config.vocab_size, seed=9)
     config = EngineConfig(model=model.path, **(SMALL | grid))  # pyright: ignore[reportArgumentType]
     whole = ModelRunner(one_rank(config), ModelConfig.from_dir(model.path))
@@ -88,6 +88,30 @@ def test_tokens_that_are_exchanged_come_back_complete(
     ours, expected, ranks = both_logits(make_model(family, **sizes), grid)
     check_close(ours, expected)
     assert all(each.num_exchanges > 0 for each in ranks.collectives)
+
+
+QUANTIZED = [("Llama", {}, {"tensor_parallel": 2}), CASES["2 x 2, a shared expert, dense layers"], CASES["ep 2"]]
+
+
+@pytest.mark.parametrize(("family", "sizes", "grid"), QUANTIZED)
+def test_weights_rounded_in_groups_that_fit_the_ranks_are_one_ranks(
+    make_model: Callable[..., TinyModel], family: str, sizes: dict[str, Any], grid: dict[str, int]
+) -> None:
+    widths = {"intermediate_size": 128, "shared_expert_intermediate_size": 64, "moe_intermediate_size": 32}
+    model = make_model(family, **sizes | widths)
+    ours, expected, _ = both_logits(model, grid | {"quantization": "int4:16"})
+    check_close(ours, expected)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8_dynamic", "fp8", "fp8:block"])
+@pytest.mark.parametrize(("family", "sizes", "grid"), QUANTIZED[:2])
+def test_weights_rounded_on_their_rank_lose_no_more_than_on_one(
+    make_model: Callable[..., TinyModel], family: str, sizes: dict[str, Any], grid: dict[str, int], scheme: str
+) -> None:
+    model = make_model(family, **sizes)
+    _, exact, _ = both_logits(model, grid)
+    ours, whole, _ = both_logits(model, grid | {"quantization": scheme})
+    assert 0 < (ours - exact).norm() < 1.2 * (whole - exact).norm()
 
 
 def test_a_rank_holds_its_part_and_no_more(make_model: Callable[..., TinyModel]) -> None:
