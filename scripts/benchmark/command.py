@@ -16,6 +16,8 @@ from scripts.launcher import paths
 
 RANDOM_MODEL = paths.STATE_DIR / "models" / "random-llama-135m"
 
+IN_FLIGHT = (1, 4, 16, 32)
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure the engine, the gateway and the path through both."
 )
@@ -114,4 +116,47 @@ def gateway(
 
     with _progress() as progress:
         report = run(seconds, repeats, progress, tuple(only or ()))
+    _finish(report, json)
+
+
+@app.command()
+def device(threads: ThreadsOption = 0, json: JsonOption = None) -> None:
+    """Measure this machine's rates, for `scripts/plan --device FILE`."""
+    import json as json_module
+
+    from scripts.benchmark.device import measure
+    from scripts.benchmark.report import machine
+    from scripts.planner.devices import device_fields
+
+    with _progress() as progress:
+        fields = device_fields(measure(_threads(threads), progress))
+    text = json_module.dumps({"device": fields, "machine": machine()}, indent=1)
+    typer.echo(text)
+    if json is not None:
+        json.write_text(text + "\n", encoding="utf-8")
+
+
+@app.command()
+def plan(
+    *,
+    rates: Annotated[Path, typer.Option("--device", help="File of `scripts/bench device --json`.", exists=True)],
+    model: ModelOption = None,
+    threads: ThreadsOption = 0,
+    in_flight: Annotated[list[int] | None, typer.Option(min=1, help="Requests at once; can be given again.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 64,
+    output: Annotated[int, typer.Option(min=2, help="Tokens of an answer, on average.")] = 32,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel groups.")] = 1,
+    json: JsonOption = None,
+) -> None:
+    """Measure the engine under a steady number of requests beside what `scripts/plan` predicts of it."""
+    from engine.config import EngineConfig
+    from scripts.benchmark.plan import run
+    from scripts.planner.devices import read_device
+
+    config = EngineConfig.from_env(
+        model=_model(model), num_threads=_threads(threads), tensor_parallel=tp, expert_parallel=ep
+    )
+    with _progress() as progress:
+        report = run(config, read_device(rates), (prompt, output), in_flight or IN_FLIGHT, progress)
     _finish(report, json)

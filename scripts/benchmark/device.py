@@ -1,0 +1,127 @@
+"""`scripts/bench device`: what this machine does, as rates that `scripts/plan` takes.
+
+Knows the engine's linear layers, its attention kernel and tiny models, each timed alone. Does not know the models that
+are planned.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.layers.packed_linear import can_pack, pack_linears
+from engine.model_runner import set_threads
+from engine.sampling_params import SamplingParams
+from kernels import paged_attention
+from scripts.benchmark.gloo import measure_link
+from scripts.benchmark.report import machine
+from scripts.make_random_model import Shape, write_model
+from scripts.planner.devices import Device
+
+NUM_OUT, NUM_IN = 16384, 2048  # 128 MiB: no cache holds it
+MANY_ROWS = 256
+NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 4, 64, 16
+NUM_SEQUENCES, CONTEXT = 32, 256
+REPEATS = 10
+FEW_LAYERS, MANY_LAYERS = 4, 16
+MANY_SEQUENCES = 32
+NUM_STEPS = 40
+
+
+def measure(num_threads: int, progress: Progress) -> Device:
+    """Time every rate and return them as a device: one engine process of so many threads."""
+    set_threads(num_threads)
+    task = progress.add_task("device", total=4)
+    bandwidth, compute = _linear_rates()
+    progress.advance(task)
+    attention = _attention_rate()
+    progress.advance(task)
+    link = measure_link()
+    progress.advance(task)
+    few, many, crowd = _step_seconds(num_threads)
+    progress.advance(task)
+    layer = max(0.0, (many - few) / (MANY_LAYERS - FEW_LAYERS))
+    return Device(
+        name=f"{machine()['cpu']}, {num_threads} threads",
+        source=f"measured {datetime.now(UTC):%Y-%m-%d}",
+        memory=float(psutil.virtual_memory().total),
+        bandwidth=bandwidth,
+        compute={"fp32": compute},
+        attention=attention,
+        near=link,
+        far=link,
+        layer_s=layer,
+        step_s=max(0.0, few - FEW_LAYERS * layer),
+        sequence_s=max(0.0, (crowd - few) / (MANY_SEQUENCES - 1)),
+    )
+
+
+@torch.inference_mode()
+def _linear_rates() -> tuple[float, float]:
+    """Return the bytes/s of weights at one row and the FLOP/s at many, of a layer that no cache holds."""
+    layers = nn.Sequential(nn.Linear(NUM_IN, NUM_OUT, bias=False))
+    if can_pack():
+        pack_linears(layers)
+    one, many = torch.randn(1, NUM_IN), torch.randn(MANY_ROWS, NUM_IN)
+    num_weights = NUM_IN * NUM_OUT
+    return 4 * num_weights / _fastest(lambda: layers(one)), 2 * MANY_ROWS * num_weights / _fastest(lambda: layers(many))
+
+
+def _attention_rate() -> float:
+    """Return the FLOP/s of one decode over equal contexts."""
+    attend = paged_attention.select(torch.device("cpu"))
+    num_blocks = NUM_SEQUENCES * CONTEXT // BLOCK_SIZE
+    keys, values = torch.randn(2, num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+    query = torch.randn(NUM_SEQUENCES, NUM_HEADS, HEAD_DIM)
+    tables = torch.arange(num_blocks, dtype=torch.int32).view(NUM_SEQUENCES, -1)
+    rows = torch.arange(NUM_SEQUENCES, dtype=torch.int32)
+    positions = torch.full((NUM_SEQUENCES,), CONTEXT - 1, dtype=torch.int32)
+    seconds = _fastest(lambda: attend(query, keys, values, tables, rows, positions, HEAD_DIM**-0.5))
+    return 4.0 * NUM_SEQUENCES * CONTEXT * NUM_HEADS * HEAD_DIM / seconds
+
+
+def _step_seconds(num_threads: int) -> tuple[float, float, float]:
+    """Return the seconds of a decode step of tiny models: of few layers, of many, and of few with many sequences."""
+    with _tiny_core(FEW_LAYERS, num_threads) as core:
+        few, crowd = _decode_seconds(core, 1), _decode_seconds(core, MANY_SEQUENCES)
+    with _tiny_core(MANY_LAYERS, num_threads) as core:
+        return few, _decode_seconds(core, 1), crowd
+
+
+@contextmanager
+def _tiny_core(num_layers: int, num_threads: int) -> Iterator[EngineCore]:
+    shape = Shape(hidden=64, layers=num_layers, heads=2, kv_heads=1, intermediate=128, vocabulary=512)
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder), shape)
+        yield EngineCore(EngineConfig(model=Path(folder), num_threads=num_threads, kv_cache_gib=0.1))
+
+
+def _decode_seconds(core: EngineCore, num_sequences: int) -> float:
+    params = SamplingParams(max_tokens=2 * NUM_STEPS, ignore_eos=True)
+    for number in range(num_sequences):
+        core.add(number, [5 + number] * 4, params, time.monotonic())
+    seconds: list[float] = []
+    while core.has_work:
+        started = time.perf_counter()
+        core.step()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[NUM_STEPS:])
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    seconds: list[float] = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
