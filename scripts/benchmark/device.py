@@ -4,11 +4,9 @@ Knows the engine's linear layers, its attention kernel and tiny models, each tim
 are planned.
 """
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,21 +19,21 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.layers.packed_linear import can_pack, pack_linears
 from engine.model_runner import set_threads
-from engine.sampling_params import SamplingParams
 from kernels import paged_attention
 from scripts.benchmark.gloo import measure_link
 from scripts.benchmark.report import machine
+from scripts.benchmark.steps import decode_seconds
 from scripts.make_random_model import Shape, write_model
 from scripts.planner.devices import Device
 
-NUM_OUT, NUM_IN = 16384, 2048  # 128 MiB: no cache holds it
-MANY_ROWS = 256
+NUM_OUT, NUM_IN = 8192, 2048  # 64 MiB: no cache holds it, and some call in many is left alone by other work
+MANY_ROWS = 64
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 4, 64, 16
 NUM_SEQUENCES, CONTEXT = 32, 256
-REPEATS = 10
+REPEATS = 40
 FEW_LAYERS, MANY_LAYERS = 4, 16
 MANY_SEQUENCES = 32
-NUM_STEPS = 40
+PROMPT = 4
 
 
 def measure(num_threads: int, progress: Progress) -> Device:
@@ -92,30 +90,18 @@ def _attention_rate() -> float:
 
 def _step_seconds(num_threads: int) -> tuple[float, float, float]:
     """Return the seconds of a decode step of tiny models: of few layers, of many, and of few with many sequences."""
-    with _tiny_core(FEW_LAYERS, num_threads) as core:
-        few, crowd = _decode_seconds(core, 1), _decode_seconds(core, MANY_SEQUENCES)
-    with _tiny_core(MANY_LAYERS, num_threads) as core:
-        return few, _decode_seconds(core, 1), crowd
+    few, crowd = _tiny_steps(FEW_LAYERS, num_threads, (1, MANY_SEQUENCES))
+    (many,) = _tiny_steps(MANY_LAYERS, num_threads, (1,))
+    return few, many, crowd
 
 
-@contextmanager
-def _tiny_core(num_layers: int, num_threads: int) -> Iterator[EngineCore]:
+def _tiny_steps(num_layers: int, num_threads: int, num_sequences: tuple[int, ...]) -> list[float]:
     shape = Shape(hidden=64, layers=num_layers, heads=2, kv_heads=1, intermediate=128, vocabulary=512)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), shape)
-        yield EngineCore(EngineConfig(model=Path(folder), num_threads=num_threads, kv_cache_gib=0.1))
-
-
-def _decode_seconds(core: EngineCore, num_sequences: int) -> float:
-    params = SamplingParams(max_tokens=2 * NUM_STEPS, ignore_eos=True)
-    for number in range(num_sequences):
-        core.add(number, [5 + number] * 4, params, time.monotonic())
-    seconds: list[float] = []
-    while core.has_work:
-        started = time.perf_counter()
-        core.step()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[NUM_STEPS:])
+        config = EngineConfig(model=Path(folder), num_threads=num_threads, kv_cache_gib=0.1)
+        core = EngineCore(config)
+        return [decode_seconds(core, number, PROMPT) for number in num_sequences]
 
 
 def _fastest(call: Callable[[], object]) -> float:

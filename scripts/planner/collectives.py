@@ -31,6 +31,14 @@ def all_gather(num_bytes: float, num_ranks: int, link: Link) -> float:
     return link.start_s + hops * link.hop_s + (num_ranks - 1) / num_ranks * num_bytes / link.bandwidth
 
 
+def all_to_all(num_bytes: float, num_ranks: int, link: Link) -> float:
+    """Return the seconds until each rank has sent `num_bytes`, to all ranks alike, its own part staying."""
+    if num_ranks == 1:
+        return 0.0
+    others = num_ranks - 1
+    return link.start_s + others * link.hop_s + others / num_ranks * num_bytes / link.bandwidth
+
+
 def broadcast(num_bytes: float, num_ranks: int, link: Link) -> float:
     """Return the seconds until each rank has what one had."""
     if num_ranks == 1:

@@ -158,17 +158,25 @@ class StepModel:
         return decode + max(load.prefill_tokens * chunk * computing, chunk * reading)
 
     def _exchange(self, load: StepLoad) -> float:
-        """Return the seconds of all collectives: two sums a layer, the logits of sampled rows, the ids drawn."""
-        ranks, link = self.layout.num_ranks, self._link
+        """Return the seconds of all collectives: two for each layer, the logits of sampled rows, the ids drawn."""
+        ranks, link, work = self.layout.num_ranks, self._link, self.work
         if ranks == 1:
             return 0.0
         hidden = load.num_tokens * self.model.hidden_size * BYTES[self.types.activations]
+        add_up = collectives.all_reduce(hidden, ranks, link)
+        sums = (2 * work.num_layers + 1 - work.num_sparse_layers) * add_up  # one for the embedding
+        experts = work.num_sparse_layers * min(add_up, self._send_to_experts(hidden))
         sampled = load.num_decodes + (load.prefill_tokens > 0)
-        logits = sampled * self.model.vocab_size * LOGIT_BYTES
-        sums = (2 * self.work.num_layers + 1) * collectives.all_reduce(hidden, ranks, link)  # one for the embedding
-        return (
-            sums + collectives.all_gather(logits, ranks, link) + collectives.broadcast(sampled * ID_BYTES, ranks, link)
-        )
+        logits = collectives.all_gather(sampled * self.model.vocab_size * LOGIT_BYTES, ranks, link)
+        return sums + experts + logits + collectives.broadcast(sampled * ID_BYTES, ranks, link)
+
+    def _send_to_experts(self, hidden_bytes: float) -> float:
+        """Return the seconds of bringing a layer's tokens to their experts and back, and of then telling all ranks."""
+        layout, link, chosen = self.layout, self._link, self.work.num_experts_per_token
+        visits = hidden_bytes * touched_experts(chosen, layout.ep, 1)  # of tokens at groups that hold their experts
+        there = collectives.all_to_all(visits / layout.ep, layout.ep, link)
+        within = collectives.all_reduce(visits / layout.ep, layout.tp, link)
+        return 2 * there + within + collectives.all_gather(hidden_bytes, layout.ep, link)
 
 
 def busiest(mean: float, missed: float, num_groups: int) -> float:

@@ -1,4 +1,4 @@
-"""The blueprint in small: a wide and a narrow pool, and load that passes the threshold and falls again."""
+"""The blueprint in small: a pool of two ranks and one of two replicas, under load that passes the threshold twice."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ NUM_CLIENTS = 10
 MAX_TOKENS = 24
 POOLS = f"""
 pools:
-- {{name: wide, threads: 2, options: {{kv_cache_gib: 0.25}}}}
+- {{name: wide, tp: 2, threads: 1, options: {{kv_cache_gib: 0.25}}}}
 - {{name: narrow, replicas: 2, threads: 1, options: {{kv_cache_gib: 0.25}}}}
 routing:
   levels: {{low_pool: wide, high_pool: narrow, threshold: {THRESHOLD}, window_s: 0.5}}

@@ -66,7 +66,9 @@ def test_windows_limit_what_is_read() -> None:
     assert context_read(50, (None, 100)) == 50
 
 
-@pytest.mark.parametrize("collective", [collectives.all_reduce, collectives.all_gather, collectives.broadcast])
+@pytest.mark.parametrize(
+    "collective", [collectives.all_reduce, collectives.all_gather, collectives.all_to_all, collectives.broadcast]
+)
 def test_a_collective_costs_nothing_alone_and_more_for_more_bytes(collective: Callable[..., float]) -> None:
     assert collective(1e6, 1, LINK) == 0.0
     costs = [collective(num_bytes, 4, LINK) for num_bytes in (0, 1e3, 1e6, 1e9)]
@@ -103,6 +105,13 @@ def test_ranks_share_the_weights_evenly_where_they_divide(layout: Layout) -> Non
 
 def test_uneven_parts_are_counted_by_the_largest() -> None:
     assert make_step(Layout(1, 1, 3)).weight_bytes > make_step().weight_bytes / 3
+
+
+def test_tokens_are_sent_to_experts_only_where_that_is_cheaper_than_adding_up() -> None:
+    wide, grid = make_step(Layout(1, 8)), make_step(Layout(1, 1, 8))
+    few, many = StepLoad(1, 512), StepLoad(1, 512, 4096, 2048)
+    assert grid.cost(few).exchange == wide.cost(few).exchange
+    assert grid.cost(many).exchange < wide.cost(many).exchange
 
 
 def test_a_decode_step_takes_at_least_what_reading_its_weights_takes() -> None:
