@@ -17,7 +17,7 @@ from torch import nn
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.layers.packed_linear import can_pack, pack_linears
+from engine.layers.packed_linear import pack_linears
 from engine.model_runner import set_threads
 from kernels import paged_attention
 from scripts.benchmark.gloo import measure_link
@@ -68,8 +68,7 @@ def measure(num_threads: int, progress: Progress) -> Device:
 def _linear_rates() -> tuple[float, float]:
     """Return the bytes/s of weights at one row and the FLOP/s at many, of a layer that no cache holds."""
     layers = nn.Sequential(nn.Linear(NUM_IN, NUM_OUT, bias=False))
-    if can_pack():
-        pack_linears(layers)
+    pack_linears(layers)
     one, many = torch.randn(1, NUM_IN), torch.randn(MANY_ROWS, NUM_IN)
     num_weights = NUM_IN * NUM_OUT
     return 4 * num_weights / _fastest(lambda: layers(one)), 2 * MANY_ROWS * num_weights / _fastest(lambda: layers(many))

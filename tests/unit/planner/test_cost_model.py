@@ -44,7 +44,7 @@ def test_parameters_are_those_of_the_checkpoint_but_for_norms() -> None:
 def test_mixtral_has_46_7_billion_parameters_and_128_kib_of_keys_and_values_a_token() -> None:
     assert count_work(MIXTRAL).num_parameters == pytest.approx(46.70e9, rel=1e-3)
     assert make_step().kv_bytes_per_token == 128 * 1024
-    assert make_step(types=Types("bf16", "fp32")).kv_bytes_per_token == MIXTRAL.kv_bytes_per_token
+    assert make_step(types=Types("bf16", "fp32")).kv_bytes_per_token == 4 * MIXTRAL.kv_values_per_token
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3, 16])
