@@ -4,6 +4,7 @@ Knows the options and the conversation. Does not know how the server works: it i
 """
 
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -95,6 +96,9 @@ def _exchange(conversation: Conversation, client: LlmClient, text: str) -> bool:
 
 
 def _read_line() -> str | None:
+    """Return what is typed next, None where nothing more can come: an end of input, or no input at all (`<&-`)."""
+    if sys.stdin is None:
+        return None
     try:
         return input("> ").strip()
     except (EOFError, KeyboardInterrupt):

@@ -1,6 +1,7 @@
 """Completions over gRPC, as the commands stream and show them."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -155,6 +156,36 @@ def test_interrupt_ends_the_answer_and_not_the_conversation(url: str) -> None:
     assert "w1 " in out
     assert "[cancelled]" in err
     assert "Traceback" not in err
+
+
+def test_chat_in_a_terminal_ends_with_ctrl_d(url: str) -> None:
+    command = [sys.executable, "-m", "scripts.launcher.chat_command", "--url", url, "--raw", "--max-tokens", "1"]
+    ours, its = pty.openpty()
+    with subprocess.Popen(command, cwd=ROOT, stdin=its, stdout=its, stderr=its) as talk:
+        os.close(its)
+        shown = read_until(ours, b"> ")
+        os.write(ours, b"hello\n")
+        shown += read_until(ours, b"]\r\n> ")
+        os.write(ours, b"\x04")
+        assert talk.wait(timeout=60) == 0
+    os.close(ours)
+    assert b"h1 " in shown
+    assert b"Traceback" not in shown
+
+
+def read_until(terminal: int, end: bytes) -> bytes:
+    """Return what a terminal shows up to `end`."""
+    shown = b""
+    while not shown.endswith(end):
+        shown += os.read(terminal, 1024)
+    return shown
+
+
+def test_chat_without_any_input_ends_at_once(url: str) -> None:
+    command = f"exec {sys.executable} -m scripts.launcher.chat_command --url {url} --raw <&-"
+    result = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr
 
 
 def test_chat_says_so_where_nothing_listens() -> None:
