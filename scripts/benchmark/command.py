@@ -19,7 +19,9 @@ RANDOM_MODEL = paths.STATE_DIR / "models" / "random-llama-135m"
 IN_FLIGHT = (1, 4, 16, 32)
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Measure the engine, the gateway and the path through both."
+    no_args_is_help=True,
+    add_completion=False,
+    help="Measure kernels, engine, gateway and the path through all.",
 )
 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
@@ -75,6 +77,24 @@ def sampler(threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOp
     with _progress() as progress:
         report = run(_threads(threads), repeats, progress)
     _finish(report, json)
+
+
+@app.command()
+def kernels(
+    threads: ThreadsOption = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this operation; can be given again.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Check every kernel, then compare the right ones with torch and with what the device does at best."""
+    from scripts.benchmark.kernels import run, save, show
+
+    with _progress() as progress:
+        ceilings, results = run(_threads(threads), only or (), progress)
+    show(ceilings, results)
+    if json is not None:
+        save(json, ceilings, results)
+    if not all(result.is_correct for result in results):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -73,13 +73,16 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write everything as JSON, with the date, the command and the machine."""
-        document = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": ["scripts/bench", *sys.argv[1:]],
-            "machine": machine(),
-            **asdict(self),
-        }
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(context() | asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def context() -> dict[str, Any]:
+    """Say when, by what command and on what machine."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["scripts/bench", *sys.argv[1:]],
+        "machine": machine(),
+    }
 
 
 def machine() -> dict[str, Any]:

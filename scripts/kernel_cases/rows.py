@@ -84,5 +84,6 @@ def _quantizing(rows: int, width: int, dtype: torch.dtype) -> list[Case]:
             partial(run, stored, group),
             rows * width * (dtype.itemsize + 1) + 4 * rows * -(-width // group),
         )
-        for stored, group in ((torch.int8, width), (torch.float8_e4m3fn, width), (torch.float8_e4m3fn, min(128, width)))
+        for stored in (torch.int8, torch.float8_e4m3fn)
+        for group in dict.fromkeys((width, min(width, 64 if width < 128 else 128)))
     ]

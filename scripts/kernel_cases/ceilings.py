@@ -1,0 +1,103 @@
+"""What a device does at best: bytes a second of a copy, operations a second of a matrix product.
+
+Knows time as something handed in. Does not know kernels.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+CACHE_BYTES = 256 * 2**20  # more than any device keeps: writing as much empties its caches
+WARM_UP_RUNS, FEWEST_RUNS, MOST_RUNS = 2, 3, 50
+
+
+class Timer(Protocol):
+    """Measures a function."""
+
+    def seconds(self, function: Callable[[], object], at_most: float) -> float:
+        """Return the median time of a run; runs take about `at_most` together, warming up included."""
+        ...
+
+
+class HostTimer:
+    """Times what happens on the host."""
+
+    def seconds(self, function: Callable[[], object], at_most: float) -> float:
+        """Return the median time of a run."""
+        for _ in range(WARM_UP_RUNS - 1):
+            function()
+        first = self._run(function)
+        samples = [self._run(function) for _ in range(num_runs(first, at_most))]
+        return statistics.median(samples)
+
+    @staticmethod
+    def _run(function: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+
+
+class CudaTimer:
+    """Times what happens on a GPU, by its own clock, with nothing in its caches."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Reserve what is written between runs."""
+        self._flush = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
+
+    def seconds(self, function: Callable[[], object], at_most: float) -> float:
+        """Return the median time of a run."""
+        for _ in range(WARM_UP_RUNS):
+            function()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        function()
+        torch.cuda.synchronize()
+        pairs = [self._run(function) for _ in range(num_runs(time.perf_counter() - started, at_most))]
+        torch.cuda.synchronize()
+        return statistics.median(first.elapsed_time(last) for first, last in pairs) / 1000
+
+    def _run(self, function: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()  # takes longer than launching, so that the GPU never waits for the host
+        first.record()
+        function()
+        last.record()
+        return first, last
+
+
+def make_timer(device: torch.device) -> Timer:
+    """Return the timer of a kind of device."""
+    return CudaTimer(device) if device.type == "cuda" else HostTimer()
+
+
+def num_runs(seconds: float, at_most: float) -> int:
+    """Return how many runs that take so long fit, within bounds."""
+    return min(MOST_RUNS, max(FEWEST_RUNS, int(at_most / max(seconds, 1e-9))))
+
+
+@dataclass(slots=True, frozen=True)
+class Ceilings:
+    """What a device does at best."""
+
+    bytes_per_second: float
+    flops_per_second: float
+
+    def floor(self, num_bytes: float, num_flops: float) -> float:
+        """Return the least seconds for so much traffic and so many operations."""
+        return max(num_bytes / self.bytes_per_second, num_flops / self.flops_per_second)
+
+
+def measure_ceilings(device: torch.device, timer: Timer, at_most: float) -> Ceilings:
+    """Copy a large tensor and multiply large matrices, bf16 on GPUs and fp32 on CPUs, each for about `at_most`."""
+    is_gpu = device.type == "cuda"
+    source = torch.ones(2**30 if is_gpu else 2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = timer.seconds(lambda: target.copy_(source), at_most)
+    size, dtype = (8192, torch.bfloat16) if is_gpu else (1024, torch.float32)
+    left, right = torch.ones(2, size, size, dtype=dtype, device=device)
+    multiplied = timer.seconds(lambda: left @ right, at_most)
+    return Ceilings(2 * source.numel() / copied, 2 * size**3 / multiplied)
