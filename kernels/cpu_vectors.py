@@ -85,21 +85,26 @@ def emit_loop(builder: Any, count: Any, starts: list[Any], body: Any) -> list[An
     return following
 
 
+def emit_row_choice(builder: Any, num_rows: Any, body: Callable[[int], None]) -> None:
+    """Emit `body(rows)` for each of 1 to TILE_ROWS, and the choice between them at run time."""
+    done = builder.function.append_basic_block("tile.done")
+    choice = builder.switch(num_rows, done)
+    for rows in range(1, TILE_ROWS + 1):
+        block = builder.function.append_basic_block(f"tile.{rows}")
+        choice.add_case(ir.Constant(INT64, rows), block)
+        builder.position_at_end(block)
+        body(rows)
+        builder.branch(done)
+    builder.position_at_end(done)
+
+
 @emitted
 def multiply_tile(_context, num_rows, x, x_stride, weights, depth, start, start_stride, out, out_stride):
     """Compute 1 to TILE_ROWS rows of `out` from `depth` rows of a panel; strides count floats."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         num_rows, *rest = args
-        done = builder.function.append_basic_block("tile.done")
-        choice = builder.switch(num_rows, done)
-        for rows in range(1, TILE_ROWS + 1):
-            block = builder.function.append_basic_block(f"tile.{rows}")
-            choice.add_case(ir.Constant(INT64, rows), block)
-            builder.position_at_end(block)
-            _emit_tile(builder, rows, rest)
-            builder.branch(done)
-        builder.position_at_end(done)
+        emit_row_choice(builder, num_rows, lambda rows: _emit_tile(builder, rows, rest))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 9), generate
@@ -136,6 +141,20 @@ def _pointer(_context, address):
         return builder.inttoptr(args[0], FLOAT.as_pointer())
 
     return types.CPointer(types.float32)(types.int64), generate
+
+
+@emitted
+def _byte_pointer(_context, address):
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.CPointer(types.uint8)(types.int64), generate
+
+
+@numba.njit
+def bytes_at(address: int, count: int) -> Any:
+    """Return the bytes at an address as an array."""
+    return carray(_byte_pointer(address), (count,))
 
 
 @numba.njit

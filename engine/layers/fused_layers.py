@@ -23,7 +23,8 @@ class FusedFeedForward(nn.Module):
         """Take over the two projections."""
         super().__init__()
         self.gate_up, self.down, self.activation = gate_up.packed, down.packed, activation
-        self.compute = choice.cpu_kernel("gated_mlp").gated_mlp_cpu
+        op = "int8_gated_mlp" if gate_up.is_int8 else "gated_mlp"
+        self.compute = getattr(choice.cpu_kernel(op), f"{op}_cpu")
         self.norm: Norm | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -48,6 +49,8 @@ def _fused(module: nn.Module) -> FusedFeedForward | None:
         return None
     gate_up, down = module.get_submodule("gate_up"), module.get_submodule("down")
     if not isinstance(gate_up, PackedLinear) or not isinstance(down, PackedLinear):
+        return None
+    if gate_up.is_int8 != down.is_int8:
         return None
     return FusedFeedForward(gate_up, down, module.activation) if module.activation in CPU_ACTIVATIONS else None
 

@@ -1,40 +1,58 @@
 """Linear layers whose weights lie in the order in which the CPU's tiles read them.
 
-Knows modules. Does not know the layout (`kernels.linear.packing`) or models: `pack_linears` is a pass over a built and
-loaded one, and the last that looks at plain weights.
+Knows modules. Does not know the layouts (`kernels.linear`) or models: `pack_linears` is a pass over a built and loaded
+one, and the last that looks at plain weights.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from engine.quantization.quantized_linear import QuantizedLinear
 from kernels import choice
 from kernels.linear import Norm
+from kernels.quantized_linear import Int8Weight
 
 
 class PackedLinear(nn.Module):
-    """`x W^T + b` in fp32 on a CPU, for inference only.
+    """`x W^T + b` on a CPU, for inference only: in fp32, or of 8-bit integers.
 
     Attributes:
+        packed: the weight.
+        is_int8: whether it is of 8-bit integers.
         norm: what comes before the layer and is computed with it, None for nothing.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Copy the weight of `linear`, [out, in]."""
+    def __init__(self, packed: Any, multiply: Callable[..., torch.Tensor], *, is_int8: bool) -> None:
+        """Take a packed weight and the kernel for it."""
         super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
-        kernel = choice.cpu_kernel("linear")
-        self.packed = kernel.pack(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
-        self.compute = kernel.linear_cpu
+        self.packed, self.multiply, self.is_int8 = packed, multiply, is_int8
         self.norm: Norm | None = None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map [T, in] to [T, out]."""
-        return self.compute(inputs, self.packed, self.norm)
+        return self.multiply(inputs, self.packed, self.norm)
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Replace every `nn.Linear` of a loaded fp32 CPU model, one at a time, so that each weight is held once."""
+    """Replace every linear layer of a loaded CPU model that has a packed form, one at a time: weights are held once."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
+            if (packed := _packed(child)) is not None:
+                setattr(module, name, packed)
+
+
+def _packed(module: nn.Module) -> PackedLinear | None:
+    kernel = choice.cpu_kernel("linear")
+    if type(module) is nn.Linear:
+        bias = None if module.bias is None else module.bias.detach()
+        return PackedLinear(kernel.pack(module.weight.detach(), bias), kernel.linear_cpu, is_int8=False)
+    if not kernel.HAS_INT8 or not isinstance(module, QuantizedLinear) or module.order is not None:
+        return None
+    if not isinstance(module.weight, Int8Weight):
+        return None
+    kernel = choice.cpu_kernel("int8_linear")
+    packed = kernel.pack_int8(module.weight.values, module.weight.scales, module.bias)
+    return PackedLinear(packed, kernel.int8_linear_cpu, is_int8=True)

@@ -1,0 +1,85 @@
+"""Linear layers and feed-forward blocks of 8-bit integers on packed weights, against the quantized reference."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.cpu_int8 import IS_AVAILABLE
+from kernels.cpu_vectors import COLUMNS, TILE_ROWS
+from kernels.gated_activation import CPU_ACTIVATIONS, gated_activation_reference
+from kernels.linear import Norm
+from kernels.linear.tiles import ROWS_PER_ITEM
+from kernels.quantized_linear import Int8Weight
+from kernels.quantized_linear.reference import int8_linear_reference
+from kernels.rms_norm import rms_norm_reference
+
+if not IS_AVAILABLE:
+    pytest.skip("this CPU does not multiply 8-bit integers", allow_module_level=True)
+
+from kernels.int8_gated_mlp.cpu_kernel import int8_gated_mlp_cpu
+from kernels.int8_linear.cpu_kernel import int8_linear_cpu, pack_int8
+
+SHAPES = [(1, 1), (3, 5), (17, 123), (COLUMNS, 64), (COLUMNS + 1, 127), (2 * COLUMNS, 3001)]
+ROWS = (1, 2, TILE_ROWS + 1, ROWS_PER_ITEM + 3)
+NORM_EPS = 1e-5
+
+
+def make(shape: tuple[int, int]) -> tuple[Int8Weight, torch.Tensor]:
+    return Int8Weight.quantize(torch.randn(shape) / shape[1] ** 0.5), torch.randn(shape[0])
+
+
+def packed(weight: Int8Weight, bias: torch.Tensor | None) -> Any:
+    return pack_int8(weight.values, weight.scales, bias)
+
+
+def test_products_are_the_references() -> None:
+    for shape in SHAPES:
+        torch.manual_seed(shape[0])
+        weight, bias = make(shape)
+        for num_rows in ROWS:
+            x = torch.randn(num_rows, shape[1] + 3)[:, : shape[1]]
+            for added in (None, bias):
+                expected = int8_linear_reference(x, weight, added)
+                torch.testing.assert_close(int8_linear_cpu(x, packed(weight, added)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_comes_first_where_there_is_one() -> None:
+    torch.manual_seed(0)
+    weight, bias = make((40, 96))
+    norm, x = Norm(torch.randn(96), NORM_EPS, 1.0), torch.randn(9, 96)
+    expected = int8_linear_reference(rms_norm_reference(x, *norm), weight, bias)
+    out = int8_linear_cpu(x, packed(weight, bias), norm)
+    assert (out - expected).norm() < 2e-3 * expected.norm()  # a value between two steps may be rounded either way
+
+
+@pytest.mark.parametrize("activation", CPU_ACTIVATIONS)
+@pytest.mark.parametrize(("width", "inner"), [(1, 1), (24, 5), (COLUMNS, 77)])
+def test_a_fused_block_gives_what_its_parts_give(activation: str, width: int, inner: int) -> None:
+    torch.manual_seed(width)
+    gate_up, down = make((2 * inner, width)), make((width, inner))
+    for num_rows in ROWS:
+        x = torch.randn(num_rows, width)
+        active = gated_activation_reference(activation, int8_linear_reference(x, *gate_up))
+        expected = int8_linear_reference(active, *down)
+        out = int8_gated_mlp_cpu(x, packed(*gate_up), packed(*down), activation)
+        assert (out - expected).norm() <= 5e-3 * expected.norm()
+
+
+def test_what_is_not_finite_stays_in_its_row_and_a_row_of_zeros_gives_the_bias() -> None:
+    weight, bias = make((33, 40))
+    x = torch.randn(TILE_ROWS + 2, 40)
+    x[1, 3], x[2, 39], x[4] = float("nan"), float("inf"), 0.0
+    out = int8_linear_cpu(x, packed(weight, bias))
+    assert not out[1].isfinite().any()
+    assert not out[2].isfinite().any()
+    assert torch.equal(out[4], bias)
+    assert out[[0, 3, *range(5, len(x))]].isfinite().all()
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
+    weight, _ = make((96, 576))
+    x = torch.randn(ROWS_PER_ITEM + 1, 576)
+    whole = int8_linear_cpu(x, packed(weight, None))
+    for num_rows in (1, 5, 33):
+        assert torch.equal(int8_linear_cpu(x[:num_rows], packed(weight, None)), whole[:num_rows])
