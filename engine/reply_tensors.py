@@ -8,6 +8,7 @@ ensemble (measured with Triton 2.51: 458 us with 11, 350 us with 5 of them), and
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,10 +22,12 @@ class ReplyTensors:
     """Makes the arrays of one request's replies.
 
     Attributes:
+        bytes_of: the bytes that a token stands for.
         received_ns: when pre-processing had the request, in ns since 1970; 0 where it was not so.
         num_sequences: how many sequences the request has.
     """
 
+    bytes_of: Callable[[int], bytes]
     received_ns: int = 0
     num_sequences: int = 1
     _begun: set[int] = field(default_factory=set)
@@ -32,7 +35,7 @@ class ReplyTensors:
     def arrays(self, reply: Reply) -> dict[str, np.ndarray]:
         """Return a reply's arrays by name; to be called once for each reply, in order."""
         index = reply.last.sequence_index
-        arrays = _tokens(reply) | _extras(reply)
+        arrays = _tokens(reply) | _extras(reply, self.bytes_of)
         if self.num_sequences > 1:
             arrays["sequence_index"] = _ints(index)
         if index not in self._begun or reply.last.finish_reason is not None:
@@ -46,17 +49,19 @@ def _tokens(reply: Reply) -> dict[str, np.ndarray]:
     return {
         "text_window": _ints(*pack_window(reply.chunk, reply.last.trim_chars)),
         "token_ids": _ints(*reply.chunk.token_ids),
-        "finish_reason": np.array([(reply.last.finish_reason or "").encode()], dtype=np.object_),
+        "finish_reason": _texts((reply.last.finish_reason or "").encode()),
         "token_index": _ints(reply.token_index),
         "prompt_tokens": _ints(reply.last.num_prompt_tokens),
         "completion_tokens": _ints(reply.num_completion_tokens),
     }
 
 
-def _extras(reply: Reply) -> dict[str, np.ndarray]:
+def _extras(reply: Reply, bytes_of: Callable[[int], bytes]) -> dict[str, np.ndarray]:
     """Return what only some requests ask for, where there is any of it."""
     made = {
         "log_probs": _floats(*reply.log_probs),
+        "token_bytes": _texts(*map(bytes_of, reply.chunk.token_ids if reply.log_probs else ())),
+        "top_token_bytes": _texts(*map(bytes_of, reply.top.token_ids)),
         "top_token_ids": _ints(*reply.top.token_ids),
         "top_log_probs": _floats(*reply.top.log_probs),
         "prompt_log_probs": _floats(*reply.prompt_log_probs),
@@ -64,7 +69,7 @@ def _extras(reply: Reply) -> dict[str, np.ndarray]:
     if reply.last.embedding is not None:
         made["embedding"] = reply.last.embedding
     if reply.last.adapters is not None:
-        made["adapters"] = np.array([reply.last.adapters.encode()], dtype=np.object_)
+        made["adapters"] = _texts(reply.last.adapters.encode())
     return {name: array for name, array in made.items() if array.size}
 
 
@@ -82,6 +87,10 @@ def _facts(reply: Reply) -> dict[str, np.ndarray]:
 
 def _ints(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int32)
+
+
+def _texts(*values: bytes) -> np.ndarray:
+    return np.array(values, dtype=np.object_)
 
 
 def _floats(*values: float) -> np.ndarray:

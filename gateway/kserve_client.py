@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.tensors import texts_of
+
 MODEL = "llm"
 METADATA = (("triton_grpc_error", "true"),)  # to the gateway, which ends the stream with the status an error means
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -55,6 +57,8 @@ class Chunk:
     log_probs: tuple[float, ...] = ()
     top_token_ids: tuple[int, ...] = ()  # so many in the place of each token
     top_log_probs: tuple[float, ...] = ()
+    token_bytes: tuple[bytes, ...] = ()  # of each logged token
+    top_token_bytes: tuple[bytes, ...] = ()
     embedding: bytes = b""  # fp32, little-endian
 
 
@@ -168,6 +172,8 @@ def _read(message: Any) -> list[Chunk]:
             log_probs=_numbers(raw, "log_probs", "f"),
             top_token_ids=_numbers(raw, "top_token_ids", "i"),
             top_log_probs=_numbers(raw, "top_log_probs", "f"),
+            token_bytes=tuple(texts_of(raw.get("token_bytes", b""))),
+            top_token_bytes=tuple(texts_of(raw.get("top_token_bytes", b""))),
             embedding=raw.get("embedding", b""),
         )
     ]

@@ -1,59 +1,78 @@
 """Log-probabilities in OpenAI's two shapes.
 
-Knows chunks. Does not know a tokenizer: a token is named `token_id:N`, and has no bytes.
+Knows chunks and the bytes of their tokens. Does not know a tokenizer.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.kserve_client import Chunk
 
 LEAST = -9999.0  # OpenAI's word for hardly possible; JSON has no minus infinity
-Place = tuple[str, float, list[tuple[str, float]]]  # token, log-probability, the likeliest ones
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One token: what it stands for, and how likely it was."""
+
+    spelled: bytes
+    value: float
+
+    @property
+    def name(self) -> str:
+        """Its text; where its bytes are only a part of a character, `bytes:` and these, as OpenAI writes it."""
+        try:
+            return self.spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.spelled)
+
+    @property
+    def told(self) -> float | None:
+        """Its log-probability; None of an echoed prompt's first token, which has none."""
+        return None if math.isnan(self.value) else max(self.value, LEAST)
+
+    def entry(self) -> dict[str, Any]:
+        """Return it in the shape of chat completions."""
+        return {"token": self.name, "logprob": self.told, "bytes": list(self.spelled)}
+
+
+Place = tuple[Logged, list[Logged]]  # a token, and the likeliest ones in its place
 
 
 def chat_logprobs(chunks: Sequence[Chunk], num_top: int) -> dict[str, Any]:
     """Return the shape of chat completions."""
     content = [
-        _entry(token, value) | {"top_logprobs": [_entry(*other) for other in likeliest]}
+        token.entry() | {"top_logprobs": [other.entry() for other in likeliest]}
         for chunk in chunks
-        for token, value, likeliest in _places(chunk, num_top)
+        for token, likeliest in _places(chunk, num_top)
     ]
     return {"content": content, "refusal": None}
 
 
 def text_logprobs(chunks: Sequence[Chunk], num_top: int) -> dict[str, Any]:
-    """Return the shape of completions; tokens of one chunk share the offset at which its text begins."""
-    tokens: list[str] = []
-    values: list[float] = []
-    tops: list[dict[str, float]] = []
-    offsets: list[int] = []
-    offset = 0
-    for chunk in chunks:
-        for token, value, likeliest in _places(chunk, num_top):
-            tokens.append(token)
-            values.append(value)
-            tops.append(dict(likeliest))
-            offsets.append(offset)
-        offset += len(chunk.text)
+    """Return the shape of completions; offsets are those of the text in the object."""
+    places = [place for chunk in chunks for place in _places(chunk, num_top)]
     return {
-        "tokens": tokens,
-        "token_logprobs": values,
-        "top_logprobs": tops if num_top else None,
-        "text_offset": offsets,
+        "tokens": [token.name for token, _ in places],
+        "token_logprobs": [token.told for token, _ in places],
+        "top_logprobs": [{each.name: each.told for each in top} for _, top in places] if num_top else None,
+        "text_offset": [offset for offsets in _offsets(chunks) for offset in offsets],
     }
 
 
+def _offsets(chunks: Sequence[Chunk]) -> Iterator[list[int]]:
+    """Yield for each chunk where in the text its logged tokens begin; a part of a character begins where that does."""
+    start = 0
+    for chunk in chunks:
+        logged = chunk.token_bytes[: len(chunk.log_probs)]
+        before = [b"".join(logged[:at]).decode("utf-8", "ignore") for at in range(len(logged))]
+        yield [start + min(len(text), len(chunk.text)) for text in before]
+        start += len(chunk.text)
+
+
 def _places(chunk: Chunk, num_top: int) -> Iterator[Place]:
-    for at, (token, value) in enumerate(zip(chunk.token_ids, chunk.log_probs, strict=False)):
-        part = slice(at * num_top, (at + 1) * num_top)
-        pairs = zip(chunk.top_token_ids[part], chunk.top_log_probs[part], strict=True)
-        yield _name(token), max(value, LEAST), [(_name(other), max(prob, LEAST)) for other, prob in pairs]
-
-
-def _entry(token: str, value: float) -> dict[str, Any]:
-    return {"token": token, "logprob": value, "bytes": None}
-
-
-def _name(token: int) -> str:
-    return f"token_id:{token}"
+    others = [Logged(*pair) for pair in zip(chunk.top_token_bytes, chunk.top_log_probs, strict=True)]
+    for at, pair in enumerate(zip(chunk.token_bytes, chunk.log_probs, strict=True)):
+        yield Logged(*pair), others[at * num_top : (at + 1) * num_top]

@@ -96,7 +96,8 @@ def test_sequences_formats_and_log_probabilities_reach_the_engine(client: OpenAI
         model="llm", prompt=PROMPT, max_tokens=1, logit_bias={"300": 100}, logprobs=0, temperature=0
     )
     assert biased.choices[0].logprobs is not None
-    assert biased.choices[0].logprobs.tokens == ["token_id:300"]
+    assert biased.choices[0].logprobs.tokens == [biased.choices[0].text]
+    assert all("".join(log.tokens or ()) == choice.text for log, choice in zip(logs, done.choices, strict=True) if log)
 
 
 def test_what_the_model_refuses_is_a_bad_request(client: OpenAI) -> None:

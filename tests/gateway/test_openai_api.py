@@ -1,6 +1,7 @@
 """OpenAI's own client against the gateway: it gets what the model says, and every other wish is refused by name."""
 
 import json
+import math
 import struct
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ import openai
 import pytest
 from openai import OpenAI
 
+from gateway.kserve_client import Chunk
 from gateway.openai_bodies import CompletionBody
 from gateway.openai_errors import ApiError
+from gateway.openai_logprobs import text_logprobs
 from gateway.openai_parsing import parse_body
+from gateway.tensors import pack_texts
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.process import GatewayProcess
@@ -57,6 +61,8 @@ def sequences(request: Any, options: dict[str, Any]) -> Iterator[Any]:
             extra = {"sequence_index": struct.pack("<i", index), "token_ids": struct.pack("<i", 10 * index + step)}
             if options.get("logprobs"):
                 extra["log_probs"] = struct.pack("<f", -0.5)
+                extra["token_bytes"] = pack_texts([b"Once" if step == 0 else b"\xc3"])
+                extra["top_token_bytes"] = pack_texts([b"Once", b"\xf0\x9f", b"<end>"][:num_top])
                 extra["top_token_ids"] = struct.pack(f"<{num_top}i", *range(num_top))
                 extra["top_log_probs"] = struct.pack(f"<{num_top}f", *[-1.0, float("-inf"), -3.0][:num_top])
             for name, raw in extra.items():
@@ -211,21 +217,30 @@ def test_several_sequences_are_as_many_choices(client: OpenAI, fake: Backend, st
         assert (answered.usage.prompt_tokens, answered.usage.completion_tokens) == (5, 1 + 2 + 3)
 
 
-def test_a_chats_log_probabilities_name_tokens_by_their_ids(client: OpenAI, fake: Backend) -> None:
+def test_a_chats_log_probabilities_name_tokens_by_their_text_or_bytes(client: OpenAI, fake: Backend) -> None:
     done = client.chat.completions.create(model="llm", messages=CHAT, logprobs=True, top_logprobs=2)
     assert done.choices[0].logprobs is not None
     content = done.choices[0].logprobs.content
     assert content is not None
-    assert [(item.token, item.logprob) for item in content] == [("token_id:0", -0.5), ("token_id:1", -0.5)]
-    assert [(top.token, top.logprob) for top in content[0].top_logprobs] == [("token_id:0", -1), ("token_id:1", -9999)]
+    assert [(item.token, item.logprob) for item in content] == [("Once", -0.5), ("bytes:\\xc3", -0.5)]
+    assert [item.bytes for item in content] == [[79, 110, 99, 101], [0xC3]]
+    likeliest = [(top.token, top.logprob, top.bytes) for top in content[0].top_logprobs]
+    assert likeliest == [("Once", -1, [79, 110, 99, 101]), ("bytes:\\xf0\\x9f", -9999, [0xF0, 0x9F])]
     assert options_of(fake.requests[-1]) == {"logprobs": True, "top_logprobs": 2}
 
 
 def test_a_completions_log_probabilities_come_as_lists(client: OpenAI) -> None:
     logs = client.completions.create(model="llm", prompt="Hi", logprobs=1).choices[0].logprobs
     assert logs is not None
-    assert (logs.tokens, logs.token_logprobs) == (["token_id:0", "token_id:1"], [-0.5, -0.5])
-    assert (logs.top_logprobs, logs.text_offset) == ([{"token_id:0": -1.0}] * 2, [0, 4])
+    assert (logs.tokens, logs.token_logprobs) == (["Once", "bytes:\\xc3"], [-0.5, -0.5])
+    assert (logs.top_logprobs, logs.text_offset) == ([{"Once": -1.0}] * 2, [0, 4])
+
+
+def test_tokens_of_one_chunk_begin_each_at_its_own_place() -> None:
+    whole = Chunk("a äb", "", 1, 3, 0, token_bytes=(b"a ", b"\xc3", b"\xa4b"), log_probs=(math.nan, -1.0, -2.0))
+    logs = text_logprobs([whole, whole], 0)
+    assert logs["text_offset"] == [0, 2, 2, 4, 6, 6]
+    assert logs["token_logprobs"] == [None, -1.0, -2.0] * 2
 
 
 def test_formats_biases_and_echo_become_sampling_parameters(client: OpenAI, fake: Backend) -> None:

@@ -9,6 +9,10 @@ ALWAYS = {"text_window", "token_ids", "finish_reason", "token_index", "prompt_to
 FACTS = {"cached_tokens", "preemptions", "queue_seconds", "ttft_seconds", "e2e_seconds", "clock_ns"}
 
 
+def spell(token_id: int) -> bytes:
+    return b"\xff" * token_id
+
+
 def reply(reason: FinishReason | None = None, log_probs: list[float] | None = None, sequence: int = 0) -> Reply:
     times = Timings(arrived=1.0, scheduled=2.0, first_token=3.0)
     last = RequestOutput(1, [5], finish_reason=reason, timings=times, sequence_index=sequence)
@@ -16,7 +20,7 @@ def reply(reason: FinishReason | None = None, log_probs: list[float] | None = No
 
 
 def test_the_ends_of_a_stream_have_all_facts_and_the_middle_has_its_tokens_only() -> None:
-    tensors = ReplyTensors()
+    tensors = ReplyTensors(spell)
     first, middle = tensors.arrays(reply()), tensors.arrays(reply())
     last = tensors.arrays(reply(FinishReason.LENGTH))
     assert first.keys() == last.keys() == ALWAYS | FACTS
@@ -25,13 +29,17 @@ def test_the_ends_of_a_stream_have_all_facts_and_the_middle_has_its_tokens_only(
 
 
 def test_what_a_request_asked_for_comes_with_every_reply() -> None:
-    tensors = ReplyTensors(num_sequences=2)
+    tensors = ReplyTensors(spell, num_sequences=2)
     tensors.arrays(reply())
-    assert tensors.arrays(reply(log_probs=[-1.0])).keys() == ALWAYS | {"log_probs", "sequence_index"}
+    assert tensors.arrays(reply(log_probs=[-1.0])).keys() == ALWAYS | {"log_probs", "token_bytes", "sequence_index"}
+
+
+def test_logged_tokens_come_with_their_bytes_text_or_not() -> None:
+    assert ReplyTensors(spell).arrays(reply(log_probs=[-1.0]))["token_bytes"].tolist() == [b"\xff" * 5]
 
 
 def test_each_sequence_has_a_first_reply_of_its_own() -> None:
-    tensors = ReplyTensors(num_sequences=2)
+    tensors = ReplyTensors(spell, num_sequences=2)
     tensors.arrays(reply())
     second = tensors.arrays(reply(sequence=1))
     assert second.keys() >= FACTS
@@ -39,7 +47,7 @@ def test_each_sequence_has_a_first_reply_of_its_own() -> None:
 
 
 def test_draft_tokens_are_told_where_there_were_any() -> None:
-    made = ReplyTensors().arrays(
+    made = ReplyTensors(spell).arrays(
         Reply(Chunk([5], []), [], 0, RequestOutput(1, num_draft_tokens=9, num_accepted_tokens=4))
     )
     assert made["draft_tokens"].tolist() == [9, 4]

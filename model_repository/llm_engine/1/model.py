@@ -40,6 +40,7 @@ from engine.request_inputs import KEY_PARAMETER, SEED_KEY_PARAMETER, read_resume
 from engine.request_options import RequestOptions
 from engine.responder import Responder
 from engine.text.detokenizer import Chunk
+from engine.text.token_bytes import TokenBytes
 from engine.text.tokenizer import Tokenizer
 from engine.wire_errors import triton_code, triton_error
 
@@ -61,6 +62,7 @@ class TritonPythonModel:
         self._metrics = EngineMetrics(self._exporter)
         timer = OutputTimer(self._metrics.observe, time.monotonic)
         tokenizer = Tokenizer.from_dir(config.model)
+        self._bytes_of = TokenBytes(tokenizer)
         self._responder = Responder(
             tokenizer,
             num_threads=NUM_SENDERS,
@@ -121,7 +123,7 @@ class TritonPythonModel:
             self._watched[request_id] = sender
         is_late = self._open.register(own_key or request.request_id(), request_id, is_unique=own_key is not None)
         received_ns = tensors["received_ns"].item() if "received_ns" in tensors else 0
-        sink = TritonSink(sender, self._forget, ReplyTensors(received_ns, params.n))
+        sink = TritonSink(sender, self._forget, ReplyTensors(self._bytes_of, received_ns, params.n))
         self._responder.open(request_id, sink, stream=options.stream, delivery=delivery)
         if is_late:
             self._client.abort(request_id)
@@ -132,14 +134,17 @@ class TritonPythonModel:
         for request_id in self._open.abort(read_string("abort", tensors["abort"])):
             self._client.abort(request_id)
         answer = Reply(Chunk([], []), [], 0, RequestOutput(0, finish_reason=FinishReason.CANCELLED))
-        sender.send(make_response(ReplyTensors().arrays(answer)), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        sender.send(
+            make_response(ReplyTensors(self._bytes_of).arrays(answer)),
+            flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+        )
 
     def _manage(self, sender: pb_utils.InferenceResponseSender, tensors: dict[str, np.ndarray]) -> None:
         if len(tensors) > 1:
             raise InvalidRequest("adapters must be the only input")
         command = read_adapter_command(read_string("adapters", tensors["adapters"]))
         request_id = self._client.manage_adapter(command.name, is_unload=command.is_unload)
-        self._responder.open(request_id, TritonSink(sender, self._forget, ReplyTensors()), stream=False)
+        self._responder.open(request_id, TritonSink(sender, self._forget, ReplyTensors(self._bytes_of)), stream=False)
 
     def _forget(self, request_id: int) -> None:
         self._open.forget(request_id)
