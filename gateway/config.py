@@ -14,6 +14,7 @@ from gateway.address import PATTERN, split_address, unix_path
 from gateway.discovery.config import DiscoveryConfig
 from gateway.hedge_plan import HedgingConfig
 from gateway.observe.config import ObserveConfig
+from gateway.openai_config import OpenAiConfig
 from gateway.patience import Patience
 from gateway.routing.config import RoutingConfig
 from gateway.safety.config import SafetyConfig
@@ -112,6 +113,7 @@ class GatewayConfig(Strict):
     limits: Limits = DEFAULT_LIMITS
     patience: Patience = Patience()
     observe: ObserveConfig = ObserveConfig()
+    openai: OpenAiConfig = OpenAiConfig()
     workers: int = Field(
         default=1,
         ge=1,

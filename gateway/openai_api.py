@@ -25,6 +25,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError
 from gateway.log import log
 from gateway.openai_bodies import Body, ChatBody, CompletionBody
+from gateway.openai_config import OpenAiConfig
 from gateway.openai_embeddings import embed
 from gateway.openai_errors import ApiError, of_kserve
 from gateway.openai_parsing import parse_body, parse_embedding_body
@@ -62,9 +63,10 @@ class EventStream(StreamingResponse):
 class OpenAiApi:
     """The routes under `/v1`."""
 
-    def __init__(self, client: KserveClient, guard: Guard) -> None:
+    def __init__(self, client: KserveClient, guard: Guard, config: OpenAiConfig) -> None:
         """Send requests through this client, for whom the guard knows."""
         self._client = client
+        self._config = config
         self._guard = guard
         self._created = int(time.time())
 
@@ -90,7 +92,14 @@ class OpenAiApi:
     async def _generate(self, request: Request) -> Response:
         kind, shape = KINDS[request.url.path]
         body = parse_body(kind, await _read_body(request))
-        reply = Reply(shape, f"{shape.prefix}-{uuid.uuid4().hex}", int(time.time()), body.num_top)
+        reply = Reply(
+            shape,
+            f"{shape.prefix}-{uuid.uuid4().hex}",
+            int(time.time()),
+            body.num_top,
+            body.offered,
+            self._config.tool_calls,
+        )
         completion = await self._client.open(body.tensors(), _metadata(request), _timeout(request))
         try:
             if not body.stream:

@@ -77,6 +77,11 @@ class Body(ForModel):
         """How many likeliest tokens to tell in the place of each token; None where no log-probabilities are wanted."""
         raise NotImplementedError
 
+    @property
+    def offered(self) -> frozenset[str]:
+        """Names of the tools that the answer may call."""
+        return frozenset()
+
     def prompt_tensors(self) -> list[Tensor]:
         """Return the tensors of the prompt."""
         raise NotImplementedError
@@ -176,6 +181,13 @@ class ChatBody(Body):
     def num_top(self) -> int | None:
         """How many likeliest tokens to tell."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """Names of the tools that the answer may call; none where its form is prescribed."""
+        is_free = self.response_format is None or self.response_format.guided() is None
+        tools = self.tools if is_free and self.tool_choice != "none" else None
+        return frozenset(tool.function.name for tool in tools or ())
 
     def options(self) -> dict[str, Any]:
         """Return what goes into `sampling_parameters`."""

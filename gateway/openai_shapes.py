@@ -3,12 +3,14 @@
 Knows names and nesting. Does not know HTTP.
 """
 
+import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.kserve_client import MODEL, Chunk
 from gateway.openai_logprobs import chat_logprobs, text_logprobs
+from gateway.tool_calls import Form, ToolCall, ToolCallFinder
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +35,22 @@ class Reply:
     reply_id: str
     created: int
     num_top: int | None = None  # likeliest tokens told in the place of each token; None: no log-probabilities
+    tools: frozenset[str] = frozenset()  # that the answer may call
+    form: Form = "auto"  # of such a call
+    _finders: dict[int, ToolCallFinder] = field(default_factory=dict)  # by choice
 
     def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """Return all of it in one object."""
         choices: list[dict[str, Any]] = []
         for index in sorted({chunk.index for chunk in chunks}):
             own = [chunk for chunk in chunks if chunk.index == index]
-            text = "".join(chunk.text for chunk in own)
-            content = {"message": {"role": "assistant", "content": text}} if self.shape.is_chat else {"text": text}
-            logs = self._logs(own)
-            choices.append({"index": index, **content, "logprobs": logs, "finish_reason": own[-1].finish_reason})
+            text, _, calls = self._spoken(index, "".join(chunk.text for chunk in own), final=True)
+            message = {"role": "assistant", "content": text or None, "tool_calls": calls} if calls else {}
+            message = message or {"role": "assistant", "content": text}
+            content = {"message": message} if self.shape.is_chat else {"text": text}
+            choices.append(
+                {"index": index, **content, "logprobs": self._logs(own), "finish_reason": self._end(own[-1])}
+            )
         return self._object(self.shape.whole, choices) | {"usage": usage(chunks)}
 
     def piece(self, chunk: Chunk, is_first: bool, with_usage: bool) -> dict[str, Any]:
@@ -50,15 +58,33 @@ class Reply:
         if not self.shape.is_chat:
             content: dict[str, Any] = {"text": chunk.text}
         else:
+            text, first, calls = self._spoken(chunk.index, chunk.text, final=bool(chunk.finish_reason))
             role = {"role": "assistant"} if is_first else {}
-            content = {"delta": role | ({"content": chunk.text} if chunk.text or is_first else {})}
+            said = {"content": text} if text or is_first else {}
+            content = {"delta": role | said | _tool_calls(first, calls)}
         choice = {"index": chunk.index, **content, "logprobs": self._logs([chunk])}
-        made = self._object(self.shape.piece, [choice | {"finish_reason": chunk.finish_reason or None}])
+        made = self._object(self.shape.piece, [choice | {"finish_reason": self._end(chunk) or None}])
         return made | ({"usage": None} if with_usage else {})
 
     def closing(self, extras: dict[str, Any]) -> dict[str, Any]:
         """Return the last object, without choices, which carries the usage and whatever else was asked for."""
         return self._object(self.shape.piece, []) | extras
+
+    def _spoken(self, index: int, text: str, final: bool) -> tuple[str, int, list[dict[str, Any]]]:
+        """Return what of an answer's next text is text, how many calls of tools came before it, and those in it."""
+        if not self.tools:
+            return text, 0, []
+        finder = self._finders.setdefault(index, ToolCallFinder(self.tools, self.form))
+        first = finder.num_calls
+        parts = finder.push(text, final)
+        calls = [_call(part) for part in parts if isinstance(part, ToolCall)]
+        return "".join(part for part in parts if isinstance(part, str)), first, calls
+
+    def _end(self, chunk: Chunk) -> str:
+        """Return why a choice has ended, empty where it has not."""
+        finder = self._finders.get(chunk.index)
+        has_called = finder is not None and finder.num_calls > 0
+        return "tool_calls" if has_called and chunk.finish_reason == "stop" else chunk.finish_reason
 
     def _logs(self, chunks: Sequence[Chunk]) -> dict[str, Any] | None:
         if self.num_top is None:
@@ -67,6 +93,15 @@ class Reply:
 
     def _object(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.reply_id, "object": name, "created": self.created, "model": MODEL, "choices": choices}
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
+
+
+def _tool_calls(first: int, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"tool_calls": [{"index": first + at} | call for at, call in enumerate(calls)]} if calls else {}
 
 
 def usage(chunks: Iterable[Chunk]) -> dict[str, Any]:

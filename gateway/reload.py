@@ -22,6 +22,7 @@ FIXED = (  # what sockets, connections or records were made with
     "workers",
     "tls",
     "safety",
+    "openai",
     "observe",
     "max_connections",
     "limits",

@@ -100,7 +100,7 @@ class Server:
         self._kserve = KserveClient(bound_address(own_door))
         feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set)
         self._tasks.append(asyncio.get_running_loop().create_task(feed.run()))
-        routes = [*OpenAiApi(self._kserve, self.dispatcher.guard).routes(), *dashboard_routes(feed)]
+        routes = [*OpenAiApi(self._kserve, self.dispatcher.guard, self.config.openai).routes(), *dashboard_routes(feed)]
         plain = PlainAnswers(self.dispatcher, self.metrics, self.seat, self.stopping.is_set)
         self._http = HttpServer(*split_address(self.config.http_address), make_app(plain.answer, routes))
         self._http.start().add_done_callback(self._task_ended)

@@ -30,10 +30,10 @@ def inputs_of(request: Any) -> dict[str, bytes]:
     return dict(zip((tensor.name for tensor in request.inputs), request.raw_input_contents, strict=True))
 
 
-def chunk(request_id: str, index: int, finish_reason: str) -> Any:
+def chunk(request_id: str, index: int, finish_reason: str, text: str | None = None) -> Any:
     response = pb.ModelInferResponse(id=request_id, model_name="llm")
     for name, raw in {
-        "text_output": pack_text(WORDS[index % len(WORDS)]),
+        "text_output": pack_text(WORDS[index % len(WORDS)] if text is None else text),
         "finish_reason": pack_text(finish_reason),
         "prompt_tokens": struct.pack("<i", 5),
         "completion_tokens": struct.pack("<i", index + 1),
@@ -78,6 +78,12 @@ def answer(service: Any, request: Any, context: Any) -> Iterator[Any]:
     wish, _, text = inputs.get("text_input", b"")[4:].decode().partition(" ")
     if wish == "fail":
         yield error(request.id, text)
+        return
+    turns = json.loads(inputs["messages"][4:]) if "messages" in inputs else [{"content": ""}]
+    if turns[-1]["content"].startswith("say|"):
+        pieces = turns[-1]["content"].split("|")[1:]
+        for index, piece in enumerate(pieces):
+            yield chunk(request.id, index, "stop" if index == len(pieces) - 1 else "", piece)
         return
     if "sampling_parameters" in inputs:
         yield from sequences(request, json.loads(inputs["sampling_parameters"][4:]))
@@ -241,6 +247,32 @@ def test_tokens_of_one_chunk_begin_each_at_its_own_place() -> None:
     logs = text_logprobs([whole, whole], 0)
     assert logs["text_offset"] == [0, 2, 2, 4, 6, 6]
     assert logs["token_logprobs"] == [None, -1.0, -2.0] * 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_of_tools_come_as_objects(client: OpenAI, stream: bool) -> None:
+    tools: list[Any] = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+    said = 'say|I will.\n<tool_|call>{"name": "look", "argu|ments": {"at": "it"}}</tool_call>'
+    turns: list[Any] = [{"role": "user", "content": said}]
+    given = client.chat.completions.create(model="llm", messages=turns, tools=tools, stream=stream)
+    if stream:
+        chunks: list[Any] = list(given)
+        texts = [chunk.choices[0].delta.content for chunk in chunks]
+        calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+        assert "".join(text or "" for text in texts) == "I will."
+        assert calls[0].index == 0
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        whole: Any = given
+        assert whole.choices[0].message.content == "I will."
+        calls, reason = whole.choices[0].message.tool_calls, whole.choices[0].finish_reason
+    assert [(call.function.name, call.function.arguments) for call in calls] == [("look", '{"at": "it"}')]
+    assert calls[0].id.startswith("call_")
+    assert reason == "tool_calls"
+    for options in ({}, {"tools": tools, "tool_choice": "none"}):
+        plain: Any = client.chat.completions.create(model="llm", messages=turns, **options)
+        assert plain.choices[0].message.tool_calls is None
+        assert plain.choices[0].message.content == said.removeprefix("say|").replace("|", "")
 
 
 def test_formats_biases_and_echo_become_sampling_parameters(client: OpenAI, fake: Backend) -> None:
