@@ -62,6 +62,7 @@ class EngineConfig:
         quantization: what plain weights are rounded to as they are loaded: `int8` (inputs stay as they are),
             `int8_dynamic` (inputs are rounded too), `fp8` or `fp8:tensor|channel|block`, `int4` or `int4:GROUP`; empty
             for nothing. A checkpoint that is quantized already needs no option.
+        cuda_graphs: record decode steps as CUDA graphs, on a GPU.
         overlap: `on` lays out a step while the one before it is computed; `auto` does so on a GPU, `off` never.
         num_threads: compute threads; 0 means one for each core.
         adapters: folder whose folders are adapters in PEFT's format, each named by its own; None serves none.
@@ -103,6 +104,7 @@ class EngineConfig:
     draft_model: Path | None = None
     draft_kv_cache_gib: float = 0.25
     quantization: str = ""
+    cuda_graphs: bool = True
     overlap: str = "auto"
     num_threads: int = 0
     adapters: Path | None = None

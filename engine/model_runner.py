@@ -13,10 +13,12 @@ from numba.core import config as numba_config
 
 from engine.batch import Batch, build_batch, find_late_tokens
 from engine.config import EngineConfig
+from engine.cuda_graph import DecodeGraphs
 from engine.device_link import link_to
-from engine.dummy_steps import dummy_step
+from engine.dummy_steps import dummy_step, steps_of_all_classes
 from engine.errors import RanksFailed
 from engine.gpu_memory import cache_bytes, measure
+from engine.graph_sizes import graph_sizes
 from engine.kv_cache import KVCache, given_num_blocks, num_blocks_in
 from engine.lora.lora_linear import wrap_linears
 from engine.model_loading import load_model
@@ -61,6 +63,20 @@ class ModelRunner:
             self.num_blocks = self._num_blocks_beside_a_step(config.gpu_memory_share)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
         self.cache = self._allocate(self.num_blocks)
+        self.graphs: DecodeGraphs | None = None
+        if device.type == "cuda" and config.cuda_graphs:
+            self.graphs = self.make_graphs()
+
+    def make_graphs(self) -> DecodeGraphs:
+        """Return buffers for decode steps, not yet recorded."""
+        return DecodeGraphs(
+            self.model,
+            self.cache,
+            graph_sizes(self.max_num_seqs),
+            table_width=-(-self.max_model_len // self.block_size),
+            vocab_size=self._model_config.vocab_size,
+            scratch_block=self.num_blocks,
+        )
 
     def _measures_memory(self, config: EngineConfig) -> bool:
         return self.placement.device.type == "cuda" and not (config.num_blocks or config.kv_cache_gib)
@@ -74,8 +90,9 @@ class ModelRunner:
         return num_blocks_in(num_bytes, self._model_config, self.block_size, self.placement.dtype)
 
     def _allocate(self, num_blocks: int) -> KVCache:
+        """Reserve the cache, and one block more, which is nobody's."""
         local = replace(self._model_config, num_kv_heads=self.model.num_kv_heads)
-        return KVCache.allocate(local, num_blocks, self.block_size, self.placement)
+        return KVCache.allocate(local, num_blocks + 1, self.block_size, self.placement)
 
     def largest_step(self) -> StepPlan:
         """Return a step of as many tokens and sequences as there can be, all of them in block 0."""
@@ -84,7 +101,15 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0."""
-        self.run(dummy_step(1, min(2, self.max_model_len), self.block_size))
+        for plan in self._warm_up_steps():
+            self.run(plan)
+        if self.graphs is not None:
+            self.graphs.record()
+
+    def _warm_up_steps(self) -> list[StepPlan]:
+        if self.placement.device.type == "cpu":
+            return [dummy_step(1, min(2, self.max_model_len), self.block_size)]
+        return [*steps_of_all_classes(self.max_num_seqs, self.max_model_len, self.block_size), self.largest_step()]
 
     def run(self, plan: StepPlan) -> StepRun:
         """Compute the plan's tokens and sample for the sequences whose last token was among them."""
@@ -125,14 +150,22 @@ class ModelRunner:
             RanksFailed: something went wrong on some rank, and now they are out of step.
         """
         if self._member is None:
-            batch = host.moved(self.link)
-            return self.model(batch, self.cache), batch
+            return self._compute_alone(host)
         try:
             with self._member.step(host):
                 batch = host.moved(self.link)
                 return self.model(batch, self.cache), batch
         except Exception as error:
             raise RanksFailed(f"rank {self._member.place.rank} failed in a step: {error!r}") from error
+
+    def _compute_alone(self, host: Batch) -> tuple[torch.Tensor, Batch]:
+        graphs = None if self.adapter_rows.groups else self.graphs
+        size = None if graphs is None else graphs.size_for(host)
+        if graphs is None or size is None:
+            batch = host.moved(self.link)
+            return self.model(batch, self.cache), batch
+        batch = graphs.padded(host, size).moved(self.link)
+        return graphs.run(batch)[: len(host.input_ids)], batch
 
 
 def set_threads(num_threads: int) -> None:

@@ -22,7 +22,8 @@ from engine.log_probs import LoggedRows
 from engine.sampling_inputs import SamplingInputs, collect_inputs
 from engine.sequence import Sequence
 from engine.top_tokens import TopTokens
-from kernels.draw_token import Draws, select
+from kernels import draw_token
+from kernels.draw_token import Draws
 
 HOST_LINK = HostLink()
 
@@ -93,7 +94,7 @@ def start_sampling(logits: torch.Tensor, sequences: list[Sequence], link: Device
     _penalise(logits, *moved[:3])
     _add(logits, *moved[3:6])
     _mask(logits, *moved[6:8])
-    token_ids, maxima = select(logits.device)(logits, Draws(*moved[9:]))
+    token_ids, maxima = draw_token.select(logits.device)(logits, Draws(*moved[9:]))
     log_probs = logged.of(token_ids[moved[8]]) if logged is not None else []
     return PendingTokens(token_ids, inputs, logged, link.download([token_ids, maxima, *log_probs]))
 

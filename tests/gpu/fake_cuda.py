@@ -34,7 +34,6 @@ KERNELS: list[tuple[Any, Callable[..., Any]]] = [
     (paged_attention, paged_attention.paged_attention_reference),
     (rope_kv_store, rope_kv_store.rope_kv_store_reference),
     (rms_norm, rms_norm.rms_norm_reference),
-    (draw_token, draw_token.draw_tokens_reference),
 ]
 
 
@@ -69,10 +68,12 @@ def unwrap(value: Any) -> Any:
 class FakeGraph:
     """What was launched while it was recorded."""
 
+    fake: "FakeCuda"
     launches: list[Callable[[], None]] = field(default_factory=list)
 
     def replay(self) -> None:
-        with _disable_current_modes():
+        self.fake.replays += 1
+        with _disable_current_modes(), torch.inference_mode():
             for launch in self.launches:
                 launch()
 
@@ -86,7 +87,8 @@ class FakeCuda(TorchDispatchMode):
         self.downloads = 0
         self.uploads = 0
         self.reads = 0
-        self.launches = 0
+        self.kernels = 0
+        self.replays = 0
         self.pinned: set[int] = set()
         self.recording: FakeGraph | None = None
 
@@ -115,7 +117,6 @@ class FakeCuda(TorchDispatchMode):
 
     def launch(self, func: Callable[..., Any], args: Any, kwargs: Any, *, wrap: bool = True) -> Any:
         """Run something on the host memory of device tensors."""
-        self.launches += 1
         owners = {id(x.raw): x for x in tree_flatten((args, kwargs))[0] if isinstance(x, DeviceTensor)}
         raw_args, raw_kwargs = tree_map(unwrap, args), tree_map(unwrap, kwargs)
         with _disable_current_modes(), torch.inference_mode(torch.is_inference_mode_enabled()):
@@ -138,6 +139,7 @@ class FakeCuda(TorchDispatchMode):
             flat = tree_flatten((args, kwargs))[0]
             hosts = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, DeviceTensor)]
             assert not hosts, f"{function} was given host tensors"
+            self.kernels += 1
             return self.launch(function, args, kwargs)
 
         return launched
@@ -241,13 +243,17 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         "memory_allocated": lambda _device=None: 1000,
         "max_memory_allocated": lambda _device=None: 501_000,
         "reset_peak_memory_stats": lambda _device=None: None,
-        "CUDAGraph": FakeGraph,
+        "CUDAGraph": lambda: FakeGraph(fake),
         "graph": record,
         "graph_pool_handle": object,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     for package, function in KERNELS:
         monkeypatch.setattr(package, "select", lambda _device, function=function: fake.kernel(function))
+    draw = fake.kernel(lambda logits, *fields: draw_token.draw_tokens_reference(logits, draw_token.Draws(*fields)))
+    names = draw_token.Draws.__slots__
+    chosen = lambda logits, draws: draw(logits, *(getattr(draws, name) for name in names))  # noqa: E731
+    monkeypatch.setattr(draw_token, "select", lambda _device: chosen)
     monkeypatch.setattr(
         gated_activation,
         "select",

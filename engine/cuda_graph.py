@@ -1,0 +1,132 @@
+"""Decode steps of fixed sizes, recorded once as CUDA graphs and replayed: one launch where there were hundreds.
+
+Knows a model's forward pass over buffers that never move. Does not know plans, sampling or who is served.
+
+A step qualifies if each of its sequences computes one token and samples behind it. Its inputs are copied into the
+buffers; rows beyond them are padding: token 0 at position 0 of the scratch block, which no sequence ever has.
+
+Invariants:
+1. What a graph reads and writes lies in the buffers, the weights, the cache or the graphs' own memory pool.
+2. A row's result does not depend on the padding beside it, as far as the kernels' results do not depend on the batch.
+3. The logits of a step are valid until the next one is replayed; all happens in the order of one stream.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch.nn import functional as F
+
+from engine.batch import Batch
+from engine.graph_sizes import smallest_fitting
+from engine.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Batch, KVCache], torch.Tensor]
+
+
+class DecodeGraphs:
+    """The buffers, and a recording for each size."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        cache: KVCache,
+        sizes: tuple[int, ...],
+        *,
+        table_width: int,
+        vocab_size: int,
+        scratch_block: int,
+    ) -> None:
+        """Reserve buffers on the cache's device; until `record` steps are computed as they are called.
+
+        Args:
+            forward: the model.
+            cache: where it keeps keys and values.
+            sizes: numbers of sequences, ascending.
+            table_width: blocks that the longest sequence has.
+            vocab_size: V.
+            scratch_block: the block that padding reads and writes.
+        """
+        self._forward, self._cache, self._sizes = forward, cache, sizes
+        self._block_size = cache.keys.shape[3]
+        self._scratch_block = scratch_block
+        device, most = cache.keys.device, sizes[-1]
+        rows = torch.arange(most, device=device)
+        self._buffers = Batch(
+            input_ids=torch.zeros(most, dtype=torch.int64, device=device),
+            positions=torch.zeros(most, dtype=torch.int32, device=device),
+            slot_mapping=torch.full((most,), scratch_block * self._block_size, dtype=torch.int64, device=device),
+            token_to_seq=rows.int(),
+            block_tables=torch.full((most, table_width), scratch_block, dtype=torch.int32, device=device),
+            logits_indices=rows,
+            sampling=[],
+            prompts=[],
+            pooling=[],
+            pooled_indices=rows[:0],
+        )
+        self._logits = torch.empty(most, vocab_size, dtype=torch.float32, device=device)
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def size_for(self, host: Batch) -> int | None:
+        """Return the size of the recording that serves a batch, None where none does."""
+        num_tokens, num_seqs = len(host.input_ids), len(host.block_tables)
+        is_decode = num_tokens == num_seqs == len(host.sampling) == len(host.logits_indices)
+        return smallest_fitting(num_seqs, self._sizes) if is_decode and not host.pooling else None
+
+    def padded(self, host: Batch, size: int) -> Batch:
+        """Return a batch on the host with rows of padding up to `size`."""
+        num_more = size - len(host.input_ids)
+        slot = self._scratch_block * self._block_size
+        return replace(
+            host,
+            input_ids=F.pad(host.input_ids, (0, num_more)),
+            positions=F.pad(host.positions, (0, num_more)),
+            slot_mapping=F.pad(host.slot_mapping, (0, num_more), value=slot),
+            block_tables=F.pad(host.block_tables, (0, 0, 0, num_more), value=self._scratch_block),
+        )
+
+    def run(self, batch: Batch) -> torch.Tensor:
+        """Compute a padded batch, on the device, and return its logits, those of the padding included."""
+        size, width = batch.block_tables.shape
+        buffers = self._buffers
+        buffers.input_ids[:size].copy_(batch.input_ids)
+        buffers.positions[:size].copy_(batch.positions)
+        buffers.slot_mapping[:size].copy_(batch.slot_mapping)
+        buffers.block_tables[:size, :width].copy_(batch.block_tables)
+        if size in self._graphs:
+            self._graphs[size].replay()
+        else:
+            self._compute(size)
+        return self._logits[:size]
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record every size, the largest first, so that the smaller ones fit into its memory.
+
+        Each is computed once before, so that what is compiled or tuned is so outside of the recording.
+        """
+        device = self._cache.keys.device
+        pool = torch.cuda.graph_pool_handle()
+        for size in reversed(self._sizes):
+            self._compute(size)
+            torch.cuda.synchronize(device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._compute(size)
+            self._graphs[size] = graph
+        logger.info("decode steps are CUDA graphs of up to %s sequences", ", ".join(map(str, self._sizes)))
+
+    def _compute(self, size: int) -> None:
+        rows = replace(
+            self._buffers,
+            input_ids=self._buffers.input_ids[:size],
+            positions=self._buffers.positions[:size],
+            slot_mapping=self._buffers.slot_mapping[:size],
+            token_to_seq=self._buffers.token_to_seq[:size],
+            block_tables=self._buffers.block_tables[:size],
+            logits_indices=self._buffers.logits_indices[:size],
+        )
+        self._logits[:size].copy_(self._forward(rows, self._cache))
