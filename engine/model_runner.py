@@ -51,6 +51,7 @@ class ModelRunner:
         self._model_config = model_config
         limit = config.max_model_len or model_config.max_position_embeddings
         self._member = member
+        self.graphs: DecodeGraphs | None = None
         self.max_model_len = min(limit, model_config.max_position_embeddings)
         if not self._measures_memory(config):
             self.num_blocks = given_num_blocks(config, model_config, self.placement.dtype)
@@ -63,7 +64,6 @@ class ModelRunner:
             self.num_blocks = self._num_blocks_beside_a_step(config.gpu_memory_share)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
         self.cache = self._allocate(self.num_blocks)
-        self.graphs: DecodeGraphs | None = None
         if device.type == "cuda" and config.cuda_graphs:
             self.graphs = self.make_graphs()
 

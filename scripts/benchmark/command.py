@@ -27,6 +27,8 @@ app = typer.Typer(
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Runs of each side.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="Compute threads of the engine; 0 is one for each core.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 ModelOption = Annotated[
     Path | None,
     typer.Option(help="Model folder; by default a Llama of 135M random parameters, made when it is missing."),
@@ -59,13 +61,19 @@ def _finish(report: Report, json_path: Path | None) -> None:
 
 @app.command()
 def engine(
-    model: ModelOption = None, threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None
+    *,
+    model: ModelOption = None,
+    threads: ThreadsOption = 0,
+    repeats: RepeatsOption = 3,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json: JsonOption = None,
 ) -> None:
     """Measure the engine alone: 64 requests at once, one at a time, and 64 with a shared prefix."""
     from scripts.benchmark.engine import run
 
     with _progress() as progress:
-        report = run(_model(model), _threads(threads), repeats, progress)
+        report = run(_model(model), _threads(threads), repeats, progress, device=device, dtype=dtype)
     _finish(report, json)
 
 

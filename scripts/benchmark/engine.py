@@ -5,20 +5,23 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from engine.placement import num_gpus
 from scripts.benchmark.engine_side import EngineSide
 from scripts.benchmark.report import Report
 from scripts.benchmark.step_share import StepShare
 from scripts.benchmark.workload import BATCH, SHARED_PREFIX, SINGLE
 
 
-def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Report:
+def run(
+    model: Path, num_threads: int, repeats: int, progress: Progress, *, device: str = "auto", dtype: str = "auto"
+) -> Report:
     """Measure the three standard workloads in turn, `repeats` times each, and what a step costs besides the model."""
     report = Report(
-        f"engine alone, {model.name}, fp32, {num_threads} threads",
+        f"engine alone, {model.name}, {num_threads} threads, device {device}, dtype {dtype}",
         "prompts of random tokens, greedy, end-of-sequence ignored, a new seed each run",
     )
-    task = progress.add_task("engine", total=4 * repeats)
-    side = EngineSide(model, num_threads)
+    task = progress.add_task("engine", total=3 * repeats)
+    side = EngineSide(model, num_threads, device=device, dtype=dtype)
     try:
         side.run(SINGLE, seed=-1)
         for seed in range(repeats):
@@ -36,9 +39,14 @@ def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Repo
             progress.advance(task)
     finally:
         side.close()
+    if device == "cpu" or (device == "auto" and not num_gpus()):
+        _add_shares(report, model, num_threads, range(repeats))
+    return report
+
+
+def _add_shares(report: Report, model: Path, num_threads: int, seeds: range) -> None:
+    """Add what a step on the CPU costs besides the model; on a GPU the two go on beside each other."""
     share = StepShare(model, num_threads)
-    for seed in range(repeats):
+    for seed in seeds:
         total, outside = share.run(BATCH, seed)
         report.add("64 decoding: outside the model, of a step", "%", 100 * outside / total)
-        progress.advance(task)
-    return report

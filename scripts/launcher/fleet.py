@@ -85,9 +85,9 @@ class Fleet(Strict):
         return self
 
     @classmethod
-    def of(cls, replicas: int, tp: int = 1, ep: int = 1) -> "Fleet":
-        """Return a fleet of one pool."""
-        return cls(pools=(Pool(replicas=replicas, tp=tp, ep=ep),))
+    def of(cls, replicas: int, tp: int = 1, ep: int = 1, options: Mapping[str, str] | None = None) -> "Fleet":
+        """Return a fleet of one pool, whose engines have these options."""
+        return cls(pools=(Pool(replicas=replicas, tp=tp, ep=ep, options=dict(options or {})),))
 
     @property
     def num_instances(self) -> int:

@@ -41,6 +41,14 @@ Replicas = Annotated[
 ]
 Tp = Annotated[int, typer.Option(min=1, help="Ranks (processes) that split each tensor of a replica's model.")]
 Ep = Annotated[int, typer.Option(min=1, help="Groups of such ranks that share out a replica's experts.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="What computes: cpu, cuda or cuda:N. Default: a GPU where there is one, else the CPU."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's on a GPU, float32 on the CPU."),
+]
 Pools = Annotated[
     Path | None, typer.Option(help="YAML of several pools and how to route among them (docs/protocol.md).")
 ]
@@ -67,6 +75,8 @@ def serve(
     replicas: Replicas = None,
     tp: Tp = 1,
     ep: Ep = 1,
+    device: Device = None,
+    dtype: Dtype = None,
     pools: Pools = None,
     host: Host = "127.0.0.1",
     grpc_port: GrpcPort = None,
@@ -90,7 +100,13 @@ def serve(
     try:
         folder = chosen_model(model)
         default = 1 if prompt is not None else DEFAULT_REPLICAS
-        fleet = _fleet(pools, replicas, tp, ep, default)
+        options = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+        fleet = Fleet.of(replicas or default, tp, ep, options) if pools is None else read_fleet(pools)
+        if pools is not None and (replicas, tp, ep, options) != (None, 1, 1, {}):
+            raise LaunchError(
+                "--pools comes with --replicas, --tp, --ep, --device or --dtype",
+                f"write them into {pools}, or leave --pools out",
+            )
         listen = _listen(host, grpc_port, http_port, any_port=prompt is not None)
         _check(folder, fleet, listen)
         cluster = Cluster(
@@ -112,16 +128,6 @@ def serve(
         raise typer.Exit(1) from None
     except StopRequested:
         raise typer.Exit(130 if prompt is not None else 0) from None
-
-
-def _fleet(pools: Path | None, replicas: int | None, tp: int, ep: int, default_replicas: int) -> Fleet:
-    if pools is None:
-        return Fleet.of(replicas or default_replicas, tp, ep)
-    if (replicas, tp, ep) != (None, 1, 1):
-        raise LaunchError(
-            "--pools comes with --replicas, --tp or --ep", f"write them into {pools}, or leave --pools out"
-        )
-    return read_fleet(pools)
 
 
 def _listen(host: str, grpc_port: int | None, http_port: int | None, *, any_port: bool) -> GatewayOptions:
