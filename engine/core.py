@@ -14,6 +14,7 @@ import logging
 import time
 from functools import partial
 
+from engine.compile_watch import CompileWatch
 from engine.config import EngineConfig
 from engine.draft_model import DraftModel
 from engine.errors import EngineError, InvalidRequest, RequestFailed
@@ -56,6 +57,7 @@ class EngineCore:
         config.parallel.check(self.model_config)
         self.tokenizer = Tokenizer.from_dir(config.model)
         self.ranks = RankLeader(config, self.model_config) if config.parallel.num_ranks > 1 else None
+        self.compiles: CompileWatch | None = None
         try:
             self.runner = self._load(config)
         except BaseException:
@@ -74,10 +76,13 @@ class EngineCore:
         self.results = Results(self.scheduler, self.stats, self.tokenizer)
         is_gpu = self.runner.placement.device.type == "cuda"
         self._overlap = config.overlap == "on" or (config.overlap == "auto" and is_gpu)
+        self.compiles = CompileWatch()
         self._flights: list[PendingStep] = []  # the step that is computed beside the loop; in parts where it had to be
 
     def close(self) -> None:
-        """End the model's other ranks, if there are any."""
+        """End the model's other ranks, if there are any, and watch no more."""
+        if self.compiles is not None:
+            self.compiles.close()
         if self.ranks is not None:
             self.ranks.close()
 
