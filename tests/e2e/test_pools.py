@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -45,7 +45,6 @@ class Load:
     def __init__(self, url: str) -> None:
         self.url = url
         self.answers: list[Answer] = []
-        self._answered = threading.Condition()
         self._wanted = 0
         self._threads: list[threading.Thread] = []
 
@@ -55,12 +54,6 @@ class Load:
         for index in range(len(self._threads), number):
             self._threads.append(threading.Thread(target=self._work, args=(index,)))
             self._threads[-1].start()
-
-    def wait_for_more(self, number: int) -> None:
-        """Return after so many more answers."""
-        with self._answered:
-            wanted = len(self.answers) + number
-            assert self._answered.wait_for(lambda: len(self.answers) >= wanted, timeout=30), "too few answers"
 
     def end(self) -> None:
         """End all and wait for their answers."""
@@ -73,10 +66,7 @@ class Load:
         with connect(self.url) as stub:
             while index < self._wanted:
                 request = make_request("Once upon a time", max_tokens=MAX_TOKENS, ignore_eos=True)
-                answer = ask(stub, request)
-                with self._answered:
-                    self.answers.append(answer)
-                    self._answered.notify_all()
+                self.answers.append(ask(stub, request))
 
 
 def routing(cluster: Cluster) -> dict[str, Any]:
@@ -84,10 +74,15 @@ def routing(cluster: Cluster) -> dict[str, Any]:
         return json.load(response)["routing"]
 
 
-def wait_for_level(cluster: Cluster, level: str, pool: str) -> None:
+def level_is(cluster: Cluster, level: str, pool: str) -> bool:
+    return read_metrics(cluster.gateway.http_url)[f'gateway_level{{level="{level}",pool="{pool}"}}'] == 1
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll, since metrics tell nobody when they change."""
     deadline = time.monotonic() + 30
-    while read_metrics(cluster.gateway.http_url)[f'gateway_level{{level="{level}",pool="{pool}"}}'] != 1:
-        assert time.monotonic() < deadline, f"the level never became {level}"
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not come about"
 
 
 def served(cluster: Cluster) -> dict[str, float]:
@@ -105,15 +100,12 @@ def test_load_that_rises_and_falls_switches_pools_and_loses_no_request(cluster: 
     load = Load(cluster.gateway.grpc_url)
     try:
         load.set_clients(1)
-        load.wait_for_more(3)
-        low = served(cluster)
-        assert (low["wide"] > start["wide"], low["narrow"]) == (True, start["narrow"])
+        wait_until(lambda: served(cluster)["wide"] >= start["wide"] + 3)
         load.set_clients(NUM_CLIENTS)
-        wait_for_level(cluster, "high", "narrow")
-        load.wait_for_more(2 * NUM_CLIENTS)
-        assert served(cluster)["narrow"] > low["narrow"]
+        wait_until(lambda: level_is(cluster, "high", "narrow"))
+        wait_until(lambda: served(cluster)["narrow"] >= start["narrow"] + NUM_CLIENTS)
         load.set_clients(1)
-        wait_for_level(cluster, "low", "wide")
+        wait_until(lambda: level_is(cluster, "low", "wide"))
     finally:
         load.end()
     for answer in load.answers:
