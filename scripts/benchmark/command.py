@@ -148,7 +148,7 @@ def gateway(
 
 
 @app.command()
-def device(threads: ThreadsOption = 0, json: JsonOption = None) -> None:
+def device(threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None) -> None:
     """Measure this machine's rates, for `scripts/plan --device FILE`."""
     import json as json_module
 
@@ -157,7 +157,7 @@ def device(threads: ThreadsOption = 0, json: JsonOption = None) -> None:
     from scripts.planner.devices import device_fields
 
     with _progress() as progress:
-        fields = device_fields(measure(_threads(threads), progress))
+        fields = device_fields(measure(_threads(threads), repeats, progress))
     text = json_module.dumps({"device": fields, "machine": machine()}, indent=1)
     typer.echo(text)
     if json is not None:
@@ -175,6 +175,7 @@ def plan(
     output: Annotated[int, typer.Option(min=2, help="Tokens of an answer, on average.")] = 32,
     tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel groups.")] = 1,
+    repeats: RepeatsOption = 3,
     json: JsonOption = None,
 ) -> None:
     """Measure the engine under a steady number of requests beside what `scripts/plan` predicts of it."""
@@ -186,5 +187,12 @@ def plan(
         model=_model(model), num_threads=_threads(threads), tensor_parallel=tp, expert_parallel=ep
     )
     with _progress() as progress:
-        report = run(config, read_device(rates), (prompt, output), in_flight or IN_FLIGHT, progress)
+        report = run(
+            config,
+            read_device(rates),
+            (prompt, output),
+            in_flight or IN_FLIGHT,
+            repeats=repeats,
+            progress=progress,
+        )
     _finish(report, json)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -20,7 +21,7 @@ from engine.core import EngineCore
 from engine.layers.packed_linear import pack_linears
 from engine.model_runner import set_threads
 from kernels import paged_attention
-from scripts.benchmark.gloo import measure_link
+from scripts.benchmark.gloo import make_link, measure_link
 from scripts.benchmark.report import machine
 from scripts.benchmark.steps import decode_seconds
 from scripts.make_random_model import Shape, write_model
@@ -36,46 +37,60 @@ MANY_SEQUENCES = 32
 PROMPT = 4
 
 
-def measure(num_threads: int, progress: Progress) -> Device:
-    """Time every rate and return them as a device: one engine process of so many threads."""
+def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
+    """Time every rate and return them as a device: one engine process of so many threads.
+
+    The best of the repeats counts: it is what the device does where nothing else runs.
+    """
     set_threads(num_threads)
-    task = progress.add_task("device", total=4)
-    bandwidth, compute = _linear_rates()
-    progress.advance(task)
-    attention = _attention_rate()
-    progress.advance(task)
-    link = measure_link()
-    progress.advance(task)
-    few, many, crowd = _step_seconds(num_threads)
-    progress.advance(task)
-    layer = max(0.0, (many - few) / (MANY_LAYERS - FEW_LAYERS))
+    task = progress.add_task("device", total=repeats)
+    seen: list[_Seen] = []
+    for _ in range(repeats):
+        seen.append(_Seen(*_linear_seconds(), _attention_seconds(), *measure_link(), *_step_seconds(num_threads)))
+        progress.advance(task)
+    best = _Seen(*(min(column) for column in zip(*seen, strict=True)))
+    num_weights = NUM_IN * NUM_OUT
+    layer = max(0.0, (best.many_layers - best.few_layers) / (MANY_LAYERS - FEW_LAYERS))
+    link = make_link(best.small_sum, best.large_sum)
     return Device(
         name=f"{machine()['cpu']}, {num_threads} threads",
         source=f"measured {datetime.now(UTC):%Y-%m-%d}",
         memory=float(psutil.virtual_memory().total),
-        bandwidth=bandwidth,
-        compute={"fp32": compute},
-        attention=attention,
+        bandwidth=4 * num_weights / best.one_row,
+        compute={"fp32": 2 * MANY_ROWS * num_weights / best.many_rows},
+        attention=4 * NUM_SEQUENCES * CONTEXT * NUM_HEADS * HEAD_DIM / best.attention,
         near=link,
         far=link,
         layer_s=layer,
-        step_s=max(0.0, few - FEW_LAYERS * layer),
-        sequence_s=max(0.0, (crowd - few) / (MANY_SEQUENCES - 1)),
+        step_s=max(0.0, best.few_layers - FEW_LAYERS * layer),
+        sequence_s=max(0.0, (best.many_sequences - best.few_layers) / (MANY_SEQUENCES - 1)),
     )
 
 
+class _Seen(NamedTuple):
+    """Seconds of everything that is timed."""
+
+    one_row: float
+    many_rows: float
+    attention: float
+    small_sum: float
+    large_sum: float
+    few_layers: float
+    many_layers: float
+    many_sequences: float
+
+
 @torch.inference_mode()
-def _linear_rates() -> tuple[float, float]:
-    """Return the bytes/s of weights at one row and the FLOP/s at many, of a layer that no cache holds."""
+def _linear_seconds() -> tuple[float, float]:
+    """Return what a layer that no cache holds takes for one row and for many."""
     layers = nn.Sequential(nn.Linear(NUM_IN, NUM_OUT, bias=False))
     pack_linears(layers)
     one, many = torch.randn(1, NUM_IN), torch.randn(MANY_ROWS, NUM_IN)
-    num_weights = NUM_IN * NUM_OUT
-    return 4 * num_weights / _fastest(lambda: layers(one)), 2 * MANY_ROWS * num_weights / _fastest(lambda: layers(many))
+    return _fastest(lambda: layers(one)), _fastest(lambda: layers(many))
 
 
-def _attention_rate() -> float:
-    """Return the FLOP/s of one decode over equal contexts."""
+def _attention_seconds() -> float:
+    """Return what one layer's attention takes for decodes over equal contexts."""
     attend = paged_attention.select(torch.device("cpu"))
     num_blocks = NUM_SEQUENCES * CONTEXT // BLOCK_SIZE
     keys, values = torch.randn(2, num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)
@@ -83,12 +98,11 @@ def _attention_rate() -> float:
     tables = torch.arange(num_blocks, dtype=torch.int32).view(NUM_SEQUENCES, -1)
     rows = torch.arange(NUM_SEQUENCES, dtype=torch.int32)
     positions = torch.full((NUM_SEQUENCES,), CONTEXT - 1, dtype=torch.int32)
-    seconds = _fastest(lambda: attend(query, keys, values, tables, rows, positions, HEAD_DIM**-0.5))
-    return 4.0 * NUM_SEQUENCES * CONTEXT * NUM_HEADS * HEAD_DIM / seconds
+    return _fastest(lambda: attend(query, keys, values, tables, rows, positions, HEAD_DIM**-0.5))
 
 
 def _step_seconds(num_threads: int) -> tuple[float, float, float]:
-    """Return the seconds of a decode step of tiny models: of few layers, of many, and of few with many sequences."""
+    """Return what a decode step of tiny models takes: of few layers, of many, and of few with many sequences."""
     few, crowd = _tiny_steps(FEW_LAYERS, num_threads, (1, MANY_SEQUENCES))
     (many,) = _tiny_steps(MANY_LAYERS, num_threads, (1,))
     return few, many, crowd

@@ -18,8 +18,13 @@ NUM_BYTES = 4
 REPEATS = 50
 
 
-def measure_link() -> Link:
-    """Time all-reduces of few and of many bytes and return the link that explains them."""
+def make_link(small: float, large: float) -> Link:
+    """Return the link that explains the seconds of an all-reduce of few and of many bytes between two."""
+    return Link(start_s=small / 2, hop_s=small / 2, bandwidth=NUM_BYTES * LARGE / max(large - small, 1e-9))
+
+
+def measure_link() -> tuple[float, float]:
+    """Return the seconds of an all-reduce of few and of many bytes between two processes."""
     with tempfile.TemporaryDirectory() as folder:
         context: Any = multiprocessing.get_context("spawn")
         results = context.SimpleQueue()
@@ -29,8 +34,7 @@ def measure_link() -> Link:
         small, large = results.get()
         for rank in ranks:
             rank.join()
-    bandwidth = NUM_BYTES * LARGE / max(large - small, 1e-9)
-    return Link(start_s=small / 2, hop_s=small / 2, bandwidth=bandwidth)
+    return small, large
 
 
 def _rank(rank: int, store: str, results: Any) -> None:

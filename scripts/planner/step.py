@@ -28,14 +28,13 @@ class Types:
     weights: str
     kv_cache: str
 
-    @property
-    def activations(self) -> str:
+    def activations(self, device: Device) -> str:
         """The type in between, in which ranks exchange."""
-        return "fp32" if self.weights == "fp32" else "bf16"
+        return "bf16" if self.weights != "fp32" and "bf16" in device.compute else "fp32"
 
     def operands(self, device: Device) -> str:
         """The type that products are computed in: the weights' where the device has it, else that in between."""
-        return self.weights if self.weights in device.compute else self.activations
+        return self.weights if self.weights in device.compute else self.activations(device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +161,7 @@ class StepModel:
         ranks, link, work = self.layout.num_ranks, self._link, self.work
         if ranks == 1:
             return 0.0
-        hidden = load.num_tokens * self.model.hidden_size * BYTES[self.types.activations]
+        hidden = load.num_tokens * self.model.hidden_size * BYTES[self.types.activations(self.device)]
         add_up = collectives.all_reduce(hidden, ranks, link)
         sums = (2 * work.num_layers + 1 - work.num_sparse_layers) * add_up  # one for the embedding
         experts = work.num_sparse_layers * min(add_up, self._send_to_experts(hidden))

@@ -76,7 +76,7 @@ def test_a_small_cache_limits_the_batch() -> None:
 def test_what_a_device_or_a_step_cannot_do_is_refused() -> None:
     with pytest.raises(PlanError, match="no rate for fp8"):
         make_plan(
-            replace(SETTING, device=replace(PUBLISHED["A100"], compute={"fp32": 1e12}), types=Types("fp8", "fp8"))
+            replace(SETTING, device=replace(PUBLISHED["A100"], compute={"int8": 1e12}), types=Types("fp8", "fp8"))
         )
     with pytest.raises(PlanError, match="leaves nothing for prompts"):
         make_plan(replace(SETTING, work=Workload(512, 128, max_num_seqs=512, token_budget=512)))
