@@ -11,6 +11,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.layers.fused_layers import fuse_layers
 from engine.layers.packed_linear import pack_linears
+from engine.layers.stacked_experts import stack_experts
 from engine.lora.targets import Target, find_targets
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
@@ -65,6 +66,8 @@ def _load_part(
     load_weights(config.model, views, model.is_redundant)
     if scheme is not None:
         round_loaded(model, scheme, device)
+    if device.type != "cpu":
+        stack_experts(model)
     connect(model, member)
     return model
 
@@ -91,6 +94,8 @@ def _load_whole(
     )
     if scheme is not None:
         round_tied_head(model, scheme, device)
+    if device.type != "cpu":
+        stack_experts(model)
     return LoadedModel(model, targets)
 
 

@@ -30,7 +30,11 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map [T, C] to [T, C]."""
-        return self.down(gated_activation.select(hidden.device, self.activation)(self.gate_up(hidden)))
+        return self.down(self.activate(self.gate_up(hidden)))
+
+    def activate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Map what `gate_up` gives, [T, 2 F], to [T, F]."""
+        return gated_activation.select(gate_up.device, self.activation)(gate_up)
 
     def outputs_of(self, channels: range) -> list[range]:
         """Return which outputs of `gate_up` make these of the F channels."""

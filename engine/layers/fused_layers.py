@@ -45,7 +45,7 @@ def fuse_layers(model: nn.Module) -> None:
 
 
 def _fused(module: nn.Module) -> FusedFeedForward | None:
-    if not isinstance(module, FeedForward) or type(module).forward is not FeedForward.forward:
+    if not isinstance(module, FeedForward) or type(module).activate is not FeedForward.activate:
         return None
     gate_up, down = module.get_submodule("gate_up"), module.get_submodule("down")
     if not isinstance(gate_up, PackedLinear) or not isinstance(down, PackedLinear):

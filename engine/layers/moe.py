@@ -1,6 +1,7 @@
 """Mixture of experts: a router and the experts that it chooses from.
 
-Knows routing and what a block of experts holds. Does not know how rows reach experts (`kernels.expert_dispatch`).
+Knows what a block of experts holds. Does not know how they are chosen (`kernels.expert_routing`) or how rows reach them
+(`kernels.expert_dispatch`).
 
 Sources: Mixtral (arXiv 2401.04088); the shared expert, DeepSeekMoE (arXiv 2401.06066) in the form of Qwen2 (arXiv
 2407.10671).
@@ -15,7 +16,7 @@ from torch import nn
 from engine.layers.checkpoint import Views, linear_views, prefixed
 from engine.layers.feed_forward import FeedForward
 from engine.models.moe_config import MoEConfig
-from kernels import expert_dispatch
+from kernels import expert_dispatch, expert_routing
 
 
 class MixtureOfExperts(nn.Module):
@@ -33,14 +34,13 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(
             self.expert_class(hidden_size, moe.intermediate_size, activation) for _ in range(moe.num_experts)
         )
+        self.route = expert_routing.select(device)
         self.dispatch = expert_dispatch.select(device)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map [T, C] to [T, C]."""
-        probabilities = self.router(hidden).softmax(dim=-1, dtype=torch.float32)
-        weights, expert_ids = probabilities.topk(self.moe.num_experts_per_token, dim=-1)
-        if self.moe.norm_topk:
-            weights = weights / weights.sum(dim=-1, keepdim=True)
+        logits = self.router(hidden)
+        weights, expert_ids = self.route(logits, self.moe.num_experts_per_token, renormalize=self.moe.norm_topk)
         experts = cast("Sequence[Callable[[torch.Tensor], torch.Tensor]]", self.experts)
         return self.dispatch(hidden, expert_ids, weights.to(hidden.dtype), experts)
 

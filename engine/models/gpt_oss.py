@@ -24,11 +24,11 @@ class GptOssExpert(FeedForward):
         """Allocate [2 F, C] and [C, F] projections with biases."""
         super().__init__(hidden_size, intermediate_size, activation, bias=True)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map [n, C] to [n, C]."""
-        gate, up = self.gate_up(hidden).unflatten(-1, (-1, 2)).unbind(dim=-1)
+    def activate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Map what `gate_up` gives, [n, 2 F], to [n, F]."""
+        gate, up = gate_up.unflatten(-1, (-1, 2)).unbind(dim=-1)
         gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
-        return self.down((up + 1) * gate * torch.sigmoid(SWIGLU_ALPHA * gate))
+        return (up + 1) * gate * torch.sigmoid(SWIGLU_ALPHA * gate)
 
     def outputs_of(self, channels: range) -> list[range]:
         """Return which outputs of `gate_up` make these of the F channels."""

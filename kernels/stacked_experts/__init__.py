@@ -41,7 +41,7 @@ class StackedExperts(Protocol):
 
         Args:
             hidden: [T, C], contiguous.
-            expert_ids: [T, A] int64, contiguous.
+            expert_ids: [T, A] int64, contiguous; E stands for nobody, whose answer is 0.
             weights: [T, A], contiguous.
             gate_up: [E, 2 F, C], contiguous.
             down: [E, C, F], contiguous.

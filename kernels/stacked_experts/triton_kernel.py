@@ -42,17 +42,17 @@ def stacked_experts_triton(
     pairs, counts = sort_pairs(expert_ids, len(gate_up))
     inner = activate(_multiply(hidden, gate_up, gate_up_bias, pairs, counts, expert_ids.shape[1]))
     answers = _multiply(inner, down, down_bias, pairs, counts, 0)
-    return _combine(answers, weights, hidden.dtype)
+    return _combine(answers, expert_ids, weights, len(gate_up))
 
 
 def sort_pairs(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pairs `token * A + place` [T A] int32, grouped by rising expert, and [E] int32, how many each has.
+    """Return pairs `token * A + place` [T A] int32, grouped by rising expert, and [E + 1] int32, how many each has.
 
-    The order of an expert's pairs is any: a row's answer does not depend on the rows beside it.
+    The last ones are nobody's. An expert's pairs come in any order: a row's answer does not depend on its neighbours.
     """
     num_pairs = expert_ids.numel()
     pairs, ranks = torch.empty(2, num_pairs, dtype=torch.int32, device=expert_ids.device)
-    counts = torch.zeros(num_experts, dtype=torch.int32, device=expert_ids.device)
+    counts = torch.zeros(num_experts + 1, dtype=torch.int32, device=expert_ids.device)
     grid = (triton.cdiv(num_pairs, PAIRS_AT_ONCE),)
     options: dict[str, Any] = {"BLOCK": PAIRS_AT_ONCE}
     products.count_kernel[grid](expert_ids, counts, ranks, num_pairs, **options)
@@ -100,12 +100,12 @@ def _multiply(
     return out
 
 
-def _combine(answers: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _combine(answers: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_experts: int) -> torch.Tensor:
     (num_tokens, num_chosen), width = weights.shape, answers.shape[1]
-    out = torch.empty(num_tokens, width, dtype=dtype, device=answers.device)
+    out = torch.empty(num_tokens, width, dtype=answers.dtype, device=answers.device)
     grid = (num_tokens, triton.cdiv(width, COMBINED_CHANNELS))
     options: dict[str, Any] = {"CHOSEN": num_chosen, "BLOCK": COMBINED_CHANNELS}
-    products.combine_kernel[grid](answers, weights, out, width, **options)
+    products.combine_kernel[grid](answers, expert_ids, weights, out, num_experts, width, **options)
     return out
 
 
@@ -167,7 +167,8 @@ def _combine_build(element: str, num_chosen: int) -> Build:
     return Build(
         f"{element}, combine {num_chosen}",
         products.combine_kernel,
-        {"answers": f"*{element}", "weights": "*fp32", "out": f"*{element}", "width": "i32"},
+        {"answers": f"*{element}", "weights": "*fp32", "out": f"*{element}"}
+        | {"expert_ids": "*i64", "num_experts": "i32", "width": "i32"},
         {"CHOSEN": num_chosen, "BLOCK": COMBINED_CHANNELS},
         frozenset({"width"}),
     )

@@ -72,13 +72,15 @@ def multiply_kernel(
 
 
 @triton.jit
-def combine_kernel(answers, weights, out, width, CHOSEN: tl.constexpr, BLOCK: tl.constexpr):
+def combine_kernel(answers, expert_ids, weights, out, num_experts, width, CHOSEN: tl.constexpr, BLOCK: tl.constexpr):
     """out[t] = sum_a weights[t, a] * answers[t, a], in the order of a."""
     token = tl.program_id(0).to(tl.int64)
     lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = lanes < width
     sums = tl.zeros((BLOCK,), tl.float32)
     for place in tl.static_range(CHOSEN):
-        answer = tl.load(answers + (token * CHOSEN + place) * width + lanes, mask=mask, other=0.0).to(tl.float32)
-        sums += tl.load(weights + token * CHOSEN + place).to(tl.float32) * answer
+        pair = token * CHOSEN + place
+        is_somebody = tl.load(expert_ids + pair) < num_experts  # nobody has left no answer to read
+        answer = tl.load(answers + pair * width + lanes, mask=mask & is_somebody, other=0.0).to(tl.float32)
+        sums += tl.load(weights + pair).to(tl.float32) * answer
     tl.store(out + token * width + lanes, sums.to(out.dtype.element_ty), mask=mask)

@@ -46,6 +46,17 @@ def test_one_expert_may_get_every_token(favourite: int) -> None:
     assert_close(stacked_experts_triton(hidden, ids, weights, gate_up, down, silu_and_multiply), expected)
 
 
+@pytest.mark.parametrize("compute", IMPLEMENTATIONS)
+def test_nobody_answers_nothing(compute: StackedExperts) -> None:
+    gate_up, down = make_weights(3, 16, 8)
+    hidden, ids = torch.randn(5, 16), torch.tensor([[0, 3], [3, 3], [2, 1], [3, 2], [1, 3]])
+    out = compute(hidden, ids, torch.ones(5, 2), gate_up, down, silu_and_multiply)
+    alone = [silu_and_multiply(hidden @ gate_up[expert].t()) @ down[expert].t() for expert in range(3)]
+    nothing = torch.zeros(16)
+    expected = [alone[0][0], nothing, alone[2][2] + alone[1][2], alone[2][3], alone[1][4]]
+    assert_close(out, torch.stack(expected))
+
+
 def test_no_tokens_have_no_answers() -> None:
     gate_up, down = make_weights(2, 8, 4)
     none = torch.empty(0, 8)
@@ -60,7 +71,7 @@ def test_pairs_are_grouped_by_expert(num_tokens: int, num_experts: int, num_chos
     pairs, counts = sort_pairs(ids, num_experts)
     assert sorted(pairs.tolist()) == list(range(ids.numel()))
     assert ids.flatten()[pairs].tolist() == sorted(ids.flatten().tolist())
-    assert torch.equal(counts, ids.flatten().bincount(minlength=num_experts))
+    assert torch.equal(counts, ids.flatten().bincount(minlength=num_experts + 1))
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
