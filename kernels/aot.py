@@ -5,9 +5,10 @@ Does not know what kernels compute.
 
 An op takes part by its name in OPS and by `shipped() -> list[Build]` in its `triton_kernel.py`: one literal place that
 names every configuration the op launches. `python -m kernels.aot` compiles them all and says what each takes; it ends
-with 1 if one does not compile, spills registers or asks for more shared memory than the GPU has.
+with 1 if one does not compile, spills registers in a loop, keeps more than MAX_STACK on the stack outside of loops
+(where it is written and read once) or asks for more shared memory than the GPU has.
 
-    python -m kernels.aot [OP ...] [--capability 90] [--sampled] [--jobs 2] [--json]
+    python -m kernels.aot [OP ...] [--capability 90] [--sampled] [--every 3] [--jobs 2] [--json]
 
 It wants Triton's compiler, so TRITON_INTERPRET must not be set. Cubins go to Triton's cache on disk (TRITON_CACHE_DIR).
 
@@ -33,6 +34,7 @@ OPS = (
     "draw_token",
     "expert_routing",
     "gated_activation",
+    "paged_attention",
     "quantize_rows",
     "quantized_linear",
     "rms_norm",
@@ -41,6 +43,7 @@ OPS = (
 )
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block, by compute capability
 CAPABILITIES = tuple(SHARED_LIMITS)
+MAX_STACK = 512  # bytes a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,19 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What became of one build on one GPU: registers a thread, bytes a thread on the stack, bytes a block shared."""
+    """What became of one build on one GPU.
+
+    Attributes:
+        op: the build's op.
+        name: the build's name.
+        capability: of the GPU.
+        seconds: it took to compile.
+        registers: of a thread.
+        stack: bytes of a thread.
+        loop_spills: instructions in loops that reach for the stack.
+        shared: bytes of a block.
+        error: of the compiler, or nothing.
+    """
 
     op: str
     name: str
@@ -81,6 +96,7 @@ class Report:
     seconds: float
     registers: int = 0
     stack: int = 0
+    loop_spills: int = 0
     shared: int = 0
     error: str = ""
 
@@ -89,8 +105,10 @@ class Report:
         """What is wrong, or nothing."""
         if self.error:
             return self.error
-        if self.stack:
-            return f"spills {self.stack} bytes a thread"
+        if self.loop_spills:
+            return f"spills {self.loop_spills} times in loops"
+        if self.stack > MAX_STACK:
+            return f"keeps {self.stack} bytes a thread on the stack, of {MAX_STACK}"
         limit = SHARED_LIMITS[self.capability]
         return f"needs {self.shared} bytes of shared memory of {limit}" if self.shared > limit else ""
 
@@ -113,24 +131,28 @@ def compile_shipped(op: str, name: str, capability: int) -> Report:
     start = time.monotonic()
     try:
         shared, cubin = _compile(shipped_builds(op)[name], capability)
-        usage = _usage(cubin)
+        usage = _disassemble(cubin)
     except Exception as error:  # noqa: BLE001 - a compiler may raise anything; the report carries it
         reason = f"{type(error).__name__}: {str(error).splitlines()[-1]}"
         return Report(op, name, capability, time.monotonic() - start, error=reason)
-    return Report(op, name, capability, time.monotonic() - start, usage["REG"], usage["STACK"], shared)
+    return Report(op, name, capability, time.monotonic() - start, *usage, shared)
 
 
 def compile_all(
-    ops: tuple[str, ...] = OPS, capabilities: tuple[int, ...] = CAPABILITIES, sampled: bool = False, jobs: int = 2
+    ops: tuple[str, ...] = OPS,
+    capabilities: tuple[int, ...] = CAPABILITIES,
+    sampled: bool = False,
+    every: int = 1,
+    jobs: int = 2,
 ) -> Iterator[Report]:
-    """Compile the ops' builds in `jobs` processes and yield the reports in order."""
+    """Compile the ops' builds, or one of `every` so many, in `jobs` processes and yield the reports in order."""
     todo = [
         (op, name, capability)
         for op in ops
         for name, build in shipped_builds(op).items()
         for capability in build.capabilities
         if capability in capabilities and (build.is_sampled or not sampled)
-    ]
+    ][::every]
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(compile_shipped, *zip(*todo, strict=True)) if todo else ()
 
@@ -155,15 +177,25 @@ def _compile(build: Build, capability: int) -> tuple[int, bytes]:
     return compiled.metadata.shared, compiled.asm["cubin"]
 
 
-def _usage(cubin: bytes) -> dict[str, int]:
-    """Return what cuobjdump, which comes with Triton, says of a cubin's kernel."""
+def _disassemble(cubin: bytes) -> tuple[int, int, int]:
+    """Return a cubin's registers, stack and spills in loops, by cuobjdump, which comes with Triton."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {key: int(number) for key, number in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", text)[0]
+    return int(registers), int(stack), count_loop_spills(text)
+
+
+def count_loop_spills(sass: str) -> int:
+    """Return how many instructions between a backward branch and its target reach for a thread's own memory."""
+    code = [(int(at, 16), what) for at, what in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", sass)]
+    jumps = [(at, re.search(r"\bBRA\S* (?:\S+, )?0x([0-9a-f]+)", what)) for at, what in code]
+    loops = [(int(jump[1], 16), at) for at, jump in jumps if jump and int(jump[1], 16) < at]
+    spills = [at for at, what in code if re.search(r"\b(LDL|STL)\b", what)]
+    return sum(any(start <= at <= end for start, end in loops) for at in spills)
 
 
 def main() -> int:
@@ -172,11 +204,13 @@ def main() -> int:
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)}; all by default")
     parser.add_argument("--capability", type=int, nargs="+", choices=CAPABILITIES, default=CAPABILITIES)
     parser.add_argument("--sampled", action="store_true", help="only the few that the fast tests compile")
+    parser.add_argument("--every", type=int, default=1, help="only every N-th of them")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args()
     is_fine = True
-    for report in compile_all(tuple(options.ops) or OPS, tuple(options.capability), options.sampled, options.jobs):
+    wanted = tuple(options.ops) or OPS, tuple(options.capability), options.sampled, options.every, options.jobs
+    for report in compile_all(*wanted):
         is_fine &= not report.problem
         print(json.dumps(asdict(report) | {"problem": report.problem}) if options.json else _line(report), flush=True)
     return 0 if is_fine else 1

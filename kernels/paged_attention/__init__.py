@@ -12,8 +12,9 @@ head's sink is one more score in its softmax, whose weight goes to no value.
 Caches of int8 or float8 (e4m3) come with a scale for each slot and head, as `kernels.rope_kv_store` writes them; a key
 or value is what is stored times its scale.
 
-Contract, kept by every implementation: accumulates in fp32 or wider; reads no slot past a token's position or before
-its window, nor the block tables' entries there; the result for a token does not depend on what else is in the batch.
+Contract, kept by every implementation: accumulates in fp32 or wider; reads no slot past the last position that a
+sequence asks for or before the first of its windows, nor the block tables' entries there; the result for a token does
+not depend on what else is in the batch (on a GPU up to rounding, see `triton_kernel.py`).
 
 Sources: the layout, PagedAttention (arXiv 2309.06180), section 4; windows, Mistral 7B (arXiv 2310.06825), section 2;
 soft caps, Gemma 2 (arXiv 2408.00118), section 2; sinks, gpt-oss (arXiv 2508.10925), section 2.
@@ -55,7 +56,7 @@ class PagedAttention(Protocol):
             key_cache: [N, K, B, D].
             value_cache: [N, K, B, D].
             block_tables: [S, M] int32.
-            token_to_seq: [T] int32, row of `block_tables`.
+            token_to_seq: [T] int32, row of `block_tables`; never falls from token to token.
             positions: [T] int32.
             scale: factor on the scores, usually D ** -0.5.
             window: how many positions a token attends to, itself included; None for all.
@@ -71,7 +72,13 @@ class PagedAttention(Protocol):
 
 
 def select(device: torch.device) -> PagedAttention:
-    """Return the implementation for tensors on `device`."""
+    """Return the implementation for tensors on `device`.
+
+    Raises:
+        ImportError: a CUDA device without the Triton language.
+    """
+    if device.type == "cuda":
+        return choice.triton_kernel("paged_attention").paged_attention_triton
     if device.type == "cpu":
         return choice.cpu_kernel("paged_attention").paged_attention_cpu
     return paged_attention_reference

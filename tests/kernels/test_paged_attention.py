@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from kernels.paged_attention import PagedAttention, paged_attention_reference
 from kernels.paged_attention.cpu_kernel import paged_attention_cpu
+from kernels.paged_attention.triton_kernel import paged_attention_triton
 
-IMPLEMENTATIONS = [paged_attention_reference, paged_attention_cpu]
+pytestmark = pytest.mark.filterwarnings("ignore:.* encountered.*:RuntimeWarning")  # numpy's, in Triton's interpreter
+IMPLEMENTATIONS = [paged_attention_reference, paged_attention_cpu, paged_attention_triton]
 SHAPES = [(1, 1, 8, 1), (4, 2, 16, 4), (9, 3, 64, 16), (5, 5, 24, 7), (6, 1, 128, 16)]  # H, K, D, B
 LENGTHS = [1, 2, 13, 16, 17, 67]
 TOLERANCE = 2e-5  # fp32, sums of up to 67 terms of size 1
