@@ -32,7 +32,7 @@ class Tiling:
     num_stages: int
 
 
-# By GPU (from that compute capability on), kind, bytes of a stored element and D rounded up. Chosen by what
+# By GPU (from that compute capability on), kind, bytes of a stored element (4 for fp32 queries) and D rounded up, by what
 # `python -m kernels.aot` says: no spills in loops, and room for two programs a multiprocessor where they are to decode.
 # Five stages because a key waits for its block's number: two of them are spent on that.
 TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
@@ -80,7 +80,7 @@ def choose_kind(num_tokens: int, num_sequences: int, num_groups: int) -> Kind:
 
 
 def choose_tiling(capability: int, kind: Kind, element_bytes: int, head_dim: int, num_groups: int) -> Tiling:
-    """Return the tiling for a GPU and keys of that many bytes an element; one token's G rows always fit.
+    """Return the tiling for a GPU and keys of that many bytes an element, 4 for fp32 queries; one token's G rows fit.
 
     Raises:
         ValueError: there is none for that head size.

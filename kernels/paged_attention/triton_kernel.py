@@ -3,8 +3,9 @@
 Knows how a batch is handed to `triton_programs`, and every configuration in which that happens. Does not wait for the
 device: what it decides follows from shapes.
 
-Batch invariance: for the same kind of tiles and number of splits, both of which follow from T, S and the tables' width
-(`tiling`), a token's result does not depend on what else is in the batch; between such sizes it may differ by rounding.
+Batch invariance: the kind of tiles and the number of splits follow from T, S and the tables' width (`tiling`). Where
+they are the same, the result of a sequence's only token, or of any token in a tile that is not split, does not depend
+on what else is in the batch; otherwise it may differ by rounding.
 """
 
 from functools import cache
@@ -48,7 +49,8 @@ def paged_attention_triton(
     num_groups = num_heads // num_kv_heads
     capability, num_multiprocessors = _device(query.device)
     kind = choose_kind(num_tokens, num_sequences, num_groups)
-    tiling = choose_tiling(capability, kind, key_cache.element_size(), head_dim, num_groups)
+    element_bytes = 4 if query.dtype == torch.float32 else key_cache.element_size()
+    tiling = choose_tiling(capability, kind, element_bytes, head_dim, num_groups)
     is_single = num_tokens == num_sequences  # a token each, most likely: tiles need not be searched for
     tile_tokens = 1 if is_single else tiling.rows // num_groups
     num_tiles = num_tokens if is_single else (num_tokens - 1) // tile_tokens + num_sequences
@@ -142,7 +144,7 @@ def shipped() -> list[Build]:
 
 FLOAT8_FROM = 89  # compute capability; below, float8 is read as bytes
 PLAIN = (("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"))
-QUANTIZED = tuple((element, stored) for element in ("bf16", "fp16") for stored in ("i8", "fp8e4nv", "u8"))
+QUANTIZED = tuple((element, stored) for element in ("bf16", "fp16", "fp32") for stored in ("i8", "fp8e4nv", "u8"))
 VARIED = (
     (64, frozenset({"sinks"})),  # gpt-oss
     (64, frozenset({"window", "sinks"})),
@@ -155,7 +157,8 @@ VARIED = (
 
 
 def _build(capability: int, kind: Kind, element: str, stored: str, head_dim: int, variations: frozenset[str]) -> Build:
-    tiling = choose_tiling(capability, kind, {"i8": 1, "u8": 1, "fp8e4nv": 1, "fp32": 4}.get(stored, 2), head_dim, 4)
+    element_bytes = 4 if element == "fp32" else 2 if stored == element else 1
+    tiling = choose_tiling(capability, kind, element_bytes, head_dim, 4)
     types = {"out": f"*{element}", "parts": "*fp32", "log_sums": "*fp32", "query": f"*{element}"}
     types |= {"keys": f"*{stored}", "values": f"*{stored}"}
     types |= dict.fromkeys(("tables", "sequences", "positions"), "*i32") | dict.fromkeys(("scale", "cap"), "fp32")
@@ -175,7 +178,7 @@ def _build(capability: int, kind: Kind, element: str, stored: str, head_dim: int
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
         capabilities=(capability,),
-        is_sampled=(element, head_dim) == ("bf16", 128) and not variations,
+        is_sampled=(element, head_dim, variations) == ("bf16", 128, set()) and (kind == "decode" or stored == element),
     )
 
 
@@ -186,5 +189,5 @@ def _build_combine(element: str, head_dim: int) -> Build:
         types={"out": f"*{element}", "parts": "*fp32", "log_sums": "*fp32", "num_splits": "i32"},
         constants=_combine_constants(head_dim),
         num_warps=4,
-        is_sampled=head_dim == 80,
+        is_sampled=(element, head_dim) == ("bf16", 80),
     )

@@ -10,7 +10,7 @@ the window of its first: none of these is read. Blocks of positions lie at multi
 does not depend on the rest of its tile.
 
 Quantized caches: keys are widened to the query's type and scores multiplied by the keys' scales; values are widened to
-bf16, which holds all of int8 and float8, and the weights multiplied by the values' scales.
+bf16, which holds all of int8 and float8 (fp32 for queries in fp32), and the weights multiplied by the values' scales.
 """
 
 import triton
@@ -96,7 +96,8 @@ def attend(
             total += 1.0
     acc = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
     table = tables + sequence.to(tl.int64) * table_stride
-    value_type: tl.constexpr = tl.bfloat16 if value_scales is not None else values.dtype.element_ty
+    is_half: tl.constexpr = value_scales is not None and q.dtype != tl.float32
+    value_type: tl.constexpr = tl.bfloat16 if is_half else q.dtype
     precision: tl.constexpr = "tf32x3" if q.dtype == tl.float32 else "tf32"
     for at in tl.range(start, end, BLOCK_POSITIONS):
         place = at + tl.arange(0, BLOCK_POSITIONS)

@@ -1,6 +1,6 @@
 """Paged attention where it is cut into tiles and splits: every head size, type and cache against float64 attention.
 
-The reference runs the same cases, so that what they say does not come from the kernel they test.
+The reference runs the cases with quantized caches too; without, `test_paged_attention` has its own.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from kernels.paged_attention.tiling import KINDS, TILINGS, choose_kind, choose_n
 from kernels.paged_attention.triton_kernel import paged_attention_triton
 from tests.kernels.accuracy import TOLERANCE, assert_close
 
-BOTH = [paged_attention_reference, paged_attention_triton]
 MIXED = ((37, 1), (70, 70), (5, 5), (64, 1), (23, 9))  # context, and how many of its last tokens ask
 DECODE = ((300, 1), (1, 1), (129, 1))
 DRAFTS = ((260, 5), (31, 3))
+LONG = ((150, 50), (70, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ class Paged:
 
     query: torch.Tensor
     caches: torch.Tensor  # [2, N, K, B, D]
-    scales: tuple[torch.Tensor, torch.Tensor] | tuple[None, None]
+    scales: tuple[torch.Tensor | None, ...]
     tables: torch.Tensor
     rows: torch.Tensor
     positions: torch.Tensor
@@ -45,7 +45,7 @@ class Paged:
         scales = dict(zip(("key_scales", "value_scales"), self.scales, strict=True))
         query, rows, positions = self.query[part], self.rows[part], self.positions[part]
         scale = self.query.shape[2] ** -0.5
-        return attend(query, *self.caches, self.tables, rows, positions, scale, **options, **scales)
+        return attend(query, self.caches[0], self.caches[1], self.tables, rows, positions, scale, **options, **scales)
 
 
 def attention64(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -81,7 +81,8 @@ def paged(
         kv = torch.randn(2, context, num_kv_heads, head_dim, generator=generator).to(dtype)
         places = torch.arange(context)
         caches[:, tables[row, places // block_size].long(), :, places % block_size] = kv.transpose(0, 1)
-    held, scales = caches, (None, None)
+    held: torch.Tensor = caches
+    scales: tuple[torch.Tensor | None, ...] = (None, None)
     if stored is not None:
         held, both = quantize_rows(caches, stored)
         scales = both.unbind()
@@ -100,29 +101,23 @@ def pretend_multiprocessors(monkeypatch: pytest.MonkeyPatch, count: int) -> None
     monkeypatch.setattr(triton_kernel, "_device", lambda _device: (80, count))
 
 
-@pytest.mark.parametrize("attend", BOTH)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(8, 2, 64, 16), (3, 1, 80, 16), (5, 5, 96, 13), (16, 1, 128, 32)])
-def test_prefill_chunks_and_decodes_share_a_launch(
-    attend: PagedAttention, dtype: torch.dtype, shape: tuple[int, int, int, int]
-) -> None:
+def test_prefill_chunks_and_decodes_share_a_launch(dtype: torch.dtype, shape: tuple[int, int, int, int]) -> None:
     batch = paged(MIXED, shape, dtype)
-    assert_close(batch.run(attend), batch.expected, dtype)
+    assert_close(batch.run(paged_attention_triton), batch.expected, dtype)
 
 
-@pytest.mark.parametrize("attend", BOTH)
-@pytest.mark.parametrize("lengths", [DECODE, DRAFTS, MIXED])
+@pytest.mark.parametrize("lengths", [DECODE, DRAFTS, LONG])
 @pytest.mark.parametrize("multiprocessors", [1, 200])
-def test_splits_add_up_to_the_whole(
-    attend: PagedAttention, lengths: Any, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_splits_add_up_to_the_whole(lengths: Any, multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_multiprocessors(monkeypatch, multiprocessors)
     batch = paged(lengths, (4, 2, 256 if lengths is DECODE else 40, 16), torch.float16)
-    assert_close(batch.run(attend), batch.expected, torch.float16)
+    assert_close(batch.run(paged_attention_triton), batch.expected, torch.float16)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "window": {"window": 130},
+    "window": {"window": 70},
     "window of one": {"window": 1},
     "soft cap": {"soft_cap": 1.5},
     "sinks": {"sinks": torch.tensor([-2.0, 0.0, 1.0, 9.0])},
@@ -130,18 +125,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("attend", BOTH)
-@pytest.mark.parametrize("lengths", [DECODE, DRAFTS, ((280, 90), (70, 1))])
+@pytest.mark.parametrize("lengths", [DECODE, DRAFTS, LONG])
 @pytest.mark.parametrize("name", OPTIONS)
-def test_variations_hold_across_splits(
-    attend: PagedAttention, lengths: Any, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variations_hold_across_splits(lengths: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_multiprocessors(monkeypatch, 30)
     batch = paged(lengths, (4, 2, 24, 16), **OPTIONS[name])
-    assert_close(batch.run(attend, **OPTIONS[name]), batch.expected)
+    assert_close(batch.run(paged_attention_triton, **OPTIONS[name]), batch.expected)
 
 
-@pytest.mark.parametrize("attend", BOTH)
+@pytest.mark.parametrize("attend", [paged_attention_reference, paged_attention_triton])
 @pytest.mark.parametrize("stored", LARGEST)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [DECODE, MIXED])
@@ -152,12 +144,21 @@ def test_a_quantized_cache_counts_for_what_it_holds(
     assert_close(batch.run(attend), batch.expected, torch.bfloat16)  # weights are rounded to bf16 whatever the query
 
 
-def test_with_as_many_splits_a_token_gets_the_same_bits_in_any_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_kernel, "choose_num_splits", lambda *_sizes: 2)
-    monkeypatch.setattr(triton_kernel, "choose_kind", lambda *_sizes: "prefill")
-    batch = paged(MIXED, (4, 2, 32, 16))
+@pytest.mark.parametrize(
+    ("kind", "splits", "lengths", "parts"),
+    [
+        ("prefill", 1, MIXED, (slice(0, 1), slice(1, 40), slice(40, 73), slice(76, 86))),
+        ("decode", 4, DECODE, (slice(0, 1), slice(1, 2), slice(2, 3))),
+    ],
+)
+def test_whole_tiles_and_decodes_get_the_same_bits_in_any_company(
+    kind: str, splits: int, lengths: Any, parts: tuple[slice, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_kernel, "choose_num_splits", lambda *_sizes: splits)
+    monkeypatch.setattr(triton_kernel, "choose_kind", lambda *_sizes: kind)
+    batch = paged(lengths, (4, 2, 32, 16))
     together = batch.run(paged_attention_triton)
-    for part in (slice(0, 1), slice(1, 40), slice(40, 73), slice(76, len(together))):
+    for part in parts:
         assert torch.equal(batch.run(paged_attention_triton, part), together[part])
 
 
