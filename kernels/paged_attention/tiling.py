@@ -32,8 +32,8 @@ class Tiling:
     num_stages: int
 
 
-# By GPU (from that compute capability on), kind, bytes of a stored element (4 for fp32 queries) and D rounded up, by what
-# `python -m kernels.aot` says: no spills in loops, and room for two programs a multiprocessor where they are to decode.
+# By GPU (from that compute capability on), kind, bytes of a stored element (4 for fp32 queries) and D rounded up. The
+# choice is that of `kernels.aot`: no spills in loops, and room for two programs a multiprocessor where they decode.
 # Five stages because a key waits for its block's number: two of them are spent on that.
 TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
     (80, "decode", 1, 64): Tiling(16, 64, 4, 5),

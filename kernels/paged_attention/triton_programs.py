@@ -9,8 +9,8 @@ Masks: rows of other sequences or beyond the tile, channels beyond D, positions 
 the window of its first: none of these is read. Blocks of positions lie at multiples of their size, so what a token gets
 does not depend on the rest of its tile.
 
-Quantized caches: keys are widened to the query's type and scores multiplied by the keys' scales; values are widened to
-bf16, which holds all of int8 and float8 (fp32 for queries in fp32), and the weights multiplied by the values' scales.
+Quantized caches: keys and values are widened to the query's type, which holds all of int8 and float8; scores are
+multiplied by the keys' scales and weights by the values'.
 """
 
 import triton
@@ -96,8 +96,8 @@ def attend(
             total += 1.0
     acc = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
     table = tables + sequence.to(tl.int64) * table_stride
-    is_half: tl.constexpr = value_scales is not None and q.dtype != tl.float32
-    value_type: tl.constexpr = tl.bfloat16 if is_half else q.dtype
+    # Brings weights times scales near the values' own size, below it: fp16 would not hold much smaller ones.
+    gain: tl.constexpr = 64.0 if values.dtype.element_ty == tl.int8 else 256.0
     precision: tl.constexpr = "tf32x3" if q.dtype == tl.float32 else "tf32"
     for at in tl.range(start, end, BLOCK_POSITIONS):
         place = at + tl.arange(0, BLOCK_POSITIONS)
@@ -124,12 +124,14 @@ def attend(
         total = total * shrink + tl.sum(weights, axis=1)
         top = new_top
         if value_scales is not None:
-            weights *= tl.load(value_scales + scale_slot, mask=is_read, other=0.0)[None, :]
+            weights *= tl.load(value_scales + scale_slot, mask=is_read, other=0.0)[None, :] * gain
         value_mask = is_read[:, None] & (dim < HEAD_DIM)[None, :]
         value = tl.load(values + slot[:, None] + dim[None, :], mask=value_mask, other=0.0)
-        weights = weights.to(value_type)
-        acc = tl.dot(weights, _widen(value, value_type), acc * shrink[:, None], input_precision=precision)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(weights.to(q.dtype), _widen(value, q.dtype), acc, input_precision=precision)
 
+    if value_scales is not None:
+        acc *= 1.0 / gain
     item = token.to(tl.int64) * (num_kv_heads * GROUPS) + head
     result = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     if num_splits == 1:
