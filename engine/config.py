@@ -24,6 +24,7 @@ HOST_CACHE_GIB = 1.0  # KV cache on the CPU where nothing is said
 DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 OVERLAP_MODES = ("auto", "on", "off")
 SPECULATION_METHODS = ("off", "ngram", "draft")
+KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 SCHEDULER_POLICIES = ("max_utilization", "guaranteed_no_evict")
 RANK_EXECUTORS = ("local", "ray", "external")
 HOST_AND_PORT = re.compile(r".+:[0-9]{1,5}")
@@ -64,6 +65,8 @@ class EngineConfig:
             for nothing. A checkpoint that is quantized already needs no option.
         cuda_graphs: record decode steps as CUDA graphs, on a GPU.
         overlap: `on` lays out a step while the one before it is computed; `auto` does so on a GPU, `off` never.
+        kv_cache_dtype: what keys and values are kept in: `auto` (as they are computed), or, with a scale for each token
+            and head, `int8` or `fp8` (e4m3).
         num_threads: compute threads; 0 means one for each core.
         adapters: folder whose folders are adapters in PEFT's format, each named by its own; None serves none.
         max_adapters: most adapters in memory at once.
@@ -106,6 +109,7 @@ class EngineConfig:
     quantization: str = ""
     cuda_graphs: bool = True
     overlap: str = "auto"
+    kv_cache_dtype: str = "auto"
     num_threads: int = 0
     adapters: Path | None = None
     max_adapters: int = 8
@@ -140,8 +144,7 @@ class EngineConfig:
         for name in ("expert_replicas", "rank_start_seconds", "rank_timeout_seconds"):
             _require(name, getattr(self, name), 0)
         self._check_speculation()
-        if self.quantization:
-            LoadScheme.parse(self.quantization)
+        self._check_stored_types()
         self._check_device()
         if self.scheduler_policy not in SCHEDULER_POLICIES:
             raise ModelError(
@@ -160,6 +163,12 @@ class EngineConfig:
     def parallel(self) -> ParallelConfig:
         """The grid of ranks."""
         return ParallelConfig(self.tensor_parallel, self.expert_parallel)
+
+    def _check_stored_types(self) -> None:
+        if self.quantization:
+            LoadScheme.parse(self.quantization)
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            raise ModelError(f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got {self.kv_cache_dtype!r}")
 
     def _check_ranks(self) -> None:
         if self.parallel.num_ranks > 1 and self.adapters is not None:

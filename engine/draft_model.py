@@ -46,6 +46,7 @@ class DraftModel:
             tensor_parallel=1,  # all of it on rank 0
             expert_parallel=1,
             quantization="",
+            kv_cache_dtype="auto",
         )
         model_config = ModelConfig.from_dir(own.model)
         self._runner = ModelRunner(own, model_config)

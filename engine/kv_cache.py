@@ -12,29 +12,61 @@ from engine.errors import ModelError
 from engine.models.config import ModelConfig
 from engine.placement import Placement
 
+QUANTIZED = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+SCALE_BYTES = 4
+
 
 @dataclass(slots=True)
-class KVCache:
-    """Keys and values of all layers, [L, N, K, B, D] each."""
+class LayerCache:
+    """Keys and values of a layer, [N, K, B, D] each, and, where they are quantized, their scales, [N, K, B] fp32."""
 
     keys: torch.Tensor
     values: torch.Tensor
+    key_scales: torch.Tensor | None = None
+    value_scales: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values of all layers, [L, N, K, B, D] each, and, where they are quantized, their scales."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    key_scales: torch.Tensor | None = None
+    value_scales: torch.Tensor | None = None
 
     @classmethod
-    def allocate(cls, model: ModelConfig, num_blocks: int, block_size: int, placement: Placement) -> "KVCache":
+    def allocate(
+        cls, model: ModelConfig, num_blocks: int, block_size: int, device: torch.device, dtype: torch.dtype
+    ) -> "KVCache":
         """Reserve memory for `num_blocks` blocks; on the CPU pages are touched only as they are written."""
         shape = (model.num_layers, num_blocks, model.num_kv_heads, block_size, model.head_dim)
-        keys, values = (torch.empty(shape, dtype=placement.dtype, device=placement.device) for _ in range(2))
-        return cls(keys, values)
+        keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        if dtype not in QUANTIZED.values():
+            return cls(keys, values)
+        return cls(keys, values, *(torch.empty(shape[:-1], dtype=torch.float32, device=device) for _ in range(2)))
+
+    def layer(self, index: int) -> LayerCache:
+        """Return the cache of one layer."""
+        if self.key_scales is None or self.value_scales is None:
+            return LayerCache(self.keys[index], self.values[index])
+        return LayerCache(self.keys[index], self.values[index], self.key_scales[index], self.value_scales[index])
+
+
+def cache_dtype(config: EngineConfig, placement: Placement) -> torch.dtype:
+    """Return the type that keys and values are stored in."""
+    return QUANTIZED.get(config.kv_cache_dtype, placement.dtype)
 
 
 def num_blocks_in(num_bytes: int, model: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-    """Return how many blocks fit into so many bytes.
+    """Return how many blocks of keys and values of that type fit into so many bytes, their scales included.
 
     Raises:
         ModelError: not a single one.
     """
-    block_bytes = model.kv_values_per_token * dtype.itemsize * block_size
+    value_bytes = model.kv_values_per_token * dtype.itemsize
+    scale_bytes = model.kv_values_per_token // model.head_dim * SCALE_BYTES if dtype in QUANTIZED.values() else 0
+    block_bytes = (value_bytes + scale_bytes) * block_size
     if num_bytes < block_bytes:
         raise ModelError(
             f"a KV cache of {num_bytes} bytes holds no block: one of {block_size} tokens takes {block_bytes} bytes"

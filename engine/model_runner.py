@@ -19,7 +19,7 @@ from engine.dummy_steps import dummy_step, steps_of_all_classes
 from engine.errors import RanksFailed
 from engine.gpu_memory import cache_bytes, measure
 from engine.graph_sizes import graph_sizes
-from engine.kv_cache import KVCache, given_num_blocks, num_blocks_in
+from engine.kv_cache import KVCache, cache_dtype, given_num_blocks, num_blocks_in
 from engine.lora.lora_linear import wrap_linears
 from engine.model_loading import load_model
 from engine.models.config import ModelConfig
@@ -44,7 +44,8 @@ class ModelRunner:
         set_threads(config.num_threads)
         self.placement = choose_placement(config, model_config.dtype, num_gpus(), is_shared=member is not None)
         device = self.placement.device
-        logger.info("computing on %s in %s", device, self.placement.dtype)
+        self.cache_dtype = cache_dtype(config, self.placement)
+        logger.info("computing on %s in %s, cache in %s", device, self.placement.dtype, self.cache_dtype)
         self.link = link_to(device)
         self.block_size = config.block_size
         self.max_num_seqs, self.max_num_batched_tokens = config.max_num_seqs, config.max_num_batched_tokens
@@ -54,7 +55,7 @@ class ModelRunner:
         self.graphs: DecodeGraphs | None = None
         self.max_model_len = min(limit, model_config.max_position_embeddings)
         if not self._measures_memory(config):
-            self.num_blocks = given_num_blocks(config, model_config, self.placement.dtype)
+            self.num_blocks = given_num_blocks(config, model_config, self.cache_dtype)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
         loaded = load_model(config, model_config, self.max_model_len, self.placement, member)
         self.model, self.adapter_targets = loaded.model, loaded.adapter_targets
@@ -87,12 +88,12 @@ class ModelRunner:
         use = measure(self.placement.device, lambda: self.run(self.largest_step()))
         num_bytes = cache_bytes(use, share)
         logger.info("of %d bytes of memory a step takes %d; the KV cache gets %d", use.total, use.step_peak, num_bytes)
-        return num_blocks_in(num_bytes, self._model_config, self.block_size, self.placement.dtype)
+        return num_blocks_in(num_bytes, self._model_config, self.block_size, self.cache_dtype)
 
     def _allocate(self, num_blocks: int) -> KVCache:
         """Reserve the cache, and one block more, which is nobody's."""
         local = replace(self._model_config, num_kv_heads=self.model.num_kv_heads)
-        return KVCache.allocate(local, num_blocks + 1, self.block_size, self.placement)
+        return KVCache.allocate(local, num_blocks + 1, self.block_size, self.placement.device, self.cache_dtype)
 
     def largest_step(self) -> StepPlan:
         """Return a step of as many tokens and sequences as there can be, all of them in block 0."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from engine.batch import Batch
+from engine.kv_cache import LayerCache
 from engine.layers.checkpoint import Views, linear_views
 from engine.layers.norms import RMSNorm
 from engine.models.config import ModelConfig
@@ -34,16 +35,23 @@ class Attention(nn.Module):
         self.attend = paged_attention.select(device)
         self.rotate_and_store = rope_kv_store.select(device)
 
-    def forward(
-        self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
-        """Map [T, C] to [T, C]; writes the tokens' keys and values into the layer's cache [N, K, B, D]."""
+    def forward(self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
+        """Map [T, C] to [T, C]; writes the tokens' keys and values into the layer's cache."""
         qkv = self.project(hidden)
-        self.rotate_and_store(qkv, cos_sin, batch.positions, batch.slot_mapping, keys, values)
+        self.rotate_and_store(
+            qkv,
+            cos_sin,
+            batch.positions,
+            batch.slot_mapping,
+            cache.keys,
+            cache.values,
+            key_scales=cache.key_scales,
+            value_scales=cache.value_scales,
+        )
         out = self.attend(
             qkv.view(len(qkv), -1, self.head_dim)[:, : self.num_heads],
-            keys,
-            values,
+            cache.keys,
+            cache.values,
             batch.block_tables,
             batch.token_to_seq,
             batch.positions,
@@ -51,6 +59,8 @@ class Attention(nn.Module):
             window=self.window,
             soft_cap=self.soft_cap,
             sinks=self.attention_sinks(),
+            key_scales=cache.key_scales,
+            value_scales=cache.value_scales,
         )
         return self.output(out.flatten(1))
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine.batch import Batch
+from engine.kv_cache import LayerCache
 from engine.layers.attention import Attention
 from engine.layers.checkpoint import Views, prefixed
 from engine.layers.feed_forward import FeedForward
@@ -43,11 +44,9 @@ class DecoderLayer(nn.Module):
             config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias
         )
 
-    def forward(
-        self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
         """Map [T, C] to [T, C], in place."""
-        hidden += self.attention(self.attention_norm(hidden), batch, cos_sin, keys, values)
+        hidden += self.attention(self.attention_norm(hidden), batch, cos_sin, cache)
         hidden += self.feed_forward(self.feed_forward_norm(hidden))
         return hidden
 
@@ -70,11 +69,9 @@ class SandwichLayer(DecoderLayer):
         self.attention_answer_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward_answer_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(
-        self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
         """Map [T, C] to [T, C], in place."""
-        answer = self.attention(self.attention_norm(hidden), batch, cos_sin, keys, values)
+        answer = self.attention(self.attention_norm(hidden), batch, cos_sin, cache)
         hidden += self.attention_answer_norm(answer)
         hidden += self.feed_forward_answer_norm(self.feed_forward(self.feed_forward_norm(hidden)))
         return hidden

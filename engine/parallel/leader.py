@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from engine.batch import Batch
 from engine.config import EngineConfig
 from engine.errors import EngineUnavailable, RanksFailed
-from engine.kv_cache import given_num_blocks
+from engine.kv_cache import cache_dtype, given_num_blocks
 from engine.messages import StartFailed
 from engine.models.config import ModelConfig
 from engine.parallel.collectives import join_ranks, leave_ranks, open_store
@@ -167,4 +167,6 @@ def rank_config(config: EngineConfig, model_config: ModelConfig) -> EngineConfig
     num_threads = config.num_threads
     if config.rank_executor == "local" and not num_threads:
         num_threads = max(1, len(os.sched_getaffinity(0)) // config.parallel.num_ranks)
-    return replace(config, num_blocks=given_num_blocks(config, widest, ON_HOST.dtype), num_threads=num_threads)
+    return replace(
+        config, num_blocks=given_num_blocks(config, widest, cache_dtype(config, ON_HOST)), num_threads=num_threads
+    )

@@ -20,7 +20,7 @@ class QuantizedLinear(nn.Module):
     """`x W^T + b` with a quantized W."""
 
     def __init__(self, part: PartWeight, bias: torch.Tensor | None, device: torch.device) -> None:
-        """Take a quantized weight [O, C], which stays where it is, and a bias [O]."""
+        """Take a quantized weight [O, C] and a bias [O], both on the device."""
         super().__init__()
         assert not isinstance(part.weight, torch.Tensor)
         self.weight, self.bias, self.order = part.weight, bias, part.order
@@ -34,6 +34,7 @@ class QuantizedLinear(nn.Module):
 
 def make_linear(part: PartWeight, bias: torch.Tensor | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return a layer with this weight and bias; `dtype` is that of plain weights."""
+    part = part.to(device)
     if part.is_plain or (device.type == "cpu" and part.scheme not in CPU_SCHEMES):
         return _plain_linear(part.dequantize().to(dtype), bias)
     return QuantizedLinear(part, bias, device)

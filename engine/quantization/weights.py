@@ -30,6 +30,11 @@ class PartWeight:
         """Whether there is nothing quantized about it."""
         return isinstance(self.weight, torch.Tensor)
 
+    def to(self, device: torch.device) -> "PartWeight":
+        """Return the same on a device."""
+        order = None if self.order is None else self.order.to(device)
+        return replace(_map_tensors(self, lambda tensor: tensor.to(device)), order=order)
+
     def dequantize(self) -> torch.Tensor:
         """Return the weight as the model means it, [O, C] fp32."""
         wide = self.weight.float() if isinstance(self.weight, torch.Tensor) else self.weight.dequantize()

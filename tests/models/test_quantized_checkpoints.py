@@ -100,7 +100,7 @@ CHECKPOINTS: dict[str, tuple[dict[str, Any], Callable[[str], Rounding | None]]] 
     ),
     "compressed int4": (compressed("pack-quantized", **INT4), layers_only(rounding.packed)),
     "compressed int4 with zero points": (
-        compressed("pack-quantized", **(INT4 | {"symmetric": False})),
+        compressed("pack-quantized", None, **(INT4 | {"symmetric": False})),
         layers_only(partial(rounding.packed, symmetric=False)),
     ),
     "compressed int8": (
