@@ -31,6 +31,18 @@ class FusedFeedForward(nn.Module):
         """Map [T, C] to [T, C]."""
         return self.compute(hidden, self.gate_up, self.down, self.activation, self.norm)
 
+    __call__ = forward  # without hooks, as in `PackedLinear`
+
+
+class JoinedNorm(nn.Module):
+    """Where a norm was that is now computed with the product behind it."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what is given."""
+        return hidden
+
+    __call__ = forward
+
 
 def fuse_layers(model: nn.Module) -> None:
     """Fuse what can be fused of a model whose linears are packed."""
@@ -60,4 +72,4 @@ def _join(layer: DecoderLayer, name: str, behind: nn.Module) -> None:
     norm = layer.get_submodule(name)
     if isinstance(norm, RMSNorm) and isinstance(behind, PackedLinear | FusedFeedForward):
         behind.norm = Norm(norm.weight.detach(), norm.eps, norm.offset)
-        setattr(layer, name, nn.Identity())
+        setattr(layer, name, JoinedNorm())

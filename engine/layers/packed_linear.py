@@ -35,6 +35,8 @@ class PackedLinear(nn.Module):
         """Map [T, in] to [T, out]."""
         return self.multiply(inputs, self.packed, self.norm)
 
+    __call__ = forward  # without hooks, which nobody sets here: 3 us less, of 7 beside the product itself
+
 
 def pack_linears(model: nn.Module) -> None:
     """Replace every linear layer of a loaded CPU model that has a packed form, one at a time: weights are held once."""
