@@ -40,7 +40,9 @@ async def listen(
     make_protocol: Callable[[], Any],
     tls: ssl.SSLContext | None = None,
     tls_timeout: float | None = None,
+    *,
     share_port: bool = False,
+    listener: socket.socket | None = None,
 ) -> asyncio.Server:
     """Listen at the address.
 
@@ -50,6 +52,7 @@ async def listen(
         tls: speak TLS, with this context.
         tls_timeout: seconds for a handshake, with TLS only.
         share_port: let other processes listen at the same port; connections are spread over them.
+        listener: a bound Unix socket that other processes accept at too; it stays open.
 
     Raises:
         OSError: the address is taken or cannot be used.
@@ -58,9 +61,12 @@ async def listen(
     timeout = tls_timeout if tls is not None else None
     path = unix_path(address)
     if path is not None:
-        listener = _bind_unix(path)
         return await loop.create_unix_server(
-            make_protocol, sock=listener, ssl=tls, ssl_handshake_timeout=timeout, backlog=BACKLOG
+            make_protocol,
+            sock=listener.dup() if listener is not None else bind_unix(path),
+            ssl=tls,
+            ssl_handshake_timeout=timeout,
+            backlog=BACKLOG,
         )
     host, port = split_address(address)
     return await loop.create_server(
@@ -114,8 +120,12 @@ def remove_socket(address: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _bind_unix(path: Path) -> socket.socket:
-    """Bind; a socket file whose server is gone is replaced, one that is served is not."""
+def bind_unix(path: Path) -> socket.socket:
+    """Return a bound socket; a socket file whose server is gone is replaced, one that is served is not.
+
+    Raises:
+        OSError: the path is taken or cannot be used.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if _is_stale(path):

@@ -118,16 +118,8 @@ class GatewayConfig(Strict):
         default=1,
         ge=1,
         le=64,
-        description="processes on the gRPC port; above 1 tenants, journal and a Unix socket are refused",
+        description="processes on the gRPC port",
     )
-
-    @model_validator(mode="after")
-    def _check_workers(self) -> "GatewayConfig":
-        if self.workers > 1 and unix_path(self.grpc_address) is not None:
-            raise ValueError("several workers share a TCP port; a Unix socket has one")
-        if self.workers > 1 and (self.safety.tenants or self.observe.journal is not None):
-            raise ValueError("tenants' limits and the journal are kept in one process: workers must be 1")
-        return self
 
     @model_validator(mode="after")
     def _check(self) -> "GatewayConfig":

@@ -20,4 +20,3 @@ cdef class Dispatcher:
     cpdef _send(self, Request request, instance)
     cpdef _ended(self, Request request, str instance, str outcome)
     cpdef _leave_line(self, Request request)
-    cpdef _count(self, Request request, str instance, str outcome)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gateway.link import Hub
     from gateway.metrics import Metrics
     from gateway.wire.headers import Headers
+    from gateway.workers.seat import Seat
 
 RETRY_DELAY = 0.25  # seconds, before an instance that has failed a request gets it again
 
@@ -48,7 +49,7 @@ RETRY_DELAY = 0.25  # seconds, before an instance that has failed a request gets
 class Dispatcher:
     """Where every request of every client passes."""
 
-    def __init__(self, config: GatewayConfig, hub: Hub, metrics: Metrics) -> None:
+    def __init__(self, config: GatewayConfig, hub: Hub, metrics: Metrics, seat: Seat | None = None) -> None:
         """Begin without instances."""
         self.instances: dict[str, Instance] = {}
         self.max_request_bytes = config.max_request_bytes
@@ -61,8 +62,9 @@ class Dispatcher:
         self.observation = Observation(config.observe, metrics.registry)
         self._screening = Screening(config.safety.content) if config.safety.content is not None else None
         self._allow_commands = config.safety.allow_management
-        self.guard = Guard(config.safety, self._loop.time())
-        self._gate = Gate(config.safety, self._place, self._fail, hub.flush) if self.guard.tenants else None
+        self.guard = Guard(config.safety, self._loop.time(), seat)
+        self.guard.restore(self.observation.saved_levels, self._loop.time(), time.time_ns())
+        self._gate = Gate(config.safety, self._place, self._fail, hub.flush, seat) if self.guard.tenants else None
         self._hedges = Hedges(
             config.hedging,
             self._choose,
@@ -88,7 +90,7 @@ class Dispatcher:
     def submit(self, request: Request) -> None:
         """Take a new request."""
         if self.observation.journal is not None:
-            request.concurrent = 1 + sum([instance.load.in_flight for instance in self.instances.values()])
+            request.concurrent = 1 + sum([instance.load.in_flight_everywhere for instance in self.instances.values()])
         self.observation.arrived(request)
         if (failure := self._refusal(request)) is not None:
             self._fail(request, failure)
@@ -107,7 +109,6 @@ class Dispatcher:
         self._ended(request, instance.name if instance is not None else "", "cancelled")
         if instance is None:
             return
-        self._count(request, instance.name, "cancelled")
         if request.key:
             self._metrics.aborts.labels(instance.name).inc()
             send_abort(instance, request.copy_key, repeat=was_sent)
@@ -227,7 +228,6 @@ class Dispatcher:
         request.detach(code)
         request.step(END)
         self._ended(request, name, outcome)
-        self._count(request, name, outcome)
 
     def _note_seconds(self, request: Request) -> None:
         if self.router.outliers is None:
@@ -289,6 +289,7 @@ class Dispatcher:
 
     def _ended(self, request: Request, instance: str, outcome: str) -> None:
         self.observation.ended(request, instance, outcome)
+        self._metrics.request(request.exchange.call.method, instance, outcome).inc()
         if self._gate is not None:
             self._gate.left(request, request.tokens_used())
 
@@ -296,6 +297,3 @@ class Dispatcher:
         timer = self._line.pop(request, None)
         if timer is not None:
             timer.cancel()
-
-    def _count(self, request: Request, instance: str, outcome: str) -> None:
-        self._metrics.request(request.exchange.call.method, instance, outcome).inc()

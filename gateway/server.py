@@ -11,12 +11,14 @@ import json
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import uvloop
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import compiled
 from gateway.address import UNIX, bound_address, listen, remove_socket, split_address
@@ -37,6 +39,7 @@ from gateway.openai_api import OpenAiApi
 from gateway.plain_answers import PlainAnswers
 from gateway.reload import keep_bound
 from gateway.rounds import Rounds
+from gateway.safety.budgets import level_rows
 from gateway.tls import TlsError, server_context
 from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
@@ -54,7 +57,7 @@ class Server:
         self.seat = seat
         self.hub = Hub()
         self.metrics = Metrics()
-        self.dispatcher = Dispatcher(config, self.hub, self.metrics)
+        self.dispatcher = Dispatcher(config, self.hub, self.metrics, seat)
         self._rounds = Rounds(self.dispatcher, self.hub, self.metrics)
         self.clients: set[ClientLink] = set()
         self.stopping = asyncio.Event()
@@ -77,8 +80,15 @@ class Server:
     async def start(self) -> dict[str, str]:
         """Listen and begin to watch; return the addresses."""
         loop = asyncio.get_running_loop()
-        config, is_shared = self.config, self.seat is not None
-        grpc = await listen(config.grpc_address, self._accept, self._tls, config.patience.preface_s, is_shared)
+        config, seat = self.config, self.seat
+        grpc = await listen(
+            config.grpc_address,
+            self._accept,
+            self._tls,
+            config.patience.preface_s,
+            share_port=seat is not None,
+            listener=seat.listener if seat is not None else None,
+        )
         self._listeners = [grpc]
         addresses = {"grpc": bound_address(grpc)}
         if self.seat is None or self.seat.is_first:
@@ -88,7 +98,7 @@ class Server:
         self._tasks.append(loop.create_task(self._tick()))
         if self.seat is not None:
             self._tasks.append(loop.create_task(self._keep_seat(self.seat)))
-        if self.config.observe.journal is not None:
+        if self.config.observe.journal is not None and (seat is None or seat.is_first):
             self._tasks.append(loop.create_task(self._snapshots(self.config.observe.journal.snapshot_interval_s)))
         for task in self._tasks:
             task.add_done_callback(self._task_ended)
@@ -129,14 +139,27 @@ class Server:
         await self.updates.close()
         await self.fleet.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        remove_socket(self.config.grpc_address)
+        if self.seat is None:
+            remove_socket(self.config.grpc_address)
         self._private.cleanup()
+        self._snapshot()
         await asyncio.to_thread(self.dispatcher.observation.close)
 
     async def _snapshots(self, interval: float) -> None:
         while True:
             await asyncio.sleep(interval)
-            self.dispatcher.observation.snapshot()
+            self._snapshot()
+
+    def _snapshot(self) -> None:
+        """Put the metrics, of all workers where there are several, and what tenants have left into the journal."""
+        if self.seat is None:
+            families = self.metrics.registry.collect()
+        elif self.seat.is_first:
+            families = text_string_to_metric_families(self.seat.render(self.metrics.render()).decode())
+        else:
+            return
+        now, tenants = asyncio.get_running_loop().time(), self.dispatcher.guard.tenants.values()
+        self.dispatcher.observation.snapshot(families, level_rows(tenants, now, time.time_ns()))
 
     async def _close_http(self) -> None:
         if self._http is not None:

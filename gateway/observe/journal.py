@@ -1,4 +1,4 @@
-"""The journal: records of requests and snapshots of metrics in an SQLite file on the local disk.
+"""The journal: records of requests, metrics now and then and what tenants have left, in an SQLite file.
 
 Knows tables, limits and one writer thread. Does not know what the records are about. The event loop only puts into a
 queue; the file is in WAL mode, so that a crash loses at most what was not yet committed and readers never wait.
@@ -10,15 +10,18 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.log import log
 from gateway.observe.ledger import STAGES
+from gateway.safety.budgets import LevelRow
 
 if TYPE_CHECKING:
     from gateway.observe.config import JournalConfig
@@ -41,11 +44,21 @@ CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {
 CREATE INDEX IF NOT EXISTS requests_by_time ON requests (gateway_in);
 CREATE TABLE IF NOT EXISTS metrics (id INTEGER PRIMARY KEY, at INTEGER, name TEXT, labels TEXT, value REAL);
 CREATE INDEX IF NOT EXISTS metrics_by_time ON metrics (at);
+CREATE TABLE IF NOT EXISTS levels (name TEXT PRIMARY KEY, level REAL, at INTEGER);
 """
 INSERT = f"INSERT INTO requests ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608 - constants
 INSERT_METRIC = "INSERT INTO metrics (at, name, labels, value) VALUES (?, ?, ?, ?)"
 PRUNE = (("requests", "gateway_in"), ("metrics", "at"))
 MetricRow = tuple[int, str, str, float]  # at in ns, name, labels, value
+SAVE_LEVEL = "INSERT OR REPLACE INTO levels (name, level, at) VALUES (?, ?, ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The metrics of one moment, and what tenants had left."""
+
+    metrics: list[MetricRow]
+    levels: list[LevelRow]
 
 
 class Journal:
@@ -59,15 +72,17 @@ class Journal:
         """
         self.dropped = 0
         self._config = config
-        self._queue: queue.SimpleQueue[Record | list[MetricRow] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Record | Snapshot | None] = queue.SimpleQueue()
         try:
-            open_journal(config).close()
+            with contextlib.closing(open_journal(config)) as connection:
+                rows = connection.execute("SELECT name, level, at FROM levels")
+                self.saved_levels: dict[str, tuple[float, int]] = {name: (level, at) for name, level, at in rows}
         except sqlite3.Error as error:
             raise OSError(f"the journal {config.path} cannot be used: {error}") from error
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
 
-    def write(self, item: Record | list[MetricRow]) -> None:
+    def write(self, item: Record | Snapshot) -> None:
         """Keep a record or a snapshot; returns at once."""
         if self._queue.qsize() >= MAX_WAITING:
             self.dropped += 1
@@ -97,7 +112,7 @@ class Journal:
                 log("journal_failed", error=repr(error), dropped=self.dropped)
         connection.close()
 
-    def _take(self) -> list[Record | list[MetricRow] | None]:
+    def _take(self) -> list[Record | Snapshot | None]:
         batch = [self._queue.get()]
         while len(batch) < MAX_BATCH and batch[-1] is not None:
             try:
@@ -130,14 +145,13 @@ def prune(connection: sqlite3.Connection, config: JournalConfig, now_ns: int) ->
             connection.execute(query, (config.max_rows,))
 
 
-def _insert(connection: sqlite3.Connection, items: Iterable[Record | list[MetricRow]]) -> None:
+def _insert(connection: sqlite3.Connection, items: Iterable[Record | Snapshot]) -> None:
     records: list[tuple[object, ...]] = []
-    metrics: list[MetricRow] = []
     for item in items:
-        if isinstance(item, list):
-            metrics += item
+        if isinstance(item, Snapshot):
+            connection.executemany(INSERT_METRIC, item.metrics)
+            connection.executemany(SAVE_LEVEL, item.levels)
         else:
             facts = (getattr(item, name) for name in FACTS)
             records.append((*facts, *(item.ledger.get(stage) for stage in STAGES)))
     connection.executemany(INSERT, records)
-    connection.executemany(INSERT_METRIC, metrics)

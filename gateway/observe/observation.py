@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.call import upstream_block
-from gateway.observe.journal import Journal, MetricRow
+from gateway.observe.journal import Journal, MetricRow, Snapshot
 from gateway.observe.ledger import EngineTimes, Ledger, durations, make_ledger
 from gateway.observe.meters import Meters
 from gateway.observe.observer import Observer, Usage
@@ -26,9 +27,11 @@ from gateway.observe.tracing import Tracing
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
 
     from gateway.observe.config import ObserveConfig
     from gateway.request import Request
+    from gateway.safety.budgets import LevelRow
 
 LEDGER_NOTE = b"x-ledger"
 MAX_NOTED = 16  # ledgers in one stream's trailing metadata, which clients limit to 8 KiB
@@ -48,10 +51,14 @@ class Observation:
         self.tracing = Tracing(config.tracing) if config.tracing is not None else None
         self.recent: deque[dict[str, int]] = deque(maxlen=REMEMBERED)  # durations of stages, in ns
         self.recent_first: deque[float] = deque(maxlen=REMEMBERED)  # seconds to the first answer
-        self._registry = registry
         self._meters = Meters(registry)
         self._sample = config.sample
         self._credit = 0.0
+
+    @property
+    def saved_levels(self) -> dict[str, tuple[float, int]]:
+        """What tenants had left when an earlier gateway wrote it down: by bucket, with the ns of that moment."""
+        return {} if self.journal is None else self.journal.saved_levels
 
     def arrived(self, request: Request) -> None:
         """Take a new request."""
@@ -104,25 +111,24 @@ class Observation:
         traced = replace(call, headers=self.tracing.onward(call.headers, request.span), blocks={})
         return upstream_block(traced, scheme, authority)
 
-    def snapshot(self) -> None:
-        """Write all metrics but histograms' buckets into the journal."""
+    def snapshot(self, families: Iterable[Metric], levels: list[LevelRow]) -> None:
+        """Write metrics but histograms' buckets, and what tenants have left, into the journal."""
         if self.journal is None:
             return
         now = time.time_ns()
         rows: list[MetricRow] = [
             (now, sample.name, json.dumps(sample.labels) if sample.labels else "", sample.value)
-            for metric in self._registry.collect()
+            for metric in families
             for sample in metric.samples
             if not sample.name.endswith("_bucket")
         ]
-        self.journal.write(rows)
+        self.journal.write(Snapshot(rows, levels))
 
     def close(self) -> None:
         """Write and export what is waiting."""
         if self.tracing is not None:
             self.tracing.close()
         if self.journal is not None:
-            self.snapshot()
             self.journal.close()
 
     def _gap(self, request: Request, seconds: float) -> None:

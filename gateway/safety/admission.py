@@ -13,8 +13,10 @@ from bisect import insort
 from dataclasses import dataclass, field
 
 from gateway.safety.tenant import Tenant
+from gateway.workers.table import Row
 
 SMOOTHING = 0.1  # weight of the latest request in the mean service time
+LOOK_SECONDS = 0.02
 FIRST_GUESS = 1.0  # seconds that a request takes, until one has ended
 
 
@@ -51,6 +53,7 @@ class Admission:
     max_in_flight: int | None
     queue_size: int
     max_wait: float
+    row: Row | None = None  # what other workers have admitted, where there are any
     num_in_flight: int = 0
     waiting: list[Ticket] = field(default_factory=list)
     mean_seconds: float = FIRST_GUESS
@@ -78,7 +81,7 @@ class Admission:
             return
         if ticket in self._ready:
             self._ready.remove(ticket)
-        self.num_in_flight -= 1
+        self._note(-1)
         self.mean_seconds += SMOOTHING * (now - ticket.admitted_at - self.mean_seconds)
         ticket.tenant.settle(ticket.tokens, used, now)
 
@@ -98,7 +101,8 @@ class Admission:
             return None
         first = {ticket.tenant: ticket for ticket in reversed(self.waiting)}
         refills = [now + delay for t in first.values() if (delay := t.tenant.wait(t.tokens, now)) > 0]
-        return min([*refills, *(ticket.arrived_at + self.max_wait for ticket in self.waiting)])
+        looks = [now + LOOK_SECONDS] if self.row is not None else []  # nobody says when another worker's have left
+        return min([*refills, *looks, *(ticket.arrived_at + self.max_wait for ticket in self.waiting)])
 
     def check(self) -> None:
         """Assert the invariants above."""
@@ -107,18 +111,27 @@ class Admission:
         assert self.waiting == sorted(self.waiting)
         assert all(ticket.admitted_at is None for ticket in self.waiting)
 
+    def _is_full(self) -> bool:
+        others = self.row.others() if self.row is not None else 0
+        return self.max_in_flight is not None and self.num_in_flight + others >= self.max_in_flight
+
+    def _note(self, change: int) -> None:
+        self.num_in_flight += change
+        if self.row is not None:
+            self.row.set(self.num_in_flight)
+
     def _admit(self, now: float) -> list[Ticket]:
         admitted: list[Ticket] = []
         blocked: set[Tenant] = set()
         for ticket in list(self.waiting):
-            if self.max_in_flight is not None and self.num_in_flight >= self.max_in_flight:
+            if self._is_full():
                 break
             tenant = ticket.tenant
             if tenant in blocked or not tenant.has_room or tenant.wait(ticket.tokens, now) > 0:
                 blocked.add(tenant)
                 continue
             self.waiting.remove(ticket)
-            self.num_in_flight += 1
+            self._note(1)
             ticket.admitted_at = now
             tenant.take(ticket.tokens, now)
             admitted.append(ticket)

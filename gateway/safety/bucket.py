@@ -20,6 +20,7 @@ class Bucket:
     rate: float  # per second
     at: float  # when the level was last known, in seconds
     level: float = field(init=False)
+    is_fresh: bool = field(init=False, default=True)  # whether nobody had used it before
 
     def __post_init__(self) -> None:
         self.level = self.capacity
@@ -31,6 +32,11 @@ class Bucket:
         self._refill(now)
         missing = amount - self.level
         return missing / self.rate if missing > ROUNDING else 0.0
+
+    def level_at(self, now: float) -> float:
+        """Return the level, negative where there is a debt."""
+        self._refill(now)
+        return self.level
 
     def take(self, amount: float, now: float) -> None:
         """Take `amount`, going into debt where there is not as much; a negative amount is given back."""

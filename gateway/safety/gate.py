@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.request import Request
     from gateway.safety.config import SafetyConfig
     from gateway.status import Failure
+    from gateway.workers.seat import Seat
 
 
 class Gate:
@@ -31,9 +32,11 @@ class Gate:
         place: Callable[[Request], None],
         refuse: Callable[[Request, Failure], None],
         flush: Callable[[], None],
+        seat: Seat | None = None,
     ) -> None:
         """Begin with nobody waiting; `flush` writes what a timer has brought about."""
-        self.admission = Admission(config.max_in_flight, config.queue_size, config.max_wait_s)
+        row = None if seat is None else seat.table.row("\0tenants", seat.number)
+        self.admission = Admission(config.max_in_flight, config.queue_size, config.max_wait_s, row)
         self._assumed = config.assumed_completion_tokens
         self._place = place
         self._refuse = refuse

@@ -7,15 +7,17 @@ Invariants:
 2. Where there are tenants, every call but health checks belongs to one, and its key goes no further than here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gateway.call import SERVICE, Call
+from gateway.safety.budgets import restore
 from gateway.safety.config import SafetyConfig
 from gateway.safety.keys import find_tenant
 from gateway.safety.tenant import Tenant, make_tenant
 from gateway.status import Code, Failure
 from gateway.wire.headers import Headers
+from gateway.workers.seat import Seat
 
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady", "ModelReady"})
 USER_METHODS = OPEN_METHODS | {
@@ -39,12 +41,16 @@ class Denied(Exception):
 class Guard:
     """Keeps the door."""
 
-    def __init__(self, config: SafetyConfig, now: float) -> None:
-        """Begin with tenants that have used nothing."""
-        self.tenants: dict[str, Tenant] = {tenant.name: make_tenant(tenant, now) for tenant in config.tenants}
+    def __init__(self, config: SafetyConfig, now: float, seat: Seat | None = None) -> None:
+        """Begin with tenants that have used nothing, or as one of several workers with what they have used by now."""
+        self.tenants: dict[str, Tenant] = {tenant.name: make_tenant(tenant, now, seat) for tenant in config.tenants}
         self._keys = config.read_keys()
         self._anonymous = config.anonymous_tenant
         self._allow_management = config.allow_management
+
+    def restore(self, saved: Mapping[str, tuple[float, int]], now: float, now_ns: int) -> None:
+        """Bring tenants' limits to where an earlier gateway has left them."""
+        restore(self.tenants.values(), saved, now, now_ns)
 
     def open(self, call: Call) -> Call:
         """Return the call as it may go on, with its tenant where there are any.

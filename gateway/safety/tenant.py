@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from gateway.safety.bucket import Bucket
 from gateway.safety.config import LimitConfig, TenantConfig
 from gateway.wire.protobuf import encode_int_parameter, encode_parameter
+from gateway.workers.seat import Seat
+from gateway.workers.table import Row
 
 
 @dataclass(eq=False, slots=True)
@@ -16,6 +18,7 @@ class Tenant:
 
     config: TenantConfig
     buckets: list[tuple[LimitConfig, Bucket]]
+    row: Row | None = None  # what other workers have in flight, where there are any
     num_in_flight: int = 0
     parameters: bytes = field(init=False)  # what the scheduler is to know, ready to be appended to a request
 
@@ -29,7 +32,10 @@ class Tenant:
     @property
     def has_room(self) -> bool:
         """Whether one more may be in flight."""
-        return self.config.max_concurrent is None or self.num_in_flight < self.config.max_concurrent
+        if self.config.max_concurrent is None:
+            return True
+        others = self.row.others() if self.row is not None else 0
+        return self.num_in_flight + others < self.config.max_concurrent
 
     @property
     def counts_tokens(self) -> bool:
@@ -47,22 +53,36 @@ class Tenant:
 
     def take(self, tokens: int, now: float) -> None:
         """Count a request that goes ahead."""
-        self.num_in_flight += 1
+        self._count(1)
         for limit, bucket in self.buckets:
             bucket.take(_cost(limit, tokens), now)
 
     def settle(self, estimated: int, used: int, now: float) -> None:
         """Count a request that has ended, with the tokens it really took."""
-        self.num_in_flight -= 1
+        self._count(-1)
         for limit, bucket in self.buckets:
             if limit.what == "tokens":
                 bucket.take(used - estimated, now)
 
+    def _count(self, change: int) -> None:
+        self.num_in_flight += change
+        if self.row is not None:
+            self.row.set(self.num_in_flight)
 
-def make_tenant(config: TenantConfig, now: float) -> Tenant:
-    """Return a tenant that has used nothing."""
-    buckets = [(limit, Bucket(limit.burst or limit.amount, limit.amount / limit.per_s, now)) for limit in config.limits]
-    return Tenant(config, buckets)
+
+def make_tenant(config: TenantConfig, now: float, seat: Seat | None = None) -> Tenant:
+    """Return a tenant that has used nothing, or with a `seat` what it has used by now at all workers."""
+    buckets: list[tuple[LimitConfig, Bucket]] = []
+    for name, limit in zip(bucket_names(config), config.limits, strict=True):
+        capacity, rate = limit.burst or limit.amount, limit.amount / limit.per_s
+        bucket = Bucket(capacity, rate, now) if seat is None else seat.levels.bucket(name, capacity, rate, now)
+        buckets.append((limit, bucket))
+    return Tenant(config, buckets, None if seat is None else seat.table.row(f"\0tenant {config.name}", seat.number))
+
+
+def bucket_names(config: TenantConfig) -> list[str]:
+    """Return a name for each of a tenant's limits: whose it is, its number, and what a changed limit would change."""
+    return [f"{config.name} {n} {limit.what}/{limit.per_s:g}s" for n, limit in enumerate(config.limits)]
 
 
 def _cost(limit: LimitConfig, tokens: int) -> int:

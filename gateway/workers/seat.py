@@ -1,8 +1,9 @@
-"""What makes a gateway process one of several: its number, the shared table, and a folder for its metrics.
+"""What makes a gateway process one of several: its number, what all share, and a folder for its metrics.
 
 Knows files of metrics and how they add up. Does not know processes.
 """
 
+import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.workers.levels import SharedLevels
 from gateway.workers.table import SharedTable
 
 PUBLISH_SECONDS = 0.5
@@ -23,7 +25,9 @@ class Seat:
 
     number: int
     table: SharedTable
+    levels: SharedLevels
     folder: Path
+    listener: socket.socket | None = None  # a Unix socket that all workers accept at; a TCP port each listens at itself
 
     @property
     def is_first(self) -> bool:

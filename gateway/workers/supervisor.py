@@ -2,8 +2,9 @@
 
 Knows processes. Does not know what a worker does.
 
-Every worker listens at the same TCP port (SO_REUSEPORT): the kernel spreads connections over them, and a worker that
-dies takes only its own along. The first also has the HTTP port. A worker ends with its supervisor.
+Every worker listens at the same TCP port (SO_REUSEPORT), or accepts at the same Unix socket: the kernel spreads
+connections over them, and a worker that dies takes only its own along. The first also has the HTTP port. A worker ends
+with its supervisor.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from gateway.address import split_address
+from gateway.address import BACKLOG, bind_unix, remove_socket, split_address, unix_path
 from gateway.config import GatewayConfig
 from gateway.log import log
+from gateway.safety.tenant import bucket_names
+from gateway.workers.levels import SharedLevels
 from gateway.workers.seat import Seat
 from gateway.workers.table import SharedTable
 
@@ -39,12 +42,14 @@ PR_SET_PDEATHSIG = 1
 class Supervisor:
     """The workers of one gateway."""
 
-    def __init__(self, config: GatewayConfig, work: Work, folder: Path) -> None:
-        """Begin without workers; `work` is what each does until it is told to stop."""
+    def __init__(self, config: GatewayConfig, work: Work, folder: Path, listener: socket.socket | None = None) -> None:
+        """Begin without workers; `work` is what each does until it is told to stop, `listener` a Unix socket of all."""
         self.config = config
         self.table = SharedTable(config.workers)
         self._work = work
         self._folder = folder
+        self._listener = listener
+        self._levels = SharedLevels([name for tenant in config.safety.tenants for name in bucket_names(tenant)])
         self._context = multiprocessing.get_context("fork")
         self._workers: dict[int, ForkProcess] = {}
         self._started_at: dict[int, float] = {}
@@ -97,7 +102,7 @@ class Supervisor:
     def _start(self, number: int) -> dict[str, str]:
         """Start a worker; return its addresses, empty where it ended instead."""
         receiver, sender = self._context.Pipe(duplex=False)
-        seat = Seat(number, self.table, self._folder)
+        seat = Seat(number, self.table, self._levels, self._folder, self._listener)
         worker = self._context.Process(target=_run, args=(self._work, self.config, seat, sender, os.getpid()))
         self._started_at[number] = time.monotonic()
         worker.start()
@@ -118,8 +123,15 @@ def supervise(config: GatewayConfig, work: Work) -> int:
     Raises:
         OSError: the port is taken.
     """
-    with reserve(config.grpc_address) as address, tempfile.TemporaryDirectory(prefix="gateway-") as folder:
-        return Supervisor(config.model_copy(update={"grpc_address": address}), work, Path(folder)).run()
+    with tempfile.TemporaryDirectory(prefix="gateway-") as folder:
+        if (path := unix_path(config.grpc_address)) is not None:
+            with bind_unix(path) as listener:
+                listener.listen(BACKLOG)
+                status = Supervisor(config, work, Path(folder), listener).run()
+            remove_socket(config.grpc_address)
+            return status
+        with reserve(config.grpc_address) as address:
+            return Supervisor(config.model_copy(update={"grpc_address": address}), work, Path(folder)).run()
 
 
 @contextlib.contextmanager

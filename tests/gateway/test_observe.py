@@ -14,7 +14,7 @@ from openai import OpenAI
 from typer.testing import CliRunner
 
 from gateway.observe.config import JournalConfig
-from gateway.observe.journal import Journal, open_journal, prune
+from gateway.observe.journal import Journal, Snapshot, open_journal, prune
 from gateway.observe.ledger import STAGES, EngineTimes, durations, make_ledger
 from gateway.observe.observer import Observer
 from gateway.observe.record import Record
@@ -96,7 +96,7 @@ def test_a_journal_keeps_records_and_snapshots(tmp_path: Path) -> None:
     now = time.time_ns()
     for index in range(5):
         journal.write(record(str(index), now + index))
-    journal.write([(now, "up", '{"instance": "a"}', 1.0)])
+    journal.write(Snapshot([(now, "up", '{"instance": "a"}', 1.0)], [("one 0", 2.5, now)]))
     journal.close()
     assert [row.ledger["gateway_in"] - now for row in read_rows(config.path)] == [0, 1, 2, 3, 4]
     with sqlite3.connect(config.path) as connection:
@@ -104,6 +104,9 @@ def test_a_journal_keeps_records_and_snapshots(tmp_path: Path) -> None:
             ("up", '{"instance": "a"}', 1.0)
         ]
     connection.close()
+    later = Journal(config)
+    assert later.saved_levels == {"one 0": (2.5, now)}
+    later.close()
 
 
 def test_a_journal_is_bounded_in_rows_and_age(tmp_path: Path) -> None:

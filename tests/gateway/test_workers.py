@@ -1,8 +1,10 @@
 """Several workers on one port: what they share, what is added up, and that none of it ends with one of them."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,10 @@ import pytest
 
 from gateway.config import ConfigError, make_config
 from gateway.loads import Load, Report
-from gateway.workers.seat import merge
+from gateway.safety.config import TenantConfig
+from gateway.safety.tenant import make_tenant
+from gateway.workers.levels import SharedLevels
+from gateway.workers.seat import Seat, merge
 from gateway.workers.table import SharedTable, TableFull
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, indices, request
@@ -64,13 +69,64 @@ def test_metrics_of_workers_are_added_up_and_states_are_not() -> None:
     assert "gateway_instance_up 0.0" in merged
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"grpc_address": "unix:/tmp/x.sock"}, {"observe": {"journal": {"path": "/tmp/x.db"}}}, {"workers": 0}],
-)
-def test_what_cannot_be_shared_is_refused(fields: dict[str, object]) -> None:
+def test_no_workers_are_refused() -> None:
     with pytest.raises(ConfigError, match="workers"):
-        make_config({"instances": [{"grpc": "127.0.0.1:1"}], "workers": 2, **fields})
+        make_config({"instances": [{"grpc": "127.0.0.1:1"}], "workers": 0})
+
+
+def test_a_shared_bucket_has_one_level_for_all_and_for_who_comes_later() -> None:
+    levels = SharedLevels(["one", "other"])
+    mine, theirs = levels.bucket("one", 10, 1.0, 5.0), levels.bucket("one", 10, 1.0, 5.0)
+    mine.take(6, 5.0)
+    theirs.take(3, 5.0)
+    assert mine.wait(2, 5.0) == 1.0
+    assert levels.bucket("one", 10, 1.0, 6.0).wait(2, 6.0) == 0.0
+    assert levels.bucket("other", 10, 1.0, 6.0).wait(10, 6.0) == 0.0
+
+
+def test_slots_are_counted_over_all_workers() -> None:
+    table, levels = SharedTable(2), SharedLevels([])
+    config = TenantConfig(name="one", max_concurrent=2)
+    mine, theirs = (make_tenant(config, 0.0, Seat(number, table, levels, Path())) for number in range(2))
+    for tenant in (mine, theirs):
+        assert tenant.has_room
+        tenant.take(0, 0.0)
+    assert not mine.has_room
+    theirs.settle(0, 0, 0.0)
+    assert mine.has_room
+
+
+@pytest.mark.parametrize("is_unix", [False, True])
+def test_workers_share_limits_and_journal_and_limits_outlive_them(tmp_path: Path, is_unix: bool) -> None:
+    backend = Backend("a")
+    journal, config = tmp_path / "journal.db", tmp_path / "gateway.json"
+    limits = [{"what": "requests", "amount": 10, "per_s": 3600}]
+    safety = {"anonymous_tenant": "all", "max_wait_s": 0, "tenants": [{"name": "all", "limits": limits}]}
+    config.write_text(json.dumps({"workers": 2, "safety": safety, "observe": {"journal": {"path": str(journal)}}}))
+    address = f"unix:{tmp_path}/socket" if is_unix else "127.0.0.1:0"
+    flags = ("--config", str(config))
+    try:
+        for asked, expected in ((16, 6), (2, 2)):  # what the first gateway has used up is used up for the second
+            gateway = GatewayProcess(backend.flag, flags=flags, address=address)
+            try:
+                gateway.wait_usable(1)
+                refused = 0
+                for number in range(asked):
+                    with Client(gateway.url) as client:
+                        stream = client.stream()
+                        stream.send(request(str(number)))
+                        refused += sum(bool(answer.error_message) for answer in stream.rest())
+                assert refused == expected
+                gateway.terminate()
+                assert gateway.process.wait(10) == 0
+            finally:
+                gateway.stop()
+    finally:
+        backend.stop()
+    with contextlib.closing(sqlite3.connect(journal)) as connection:
+        rows = connection.execute("SELECT outcome, count(*) FROM requests GROUP BY outcome ORDER BY outcome").fetchall()
+    assert rows == [("ok", 10), ("resource_exhausted", 8)]
+    assert not (tmp_path / "socket").exists()
 
 
 def test_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) -> None:

@@ -1,0 +1,76 @@
+"""Levels of token buckets that all workers share.
+
+Knows places and a lock. Does not know tenants or what is counted.
+
+Invariant: a level is read and written under the lock, so that nothing taken is lost. Two workers that look before
+either takes may both take the last of it: the bucket then owes that, as it does for any estimate that was too low.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+
+from gateway.safety.bucket import Bucket
+
+CELL_BYTES = 8
+CELLS = 2  # level, and when it was known; a time of 0 says that nobody has used the bucket
+
+
+class SharedLevels:
+    """Memory for the level of each named bucket."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Make the memory; processes that are forked later share it."""
+        self._places = {name: number for number, name in enumerate(names)}
+        self._cells = memoryview(mmap.mmap(-1, (len(names) or 1) * CELLS * CELL_BYTES)).cast("d")
+        self._lock = os.memfd_create("gateway-levels")
+        weakref.finalize(self, os.close, self._lock)
+
+    def bucket(self, name: str, capacity: float, rate: float, now: float) -> "SharedBucket":
+        """Return the bucket of this name, full where no worker has used it yet."""
+        start = self._places[name] * CELLS
+        return SharedBucket(capacity, rate, now, self._cells[start : start + CELLS], self._lock)
+
+
+class SharedBucket(Bucket):
+    """A bucket whose level is in shared memory; `now` is of a clock that all processes share."""
+
+    __slots__ = ("_cells", "_lock")
+
+    def __init__(self, capacity: float, rate: float, now: float, cells: memoryview, lock: int) -> None:
+        """Begin full, or where others have left it."""
+        super().__init__(capacity, rate, now)
+        self._cells = cells
+        self._lock = lock
+        self.is_fresh = not cells[1]
+        with self._shared():
+            pass
+
+    def wait(self, amount: float, now: float) -> float:
+        """Return in how many seconds `amount` can be taken."""
+        with self._shared():
+            return super().wait(amount, now)
+
+    def level_at(self, now: float) -> float:
+        """Return the level."""
+        with self._shared():
+            return super().level_at(now)
+
+    def take(self, amount: float, now: float) -> None:
+        """Take `amount`."""
+        with self._shared():
+            super().take(amount, now)
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[None]:
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            if self._cells[1]:
+                self.level, self.at = self._cells
+            yield
+            self._cells[0], self._cells[1] = self.level, self.at
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)
