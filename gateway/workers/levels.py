@@ -40,7 +40,7 @@ class SharedBucket(Bucket):
 
     __slots__ = ("_cells", "_lock")
 
-    def __init__(self, capacity: float, rate: float, now: float, cells: memoryview, lock: int) -> None:
+    def __init__(self, capacity: float, rate: float, now: float, cells: "memoryview[float]", lock: int) -> None:
         """Begin full, or where others have left it."""
         super().__init__(capacity, rate, now)
         self._cells = cells
