@@ -5,6 +5,7 @@ Knows shapes and layouts. Does not know how a tile is computed.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,13 +111,20 @@ TRITON_LINEARS: dict[str, Callable[[torch.Tensor, Any, torch.Tensor | None], tor
 
 def shipped() -> list[Build]:
     """Return every tile of every scheme, for half-precision inputs and models whose channels are multiples of 16."""
-    builds = [
+    plain = [
         build
         for rows in (16, 32, 64, 128)
         for element in ("bf16", "fp16")
         for build in (*_int8_builds(rows, element), *_float8_builds(rows, element), _int4_build(rows, element))
     ]
+    builds = plain + [_with_bias(build) for build in plain if build.types["out"] == "*bf16"]
     return list({build.name: build for build in builds}.values())  # more rows may have the same tile
+
+
+def _with_bias(build: Build) -> Build:
+    constants = {name: value for name, value in build.constants.items() if name != "bias"}
+    types = {**build.types, "bias": build.types["out"]}
+    return replace(build, name=f"{build.name}, bias", types=types, constants=constants, is_sampled=False)
 
 
 SIZES = {"num_rows": "i32", "num_outputs": "i32", "num_channels": "i32"}

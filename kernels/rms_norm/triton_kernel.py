@@ -18,7 +18,7 @@ ELEMENTS_PER_WARP = 512
 def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -> torch.Tensor:
     """Normalize; see the contract in `kernels.rms_norm`."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    heads = x.view(-1, 1, x.shape[-1]) if x.is_contiguous() else x.flatten(0, -3)
+    heads = x.view(-1, 1, x.shape[-1]) if x.is_contiguous() or x.ndim < 3 else x.flatten(0, -3)
     num_rows, num_heads, width = heads.shape
     if not out.numel():
         return out

@@ -167,7 +167,7 @@ def _combine_build(element: str, num_chosen: int) -> Build:
     return Build(
         f"{element}, combine {num_chosen}",
         products.combine_kernel,
-        {"answers": f"*{element}", "weights": "*fp32", "out": f"*{element}"}
+        dict.fromkeys(("answers", "weights", "out"), f"*{element}")
         | {"expert_ids": "*i64", "num_experts": "i32", "width": "i32"},
         {"CHOSEN": num_chosen, "BLOCK": COMBINED_CHANNELS},
         frozenset({"width"}),

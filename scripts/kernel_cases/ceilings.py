@@ -11,15 +11,18 @@ from typing import Protocol
 
 import torch
 
-CACHE_BYTES = 256 * 2**20  # more than any device keeps: writing as much empties its caches
-WARM_UP_RUNS, FEWEST_RUNS, MOST_RUNS = 2, 3, 50
+FLUSH_BYTES = 2**30  # more than any device keeps: writing as much empties its caches, and lets the host run ahead
+FEWEST_RUNS, MOST_RUNS = 3, 50
 
 
 class Timer(Protocol):
     """Measures a function."""
 
     def seconds(self, function: Callable[[], object], at_most: float) -> float:
-        """Return the median time of a run; runs take about `at_most` together, warming up included."""
+        """Return the median time of a run.
+
+        Runs take about `at_most` together. One that alone takes longer counts by itself, after one to warm up.
+        """
         ...
 
 
@@ -28,11 +31,11 @@ class HostTimer:
 
     def seconds(self, function: Callable[[], object], at_most: float) -> float:
         """Return the median time of a run."""
-        for _ in range(WARM_UP_RUNS - 1):
-            function()
+        function()
         first = self._run(function)
-        samples = [self._run(function) for _ in range(num_runs(first, at_most))]
-        return statistics.median(samples)
+        if first > at_most:
+            return first
+        return statistics.median(self._run(function) for _ in range(num_runs(first, at_most)))
 
     @staticmethod
     def _run(function: Callable[[], object]) -> float:
@@ -46,27 +49,28 @@ class CudaTimer:
 
     def __init__(self, device: torch.device) -> None:
         """Reserve what is written between runs."""
-        self._flush = torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
+        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def seconds(self, function: Callable[[], object], at_most: float) -> float:
         """Return the median time of a run."""
-        for _ in range(WARM_UP_RUNS):
-            function()
-        torch.cuda.synchronize()
-        started = time.perf_counter()
         function()
-        torch.cuda.synchronize()
-        pairs = [self._run(function) for _ in range(num_runs(time.perf_counter() - started, at_most))]
-        torch.cuda.synchronize()
-        return statistics.median(first.elapsed_time(last) for first, last in pairs) / 1000
+        first = self._read([self._run(function)])
+        if first > at_most:
+            return first
+        return self._read([self._run(function) for _ in range(num_runs(first, at_most))])
 
     def _run(self, function: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._flush.zero_()  # takes longer than launching, so that the GPU never waits for the host
-        first.record()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        begin.record()
         function()
-        last.record()
-        return first, last
+        end.record()
+        return begin, end
+
+    @staticmethod
+    def _read(runs: list[tuple[torch.cuda.Event, torch.cuda.Event]]) -> float:
+        torch.cuda.synchronize()
+        return statistics.median(begin.elapsed_time(end) for begin, end in runs) / 1000
 
 
 def make_timer(device: torch.device) -> Timer:

@@ -34,4 +34,4 @@ def test_contracts_and_references_need_no_numba_and_no_triton() -> None:
     ops = sorted(path.parent.name for path in Path(choice.__file__).parent.glob("*/reference.py"))
     imports = "".join(f"import kernels.{op}.reference\n" for op in ops)
     program = f"import sys; sys.modules['numba'] = sys.modules['triton'] = None\n{imports}"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

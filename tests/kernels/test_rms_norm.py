@@ -5,6 +5,8 @@ import torch
 
 from kernels.rms_norm import add_rms_norm_reference, rms_norm_reference
 from kernels.rms_norm.cpu_kernel import add_rms_norm_cpu, rms_norm_cpu
+from kernels.rms_norm.triton_kernel import rms_norm_triton
+from tests.kernels.accuracy import assert_close
 
 SHAPES = [(1, 1), (3, 5), (7, 123), (64, 576), (2, 3, 4, 17)]
 
@@ -17,6 +19,13 @@ def test_every_implementation_equals_torchs_norm(shape: tuple[int, ...], offset:
     expected = torch.rms_norm(x, (shape[-1],), weight + offset, 1e-5)
     torch.testing.assert_close(rms_norm_reference(x, weight, 1e-5, offset), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rms_norm_cpu(x, weight, 1e-5, offset), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 16), (2, 3, 4, 17), (6, 40)])
+def test_triton_takes_rows_as_they_lie(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    rows, weight = torch.randn(shape)[..., : shape[-1] - 3], torch.randn(shape[-1] - 3)
+    assert_close(rms_norm_triton(rows, weight, 1e-6, 0.0), rms_norm_reference(rows, weight, 1e-6, 0.0))
 
 
 @pytest.mark.parametrize("num_heads", [1, 4])

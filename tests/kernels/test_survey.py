@@ -88,8 +88,14 @@ def test_a_case_is_bound_by_whichever_takes_longer() -> None:
 def test_runs_fit_the_time_but_are_never_too_few_or_too_many() -> None:
     assert [num_runs(seconds, 0.1) for seconds in (1.0, 0.01, 1e-7)] == [3, 10, MOST_RUNS]
     calls: list[int] = []
-    HostTimer().seconds(lambda: calls.append(1), 0.0)
-    assert 3 <= len(calls) <= MOST_RUNS + 2
+    HostTimer().seconds(lambda: calls.append(1), 10.0)
+    assert len(calls) == MOST_RUNS + 2
+
+
+def test_a_run_that_takes_longer_than_all_may_counts_by_itself() -> None:
+    calls: list[int] = []
+    assert HostTimer().seconds(lambda: calls.append(1), 0.0) > 0.0
+    assert len(calls) == 2
 
 
 def test_ceilings_are_what_a_copy_and_a_product_do() -> None:
@@ -123,7 +129,7 @@ def test_without_a_gpu_the_check_says_so_and_needs_nothing_but_torch_triton_and_
         f"import sys, runpy; sys.modules.update(dict.fromkeys({absent})); sys.path = [p for p in sys.path if p]\n"
         f"sys.argv = ['gpu_check']; runpy.run_path({str(ROOT / 'scripts' / 'gpu_check')!r}, run_name='__main__')"
     )
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 2, run.stderr
     assert "sees no CUDA device; run it on a machine with an NVIDIA GPU" in run.stderr
 
