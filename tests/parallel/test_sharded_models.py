@@ -90,6 +90,17 @@ def test_tokens_that_are_exchanged_come_back_complete(
     assert all(each.num_exchanges > 0 for each in ranks.collectives)
 
 
+def test_an_engine_that_exchanges_every_token_says_what_transformers_says(
+    make_model: Callable[..., TinyModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experts, "prefers_exchange", lambda *_: True)
+    monkeypatch.setattr("engine.core.RankLeader", ThreadLeader)
+    family, sizes, grid = CASES["ep 4, uneven"]
+    model = make_model(family, **sizes)
+    with closing(ranks_for(model, **grid)) as core:  # steps of fewer tokens than groups among them
+        check_greedy_text(model, core)
+
+
 QUANTIZED = [("Llama", {}, {"tensor_parallel": 2}), CASES["2 x 2, a shared expert, dense layers"], CASES["ep 2"]]
 
 
