@@ -19,7 +19,7 @@ KINDS: tuple[Kind, Kind] = ("decode", "prefill")
 PROGRAMS_PER_MULTIPROCESSOR = 2
 MIN_POSITIONS_OF_A_SPLIT = 128
 MAX_SPLITS = 64
-ROWS_OF_A_SHORT_SEQUENCE = 32  # up to here tiles of 16 rows, which compute least beside what they read
+TOKENS_OF_A_SHORT_SEQUENCE = 8  # up to here, drafts, tiles of 16 rows: they compute least beside what they read
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Tiling:
 # choice is that of `kernels.aot`: no spills in loops, and room for two programs a multiprocessor where they decode.
 # Five stages because a key waits for its block's number: two of them are spent on that.
 TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
-    (80, "decode", 1, 64): Tiling(16, 64, 4, 5),
+    (80, "decode", 1, 64): Tiling(16, 32, 4, 5),
     (80, "decode", 1, 128): Tiling(16, 32, 4, 5),
     (80, "decode", 1, 256): Tiling(16, 32, 8, 5),
     (80, "decode", 2, 64): Tiling(16, 64, 4, 5),
@@ -74,9 +74,9 @@ TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
 PADDED_DIMS = (64, 128, 256)
 
 
-def choose_kind(num_tokens: int, num_sequences: int, num_groups: int) -> Kind:
-    """Return the kind of tiles for a batch, by how many rows a sequence has on average."""
-    return "decode" if num_tokens * num_groups <= ROWS_OF_A_SHORT_SEQUENCE * num_sequences else "prefill"
+def choose_kind(num_tokens: int, num_sequences: int) -> Kind:
+    """Return the kind of tiles for a batch, by how many tokens a sequence has on average."""
+    return "decode" if num_tokens <= TOKENS_OF_A_SHORT_SEQUENCE * num_sequences else "prefill"
 
 
 def choose_tiling(capability: int, kind: Kind, element_bytes: int, head_dim: int, num_groups: int) -> Tiling:

@@ -42,13 +42,13 @@ def paged_attention_triton(
     """Attend; see the contract in `kernels.paged_attention`.
 
     Raises:
-        ValueError: heads of more than 256 channels.
+        ValueError: heads of more than 256 channels, in fp32 of more than 128.
     """
     num_tokens, num_heads, head_dim = query.shape
     (num_sequences, width), (num_kv_heads, block_size) = block_tables.shape, key_cache.shape[1:3]
     num_groups = num_heads // num_kv_heads
     capability, num_multiprocessors = _device(query.device)
-    kind = choose_kind(num_tokens, num_sequences, num_groups)
+    kind = choose_kind(num_tokens, num_sequences)
     element_bytes = 4 if query.dtype == torch.float32 else key_cache.element_size()
     tiling = choose_tiling(capability, kind, element_bytes, head_dim, num_groups)
     is_single = num_tokens == num_sequences  # a token each, most likely: tiles need not be searched for

@@ -191,7 +191,7 @@ def test_tilings_are_powers_of_two_and_hold_a_tokens_heads() -> None:
     for tiling in TILINGS.values():
         for number in (tiling.rows, tiling.positions, tiling.num_warps):
             assert number & (number - 1) == 0
-    assert [choose_kind(64, 64, 4), choose_kind(512, 64, 4), choose_kind(513, 64, 4)] == ["decode", "decode", "prefill"]
+    assert [choose_kind(tokens, 64) for tokens in (64, 512, 513)] == ["decode", "decode", "prefill"]
     assert choose_tiling(90, "decode", 2, 128, 71).rows == 128
     assert choose_tiling(86, "decode", 2, 128, 4) == choose_tiling(80, "decode", 2, 128, 4)
     assert choose_tiling(120, "prefill", 2, 80, 4) == choose_tiling(90, "prefill", 2, 128, 4)
