@@ -78,7 +78,7 @@ class Case:
 
 def widened(value: Any) -> Any:
     """Return tensors in halves, and those within tuples, in fp32; everything else as it is."""
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return tuple(map(widened, value))
     return value.float() if isinstance(value, torch.Tensor) and value.dtype in HALVES else value
 
