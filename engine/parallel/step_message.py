@@ -18,6 +18,7 @@ FIELDS = (
 
 def encode_step(batch: Batch) -> bytes:
     """Return the message that `decode_step` reads; the batch's tensors lie on the host."""
+    assert batch.late is None, "ranks do not compute ahead of their tokens"
     return pickle.dumps([getattr(batch, name).numpy() for name in FIELDS], protocol=pickle.HIGHEST_PROTOCOL)
 
 
@@ -25,4 +26,4 @@ def decode_step(message: bytes) -> Batch:
     """Return a batch that computes the same and samples nothing; the message comes from an authenticated rank 0."""
     arrays = pickle.loads(message)  # noqa: S301
     tensors = {name: torch.from_numpy(array) for name, array in zip(FIELDS, arrays, strict=True)}
-    return Batch(**tensors, sampling=[], prompts=[], pooling=[])
+    return Batch(**tensors, sampling=[], prompts=[], pooling=[], late=None)
