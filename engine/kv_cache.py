@@ -3,7 +3,7 @@
 Knows shapes and sizes. Does not know which block belongs to whom.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,6 +34,17 @@ class KVCache:
     values: torch.Tensor
     key_scales: torch.Tensor | None = None
     value_scales: torch.Tensor | None = None
+    layers: list[LayerCache] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name each layer's part."""
+        num_layers = len(self.keys)
+        key_scales, value_scales = (
+            [None] * num_layers if scales is None else list(scales) for scales in (self.key_scales, self.value_scales)
+        )
+        self.layers = [
+            LayerCache(*parts) for parts in zip(self.keys, self.values, key_scales, value_scales, strict=True)
+        ]
 
     @classmethod
     def allocate(
@@ -45,12 +56,6 @@ class KVCache:
         if dtype not in QUANTIZED.values():
             return cls(keys, values)
         return cls(keys, values, *(torch.empty(shape[:-1], dtype=torch.float32, device=device) for _ in range(2)))
-
-    def layer(self, index: int) -> LayerCache:
-        """Return the cache of one layer."""
-        if self.key_scales is None or self.value_scales is None:
-            return LayerCache(self.keys[index], self.values[index])
-        return LayerCache(self.keys[index], self.values[index], self.key_scales[index], self.value_scales[index])
 
 
 def cache_dtype(config: EngineConfig, placement: Placement) -> torch.dtype:

@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         """Compute the batch, fill `batch.pooled`, and return the logits of `batch.logits_indices`, [R, V]."""
         hidden = self.embed(batch.input_ids)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, batch, self.cos_sin[index], cache.layer(index))
+            hidden = layer(hidden, batch, self.cos_sin[index], cache.layers[index])
         if len(batch.pooled_indices):
             batch.pooled = self.norm(hidden[batch.pooled_indices])
         return self.logits(self.norm(hidden[batch.logits_indices]))

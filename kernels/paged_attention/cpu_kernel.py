@@ -1,9 +1,8 @@
 """Paged attention for CPUs, compiled by numba.
 
 One work item is one token and one KV head with its G query heads: it walks the token's blocks in order with an online
-softmax (arXiv 1805.02867), so keys and values are read once, in place, and nothing is gathered. Work items are dealt
-out in turn to the threads, since later tokens of a prompt cost more than earlier ones; all tokens of a head come one
-after the other, so that blocks they share stay in the cache. fp32 throughout.
+softmax (arXiv 1805.02867), so keys and values are read once, in place, and nothing is gathered. All tokens of a head
+come one after the other, so that blocks they share stay in the cache. fp32 throughout.
 
 Sizes and which variations apply are compile-time constants, so that the loops over D become straight vector code and
 what is not asked for costs nothing. They are plain integers in the closure: a captured function would change the key
@@ -25,8 +24,10 @@ import numpy as np
 import torch
 
 from kernels.cpu_math import FAST_MATH, exp32
+from kernels.cpu_workers import new_counters, take, take_next
 
 ROWS = "C"  # layout of an array without gaps
+NO_SCALES, NO_SINKS = np.empty((0, 0, 0), np.float32), np.empty(0, np.float32)
 
 
 def signature(stored: Any) -> Any:
@@ -45,7 +46,7 @@ def signature(stored: Any) -> Any:
         numba.int64,  # window
         numba.float32,  # cap
         numba.types.Array(numba.float32, 1, ROWS),  # sinks
-        numba.int64,  # num_workers
+        numba.int64,  # num_members
         numba.types.Array(numba.float32, 3, ROWS),  # out
     )
 
@@ -69,15 +70,15 @@ def paged_attention_cpu(
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, block_size = key_cache.shape[1:3]
     out = torch.empty(num_tokens, num_heads, head_dim)
-    is_quantized, none = key_scales is not None, query.new_empty(0, 0, 0)
+    is_quantized = key_scales is not None
     variations = int(window is not None), int(soft_cap is not None), int(sinks is not None), int(is_quantized)
     kernel = _compile(num_heads // num_kv_heads, head_dim, block_size, *variations)
     kernel(
         query.numpy(),
         (key_cache.view(torch.uint8) if is_quantized else key_cache).numpy(),
         (value_cache.view(torch.uint8) if is_quantized else value_cache).numpy(),
-        (none if key_scales is None else key_scales).numpy(),
-        (none if value_scales is None else value_scales).numpy(),
+        NO_SCALES if key_scales is None else key_scales.numpy(),
+        NO_SCALES if value_scales is None else value_scales.numpy(),
         _meanings(key_cache.dtype),
         block_tables.numpy(),
         token_to_seq.numpy(),
@@ -85,8 +86,8 @@ def paged_attention_cpu(
         np.float32(scale),
         window or 0,
         np.float32(soft_cap or 0),
-        (query.new_empty(0) if sinks is None else sinks).numpy(),
-        numba.get_num_threads(),
+        NO_SINKS if sinks is None else sinks.numpy(),
+        torch.get_num_threads(),
         out.numpy(),
     )
     return out
@@ -125,19 +126,22 @@ def _compile(
         window: int,
         cap: Any,
         sinks: Any,
-        num_workers: int,
+        num_members: int,
         out: Any,
     ):
         num_kv_heads = keys.shape[1]
         num_tokens = rows.shape[0]
         num_items = num_tokens * num_kv_heads
-        for worker in numba.prange(num_workers):
+        counters = new_counters(1, num_members)
+        for me in numba.prange(num_members):
+            member = (counters, me, num_members)
             q = np.empty((G, D), np.float32)
             acc = np.empty((G, D), np.float32)
             state = np.empty((G, 2), np.float32)  # running maximum and sum
             scores = np.empty(B, np.float32)
             wide_keys, wide_values = np.empty((B, D), np.float32), np.empty((B, D), np.float32)
-            for item in range(worker, num_items, num_workers):
+            item = take(member, 0, num_items)
+            while item < num_items:
                 head, token = item // num_tokens, item % num_tokens
                 for g in range(G):
                     state[g, 0] = sinks[head * G + g] if SINKS else -np.inf
@@ -194,5 +198,6 @@ def _compile(
                     scale_out = np.float32(1.0) / state[g, 1]
                     for d in range(D):
                         out[token, head * G + g, d] = acc[g, d] * scale_out
+                item = take_next(member, 0, num_items)
 
     return kernel

@@ -7,6 +7,8 @@ import torch
 
 from kernels.rope_kv_store.reference import rope_kv_store_reference
 
+PARALLEL_FROM = 16  # tokens; below, waking the other threads costs more than they save
+
 
 def rope_kv_store_cpu(
     qkv: torch.Tensor,
@@ -28,7 +30,8 @@ def rope_kv_store_cpu(
         rope_kv_store_reference(qkv, cos_sin, positions, slot_mapping, key_cache, value_cache, **scales)
         return
     heads = qkv.view(qkv.shape[0], -1, key_cache.shape[3])
-    _kernel(
+    kernel = _on_all_threads if len(heads) >= PARALLEL_FROM else _on_one_thread
+    kernel(
         heads.numpy(),
         cos_sin.numpy(),
         positions.numpy(),
@@ -38,8 +41,7 @@ def rope_kv_store_cpu(
     )
 
 
-@numba.njit(fastmath={"contract"}, cache=True, parallel=True)
-def _kernel(heads: Any, cos_sin: Any, positions: Any, slots: Any, key_cache: Any, value_cache: Any):
+def _rotate_and_store(heads: Any, cos_sin: Any, positions: Any, slots: Any, key_cache: Any, value_cache: Any):
     num_kv_heads, block_size, head_dim = key_cache.shape[1:]
     num_queries = heads.shape[1] - 2 * num_kv_heads
     half = cos_sin.shape[2]
@@ -60,3 +62,19 @@ def _kernel(heads: Any, cos_sin: Any, positions: Any, slots: Any, key_cache: Any
                 key_cache[block, head, offset, d] = heads[token, num_queries + head, d]
             for d in range(head_dim):
                 value_cache[block, head, offset, d] = heads[token, num_queries + num_kv_heads + head, d]
+
+
+def _array(kind: Any, num_dimensions: int) -> Any:
+    return numba.types.Array(kind, num_dimensions, "C")
+
+
+SIGNATURE = numba.void(
+    _array(numba.float32, 3),
+    _array(numba.float32, 3),
+    _array(numba.int32, 1),
+    _array(numba.int64, 1),
+    _array(numba.float32, 4),
+    _array(numba.float32, 4),
+)
+_on_one_thread = numba.njit(SIGNATURE, fastmath={"contract"}, cache=True)(_rotate_and_store)
+_on_all_threads = numba.njit(SIGNATURE, fastmath={"contract"}, cache=True, parallel=True)(_rotate_and_store)

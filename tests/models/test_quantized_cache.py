@@ -41,7 +41,7 @@ def test_memory_holds_as_many_blocks_as_fit_with_their_scales(tiny_llama: TinyMo
     plain, quantized = (core_for(tiny_llama.path, kv_cache_dtype=kind, **memory).runner for kind in ("auto", "fp8"))
     assert plain.num_blocks == 2**20 // (per_block * 16 * 4)
     assert quantized.num_blocks == 2**20 // (per_block * (16 + 4))
-    layer = quantized.cache.layer(0)
+    layer = quantized.cache.layers[0]
     assert layer.key_scales is not None
     assert (layer.keys.dtype, layer.key_scales.shape) == (torch.float8_e4m3fn, (quantized.num_blocks + 1, 2, 4))
 
