@@ -4,8 +4,7 @@ from gateway.request cimport Request
 cdef class Dispatcher:
     cdef public dict instances, _line
     cdef public long long max_request_bytes
-    cdef public object config, _hub, _metrics, _loop, router, observation, _screening, guard, _gate, _hedges, _keys
-    cdef public bint _allow_commands
+    cdef public object config, _hub, _metrics, _loop, router, observation, _entrance, guard, _gate, _hedges, _keys
     cpdef submit(self, Request request)
     cpdef exchange_ended(self, Exchange exchange)
     cpdef delivered(self, long num_messages, long num_bytes)
@@ -14,7 +13,6 @@ cdef class Dispatcher:
     cpdef attempt_failed(self, Request request, failure, code=*)
     cpdef _conclude(self, Request request, str outcome, code)
     cpdef _note_seconds(self, Request request)
-    cpdef _refusal(self, Request request)
     cpdef _choose(self, Request request)
     cpdef _place(self, Request request)
     cpdef _send(self, Request request, instance)

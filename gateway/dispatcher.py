@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
-from gateway.content.screen import Screening, screen_prompt
+from gateway.entrance import Entrance
 from gateway.facts import engine_facts
 from gateway.hedges import Hedges
 from gateway.log import log
@@ -27,7 +27,6 @@ from gateway.request_facts import describe
 from gateway.request_stages import END, Stage, Step
 from gateway.routing.candidates import Candidate
 from gateway.routing.router import Router
-from gateway.safety.commands import refuse_command
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
 from gateway.status import Code, Failure
@@ -60,11 +59,11 @@ class Dispatcher:
         self._line: dict[Request, asyncio.TimerHandle] = {}
         self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self.observation = Observation(config.observe, metrics.registry)
-        self._screening = Screening(config.safety.content) if config.safety.content is not None else None
-        self._allow_commands = config.safety.allow_management
         self.guard = Guard(config.safety, self._loop.time(), seat)
         self.guard.restore(self.observation.saved_levels, self._loop.time(), time.time_ns())
         self._gate = Gate(config.safety, self._place, self._fail, hub.flush, seat) if self.guard.tenants else None
+        admit = self._place if self._gate is None else self._gate.submit
+        self._entrance = Entrance(config.safety, admit, self._fail, hub.flush)
         self._hedges = Hedges(
             config.hedging,
             self._choose,
@@ -92,12 +91,7 @@ class Dispatcher:
         if self.observation.journal is not None:
             request.concurrent = 1 + sum([instance.load.in_flight_everywhere for instance in self.instances.values()])
         self.observation.arrived(request)
-        if (failure := self._refusal(request)) is not None:
-            self._fail(request, failure)
-        elif self._gate is None:
-            self._place(request)
-        else:
-            self._gate.submit(request)
+        self._entrance.take(request)
 
     def cancelled(self, request: Request) -> None:
         """End a request that its client no longer wants, at its instance too."""
@@ -236,13 +230,6 @@ class Dispatcher:
             seconds = (time.time_ns() - request.routed_ns) / 1e9
             self.router.answered(request.instance.name, seconds, self._loop.time())
 
-    def _refusal(self, request: Request) -> Failure | None:
-        if not request.exchange.call.is_routed:  # no command either: Triton takes those on streams only
-            return None
-        if not self._allow_commands and (failure := refuse_command(b"".join(request.kept or ()))) is not None:
-            return failure
-        return screen_prompt(self._screening, request) if self._screening is not None else None
-
     # -- placing ------------------------------------------------------------------------------------------------------
 
     def _choose(self, request: Request) -> Instance | None:
@@ -294,6 +281,7 @@ class Dispatcher:
             self._gate.left(request, request.tokens_used())
 
     def _leave_line(self, request: Request) -> None:
+        self._entrance.leave(request)
         timer = self._line.pop(request, None)
         if timer is not None:
             timer.cancel()

@@ -5,9 +5,9 @@ Knows text. Does not know requests, nor what follows from a finding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import regex
 
@@ -28,7 +28,7 @@ class Finding:
 
 
 class Check(Protocol):
-    """What looks for findings. It runs on the event loop: it must be fast and must not wait."""
+    """What looks for findings. It runs on the event loop: it must be fast and must not wait; who must is a `Judge`."""
 
     def find(self, text: str, place: Place) -> Sequence[Finding]:
         """Return all findings in the text."""
@@ -37,6 +37,9 @@ class Check(Protocol):
     def open_from(self, text: str, start: int, place: Place) -> int:
         """Return from where the text's end may belong to a finding once it goes on; its length for nowhere."""
         ...
+
+
+Judge = Callable[[list[str]], Awaitable[str | None]]  # texts of a prompt -> the name of the rule that forbids it
 
 
 class RuleCheck:
@@ -89,9 +92,14 @@ class BothChecks:
         return min(check.open_from(text, start, place) for check in self._checks)
 
 
-def make_check(config: ContentConfig) -> Check:
-    """Return the check that the configuration asks for."""
+def make_check(config: ContentConfig, hook: object | None) -> Check:
+    """Return the check that the configuration asks for; a hook takes part if it can `find`."""
     checks: list[Check] = [RuleCheck(config.rules)]
-    if (make_own := config.load_hook()) is not None:
-        checks.append(make_own())
+    if finds(hook):
+        checks.append(hook)
     return checks[0] if len(checks) == 1 else BothChecks(checks)
+
+
+def finds(hook: object | None) -> TypeGuard[Check]:
+    """Whether a hook is a check."""
+    return hasattr(hook, "find")

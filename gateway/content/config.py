@@ -60,6 +60,7 @@ class ContentConfig(Strict):
     """The rules, and where a check of the operator's own is."""
 
     rules: tuple[RuleConfig, ...] = ()
+    judge_timeout_s: float = Field(default=5.0, gt=0, description="seconds that a hook's `judge` has for a prompt")
     hook: Annotated[str, StringConstraints(pattern=r"^[\w.]+:\w+$")] | None = Field(
         default=None, description="module:callable that makes a check of your own"
     )

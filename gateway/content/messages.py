@@ -59,6 +59,22 @@ def change_prompt(request: bytes, change: Change) -> bytes:
     return b"".join(made)
 
 
+def texts_of_prompt(request: bytes) -> list[str]:
+    """Return every text of the prompt of an encoded `ModelInferRequest`.
+
+    Raises:
+        MalformedMessage: as `change_prompt`.
+    """
+    texts: list[str] = []
+
+    def note(text: str) -> str:
+        texts.append(text)
+        return text
+
+    change_prompt(request, note)
+    return texts
+
+
 def change_answer(message: bytes, change: Callable[[dict[str, bytes]], dict[str, bytes]], hides: bool) -> bytes:
     """Return an encoded `ModelStreamInferResponse` with its outputs changed, and only harmless ones where `hides`.
 

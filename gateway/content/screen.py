@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gateway.content.check import Check, make_check
+from gateway.content.check import Check, Judge, finds, make_check
 from gateway.content.messages import FILTERED, change_answer, change_prompt, model_of
 from gateway.content.scanner import Scanner
 from gateway.observe.observer import ERROR_TAG
@@ -35,10 +35,13 @@ class Screening:
 
     def __init__(self, config: ContentConfig) -> None:
         """Make the check."""
-        self.check: Check = make_check(config)
+        make_hook = config.load_hook()
+        hook = make_hook() if make_hook is not None else None
+        self.check: Check = make_check(config, hook)
+        self.judge: Judge | None = getattr(hook, "judge", None)
         self.config = config
-        has_hook = config.hook is not None
-        self.checks_prompts = has_hook or any("prompt" in rule.on for rule in config.rules)
+        has_hook = finds(hook)
+        self.checks_prompts = hook is not None or any("prompt" in rule.on for rule in config.rules)
         self.checks_answers = has_hook or any("output" in rule.on for rule in config.rules)
         self.hides = has_hook or any("output" in rule.on and rule.action != "flag" for rule in config.rules)
 

@@ -1,9 +1,11 @@
 """Content rules: what they find whole they find in pieces, and what they block or mask leaves in no form."""
 
+import asyncio
 import json
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -13,11 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 
+from gateway.call import STREAM_INFER, parse_call
 from gateway.content.check import Finding, RuleCheck
 from gateway.content.config import ContentConfig, RuleConfig
 from gateway.content.scanner import Scanner
 from gateway.content.screen import Screen, Screening
+from gateway.entrance import Entrance
+from gateway.exchange import Exchange
+from gateway.request import Request
+from gateway.safety.config import SafetyConfig
 from gateway.status import Code, Failure
+from gateway.wire.outbox import Outbox
+from gateway.wire.stream import Stream
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client
@@ -240,3 +249,68 @@ def test_a_long_checked_answer_flows_on_in_small_and_in_large_messages(start: St
         stream.send(pb.ModelInferRequest.FromString(encode(text_input=text)))
         parts = [item.infer_response.raw_output_contents[0][4:] for item in stream.rest()]
     assert b"".join(parts) == text.encode()
+
+
+class Moderator:
+    """A hook that waits: `bad` is forbidden, `broken` breaks it, `slow` takes for ever."""
+
+    async def judge(self, texts: list[str]) -> str | None:
+        await asyncio.sleep(0)
+        text = " ".join(texts)
+        if "broken" in text:
+            raise RuntimeError("no service")
+        if "slow" in text:
+            await asyncio.get_running_loop().create_future()
+        return "moderation" if "bad" in text else None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("good", None),
+        ("bad", "the prompt is blocked by the content rule moderation"),
+        ("broken", "UNAVAILABLE: the prompt could not be judged"),
+        ("slow", "UNAVAILABLE: the prompt was not judged within 0.01 s"),
+    ],
+)
+def test_an_asynchronous_hook_judges_prompts(text: str, expected: str | None) -> None:
+    content = {"hook": "tests.gateway.test_content:Moderator", "judge_timeout_s": 0.01}
+    config = SafetyConfig.model_validate({"content": content})
+
+    async def ask() -> Failure | None:
+        verdict: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
+        entrance = Entrance(
+            config, lambda _: verdict.set_result(None), lambda _, failure: verdict.set_result(failure), lambda: None
+        )
+        entrance.take(asked(text))
+        return await verdict
+
+    failure = asyncio.run(ask())
+    assert (None if failure is None else failure.message) == expected
+
+
+def test_a_request_that_leaves_is_not_judged_any_more() -> None:
+    content = {"hook": "tests.gateway.test_content:Moderator"}
+    config = SafetyConfig.model_validate({"content": content})
+    told: list[object] = []
+
+    async def ask() -> None:
+        entrance = Entrance(config, told.append, lambda *given: told.append(given), lambda: None)
+        request = asked("slow")
+        entrance.take(request)
+        await asyncio.sleep(0)
+        entrance.leave(request)
+        await asyncio.sleep(0)
+
+    asyncio.run(ask())
+    assert not told
+
+
+def asked(text: str) -> Any:
+    link: Any = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0), connection=SimpleNamespace(outbox=Outbox([])))
+    call = parse_call(((b":method", b"POST"), (b":path", STREAM_INFER), (b"content-type", b"application/grpc")))
+    dispatcher: Any = SimpleNamespace(max_request_bytes=1000)
+    exchange = Exchange(link, Stream(1, link.connection.outbox, 1000, 1000), call, dispatcher)
+    request = Request(exchange, 0.0)
+    request.add(encode("llm", text_input=text), complete=True)
+    return request

@@ -1,0 +1,88 @@
+"""What a request passes before limits and routing: no command, no forbidden content, no judge against it.
+
+Knows requests and verdicts. Does not know limits or instances, which come behind `admit`.
+
+Invariant: a request that was taken is admitted or refused once, unless it leaves before it has been judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gateway.content.messages import texts_of_prompt
+from gateway.content.screen import Screening, screen_prompt
+from gateway.log import log
+from gateway.safety.commands import refuse_command
+from gateway.status import Code, Failure
+
+if TYPE_CHECKING:
+    from gateway.content.check import Judge
+    from gateway.request import Request
+    from gateway.safety.config import SafetyConfig
+
+
+class Entrance:
+    """Where requests come in."""
+
+    def __init__(
+        self,
+        config: SafetyConfig,
+        admit: Callable[[Request], None],
+        refuse: Callable[[Request, Failure], None],
+        flush: Callable[[], None],
+    ) -> None:
+        """Begin with nobody waiting; `flush` writes what a verdict has brought about."""
+        self._screening = Screening(config.content) if config.content is not None else None
+        self._timeout = config.content.judge_timeout_s if config.content is not None else 0.0
+        self._allow_commands = config.allow_management
+        self._admit = admit
+        self._refuse = refuse
+        self._flush = flush
+        self._waiting: dict[Request, asyncio.Task[None]] = {}
+
+    def take(self, request: Request) -> None:
+        """Take a new request; where there is a judge of prompts, what becomes of it is known later."""
+        if not request.exchange.call.is_routed:  # no command either: Triton takes those on streams only
+            self._admit(request)
+        elif (failure := self._failure(request)) is not None:
+            self._refuse(request, failure)
+        elif self._screening is None or self._screening.judge is None:
+            self._admit(request)
+        else:
+            work = self._hear(request, self._screening.judge)
+            self._waiting[request] = asyncio.get_running_loop().create_task(work)
+
+    def leave(self, request: Request) -> None:
+        """Wait no longer for the verdict on a request, if one is awaited."""
+        task = self._waiting.pop(request, None)
+        if task is not None:
+            task.cancel()
+
+    def _failure(self, request: Request) -> Failure | None:
+        if not self._allow_commands and (failure := refuse_command(b"".join(request.kept or ()))) is not None:
+            return failure
+        return screen_prompt(self._screening, request) if self._screening is not None else None
+
+    async def _hear(self, request: Request, judge: Judge) -> None:
+        failure = await self._verdict(request, judge)
+        del self._waiting[request]
+        if failure is None:
+            self._admit(request)
+        else:
+            self._refuse(request, failure)
+        self._flush()
+
+    async def _verdict(self, request: Request, judge: Judge) -> Failure | None:
+        try:
+            async with asyncio.timeout(self._timeout):
+                rule = await judge(texts_of_prompt(b"".join(request.kept or ())))
+        except TimeoutError:
+            return Failure(Code.UNAVAILABLE, f"UNAVAILABLE: the prompt was not judged within {self._timeout:g} s")
+        except Exception as error:  # noqa: BLE001 - the operator's own code: whatever it raises, nothing passes unjudged
+            log("judge_failed", error=repr(error))
+            return Failure(Code.UNAVAILABLE, "UNAVAILABLE: the prompt could not be judged")
+        if rule is None:
+            return None
+        return Failure(Code.INVALID_ARGUMENT, f"the prompt is blocked by the content rule {rule}")
