@@ -8,7 +8,7 @@ names every configuration the op launches. `python -m kernels.aot` compiles them
 with 1 if one does not compile, spills registers in a loop, keeps more than MAX_STACK on the stack outside of loops
 (where it is written and read once) or asks for more shared memory than the GPU has.
 
-    python -m kernels.aot [OP ...] [--capability 90] [--sampled] [--every 3] [--jobs 2] [--json]
+    python -m kernels.aot [OP ...] [--capability 90] [--sampled] [--every 4] [--jobs 2] [--json]
 
 It wants Triton's compiler, so TRITON_INTERPRET must not be set. Cubins go to Triton's cache on disk (TRITON_CACHE_DIR).
 

@@ -62,7 +62,7 @@ class PagedAttention(Protocol):
             window: how many positions a token attends to, itself included; None for all.
             soft_cap: bound of the scores, None for no bound.
             sinks: [H] fp32, one more score for each head; None for no sinks.
-            key_scales: [N, K, B] fp32, for a quantized cache; else None.
+            key_scales: [N, K, B] fp32, contiguous, for a quantized cache; else None.
             value_scales: the same for values.
 
         Returns:

@@ -48,7 +48,7 @@ class RopeKVStore(Protocol):
             slot_mapping: [T] int64.
             key_cache: [N, K, B, D], written.
             value_cache: [N, K, B, D], written.
-            key_scales: [N, K, B] fp32, written, for a quantized cache; else None.
+            key_scales: [N, K, B] fp32, contiguous, written, for a quantized cache; else None.
             value_scales: the same for values.
         """
         ...
