@@ -1,6 +1,7 @@
 """Ranks that Ray or torchrun starts: they serve; one lost in mid-stream is an error at once; a new one is used."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -38,10 +40,12 @@ def end(process: "subprocess.Popen[str]") -> None:
 
 
 @contextmanager
-def started(*command: str, env: dict[str, str], until: str = "") -> Iterator["subprocess.Popen[str]"]:
-    """Run a python module from when it has written `until` until it is ended."""
+def started(
+    *command: str, env: dict[str, str], until: str = "", within: tuple[str, ...] = ()
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a python module, by the command `within`, from when it has written `until` until it is ended."""
     process = subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [*within, sys.executable, "-m", *command],
         cwd=ROOT,
         env=os.environ | env,
         stdin=subprocess.DEVNULL,
@@ -106,3 +110,47 @@ def test_ranks_that_torchrun_starts_are_awaited_used_and_replaced(tiny_llama: Ti
         harness.wait_until_up_again(old_pid)
         harness.check_serves(tiny_llama)
         harness.client.close()
+
+
+@contextmanager
+def network() -> Iterator[str]:
+    """Make a network of this machine, 198.18.77.1, and another one, and return the other's name for `ip`."""
+    name = f"rank{os.getpid()}"
+    done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this machine makes no network namespaces: {done.stderr.strip()}")
+    try:
+        for command in (
+            f"link add {name} type veth peer name inner netns {name}",
+            f"addr add 198.18.77.1/30 dev {name}",
+            f"link set {name} up",
+            f"-n {name} addr add 198.18.77.2/30 dev inner",
+            f"-n {name} link set inner up",
+        ):
+            subprocess.run(["ip", *command.split()], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="makes a network, which root may")
+def test_a_machine_whose_network_fails_in_mid_stream_is_an_error_and_a_new_rank_is_used(tiny_llama: TinyModel) -> None:
+    port = str(free_port())
+    command = ("engine.parallel.rank_process", "198.18.77.1", port, "1")
+    options = {"rank_executor": "external", "rank_address": f"198.18.77.1:{port}", "rank_key": KEY}
+    with network() as name, ExitStack() as stack:
+        start = partial(started, *command, env={"SCALELLM_RANK_KEY": KEY}, within=("ip", "netns", "exec", name))
+        rank = stack.enter_context(start())
+        harness = Harness(tiny_llama.path, rank_timeout_seconds=5.0, **options)
+        stack.callback(harness.client.close)
+        harness.client.start()
+        harness.check_serves(tiny_llama)
+        old_pid = harness.client.pid
+        subprocess.run(["ip", "-n", name, "link", "set", "inner", "down"], check=True)
+        harness.client.submit([5, 6, 7], LONG, time.monotonic())
+        harness.check_ends_with_an_error()
+        end(rank)
+        subprocess.run(["ip", "-n", name, "link", "set", "inner", "up"], check=True)
+        stack.enter_context(start())
+        harness.wait_until_up_again(old_pid)
+        harness.check_serves(tiny_llama)
