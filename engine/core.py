@@ -22,6 +22,7 @@ from engine.guides import GuideFactory
 from engine.isolation import run_isolated
 from engine.kv_manager import make_kv_manager
 from engine.messages import ModelInfo
+from engine.model_loading import Loader, load_model
 from engine.model_runner import ModelRunner
 from engine.models.config import ModelConfig
 from engine.ngram_lookup import NgramLookup
@@ -47,8 +48,8 @@ logger = logging.getLogger(__name__)
 class EngineCore:
     """One model with its scheduler."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        """Load everything.
+    def __init__(self, config: EngineConfig, load: Loader = load_model) -> None:
+        """Load everything; `load` makes the model that the configuration names.
 
         Raises:
             ModelError: the model folder or the configuration cannot be served.
@@ -59,7 +60,7 @@ class EngineCore:
         self.ranks = RankLeader(config, self.model_config) if config.parallel.num_ranks > 1 else None
         self.compiles: CompileWatch | None = None
         try:
-            self.runner = self._load(config)
+            self.runner = self._load(config, load)
         except BaseException:
             self.close()
             raise
@@ -219,9 +220,9 @@ class EngineCore:
         self.stats.num_preemptions = self.scheduler.num_preemptions
         return self.stats
 
-    def _load(self, config: EngineConfig) -> ModelRunner:
+    def _load(self, config: EngineConfig, load: Loader) -> ModelRunner:
         if self.ranks is None:
-            runner = ModelRunner(config, self.model_config)
+            runner = ModelRunner(config, self.model_config, load=load)
         else:
             runner = ModelRunner(self.ranks.config, self.model_config, self.ranks.member)
             self.ranks.wait_until_loaded()

@@ -3,6 +3,7 @@
 Knows which pass comes when. Does not know what they do, nor steps or caches.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,9 @@ class LoadedModel:
 
     model: Decoder
     adapter_targets: dict[str, Target]
+
+
+Loader = Callable[[EngineConfig, ModelConfig, int, Placement, Member | None], LoadedModel]
 
 
 def load_model(

@@ -21,7 +21,7 @@ from engine.gpu_memory import cache_bytes, measure
 from engine.graph_sizes import graph_sizes
 from engine.kv_cache import KVCache, cache_dtype, given_num_blocks, num_blocks_in
 from engine.lora.lora_linear import wrap_linears
-from engine.model_loading import load_model
+from engine.model_loading import Loader, load_model
 from engine.models.config import ModelConfig
 from engine.parallel.member import Member
 from engine.placement import choose_placement, num_gpus
@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 class ModelRunner:
     """Holds the weights and the KV cache and runs forward passes."""
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig, member: Member | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, model_config: ModelConfig, member: Member | None = None, load: Loader = load_model
+    ) -> None:
         """Load the checkpoint, or a rank's part of it, and reserve the cache.
 
         Raises:
@@ -57,7 +59,7 @@ class ModelRunner:
         if not self._measures_memory(config):
             self.num_blocks = given_num_blocks(config, model_config, self.cache_dtype)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
-        loaded = load_model(config, model_config, self.max_model_len, self.placement, member)
+        loaded = load(config, model_config, self.max_model_len, self.placement, member)
         self.model, self.adapter_targets = loaded.model, loaded.adapter_targets
         paths = [target.path for target in self.adapter_targets.values()]
         self.adapter_rows = wrap_linears(self.model, paths, device)

@@ -5,6 +5,7 @@ Knows options and where results go. Does not know how anything is measured.
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -74,6 +75,24 @@ def engine(
 
     with _progress() as progress:
         report = run(_model(model), _threads(threads), repeats, progress, device=device, dtype=dtype)
+    _finish(report, json)
+
+
+@app.command()
+def shapes(
+    *,
+    shape: Annotated[str, typer.Option(help="llama-3-8b, mixtral-8x7b or tiny.")] = "llama-3-8b",
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="Type of the random weights on a GPU.")] = "bfloat16",
+    peer: Annotated[bool, typer.Option(help="Also measure transformers' continuous batching.")] = True,
+    json: JsonOption = None,
+) -> None:
+    """Measure steps of a known model shape against the device's ceilings, and 64 requests beside transformers."""
+    from scripts.benchmark.shapes import Sizes, run
+
+    with _progress() as progress, TemporaryDirectory() as folder:
+        where = Path(folder)
+        report = run(shape, where, progress, device=device, dtype=dtype, sizes=Sizes(), with_peer=peer)
     _finish(report, json)
 
 

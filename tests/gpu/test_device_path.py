@@ -90,6 +90,27 @@ def test_a_checkpoint_in_bfloat16_is_computed_in_it(make_llama: Any, fake: FakeC
     assert completion.log_probs[0] == pytest.approx(float(expected[completion.token_ids[0]]), abs=0.3)
 
 
+@pytest.fixture(scope="module")
+def mixtures(make_model: Any) -> list[tuple[TinyModel, list[Any]]]:
+    """Models of experts, and what they say on the host."""
+    sizes = {"num_experts_per_tok": 2, "num_local_experts": 5}
+    made = [make_model("Mixtral", **sizes), make_model("Qwen2Moe", num_experts=6, moe_intermediate_size=32)]
+    host = [EngineCore(EngineConfig(model=model.path, device="cpu", **SIZES)) for model in made]
+    return [(model, said(generate(core, PROMPTS, PARAMS))) for model, core in zip(made, host, strict=True)]
+
+
+def test_experts_are_computed_together_and_recorded(
+    mixtures: list[tuple[TinyModel, list[Any]]], fake: FakeCuda
+) -> None:
+    for model, on_host in mixtures:
+        core = EngineCore(EngineConfig(model=model.path, **SIZES))
+        fake.waits.clear()
+        fake.replays = 0
+        assert said(generate(core, PROMPTS, PARAMS)) == on_host
+        assert fake.replays > 0
+        assert not fake.waits
+
+
 def embed(core: EngineCore) -> Any:
     core.add(1, list(range(5, 40)), SamplingParams(), 0.0, task=TaskParams(embed="mean"))
     return [output for _ in range(9) if core.has_work for output in core.step()][-1].embedding

@@ -1,0 +1,51 @@
+"""The benchmark of known shapes counts what a step must read and compute, and runs without a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+
+from engine.models.config import ModelConfig
+from scripts.benchmark.random_model import Traffic, write_sizes
+from scripts.benchmark.shapes import Sizes, run
+from scripts.benchmark.workload import Workload
+
+SMALL = Sizes(
+    batches=(1, 3),
+    context=20,
+    prompt=32,
+    steps=3,
+    requests=Workload(num_requests=3, num_shared=0, num_own=9, num_output=4),
+)
+
+
+@pytest.mark.parametrize(("shape", "billions"), [("llama-3-8b", 7.50), ("mixtral-8x7b", 46.57)])
+def test_a_large_batch_reads_every_weight_but_the_embedding(shape: str, billions: float, tmp_path: Path) -> None:
+    write_sizes(tmp_path, shape, "bfloat16")
+    traffic = Traffic(ModelConfig.from_dir(tmp_path), 2)
+    assert traffic.decode_bytes(1000, 0) / 2e9 == pytest.approx(billions, rel=0.002)
+
+
+def test_one_token_of_mixtral_reads_two_experts_a_layer_and_its_context(tmp_path: Path) -> None:
+    write_sizes(tmp_path, "mixtral-8x7b", "bfloat16")
+    traffic = Traffic(ModelConfig.from_dir(tmp_path), 2)
+    assert traffic.decode_bytes(1, 0) / 2e9 == pytest.approx(12.75, rel=0.002)
+    assert traffic.decode_bytes(1, 1024) - traffic.decode_bytes(1, 0) == 1024 * 2 * 32 * 8 * 128 * 2
+
+
+def test_a_prompt_costs_two_operations_a_weight_and_its_attention(tmp_path: Path) -> None:
+    write_sizes(tmp_path, "llama-3-8b", "bfloat16")
+    traffic = Traffic(ModelConfig.from_dir(tmp_path), 2)
+    products = 2 * 6.98e9 * 8192
+    attention = 4 * 32 * 4096 * 8192**2 / 2
+    assert traffic.prefill_flops(8192) == pytest.approx(products + attention, rel=0.002)
+
+
+def test_a_tiny_shape_is_measured_on_the_cpu(tmp_path: Path) -> None:
+    with Progress(disable=True) as progress:
+        report = run("tiny", tmp_path, progress, device="cpu", dtype="float32", sizes=SMALL, with_peer=False)
+    assert not list(tmp_path.glob("*.safetensors"))
+    for name in ("decode, batch 1", "decode, batch 3", "prefill of 32", "engine, requests", "engine, ITL p50"):
+        assert report.median(name) > 0
+    for name in ("decode, batch 3, of the bandwidth floor", "prefill of 32, of the matrix rate"):
+        assert 0 < report.median(name) < 100
