@@ -60,6 +60,19 @@ def test_larger_kv_cache_than_memory_is_refused(ports: list[str]) -> None:
     assert "KV cache" in refusal(*ports, SCALELLM_KV_CACHE_GIB="100000")
 
 
+def test_pools_that_are_wrong_or_given_twice_are_refused(ports: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "pools.yaml"
+    file.write_text("pools: [{name: wide, tp: 99}, {name: narrow, replicas: 2}]")
+    assert "pool 'wide' cannot be: " in refusal(*ports, "--pools", str(file))
+    assert "--pools comes with" in refusal(*ports, "--pools", str(file), "--replicas", "2")
+    assert "none.yaml" in refusal(*ports, "--pools", str(tmp_path / "none.yaml"))
+
+
+def test_ranks_that_the_model_cannot_be_divided_among_are_refused(ports: list[str]) -> None:
+    assert "tensor_parallel" in refusal(*ports, "--tp", "64")
+    assert "has no experts" in refusal(*ports, "--ep", "2")
+
+
 def test_tritonserver_that_is_no_program_is_refused(ports: list[str], tmp_path: Path) -> None:
     assert "is not an executable file" in refusal(*ports, "--tritonserver", str(tmp_path))
 
