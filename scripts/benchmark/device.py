@@ -5,7 +5,6 @@ are planned.
 """
 
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +22,12 @@ from engine.model_runner import set_threads
 from kernels import paged_attention
 from scripts.benchmark.gloo import make_link, measure_link
 from scripts.benchmark.report import machine
-from scripts.benchmark.steps import decode_seconds
+from scripts.benchmark.steps import Clock, clock_for, decode_seconds
 from scripts.make_random_model import Shape, write_model
 from scripts.planner.devices import Device
 
 NUM_OUT, NUM_IN = 8192, 2048  # 64 MiB: no cache holds it, and some call in many is left alone by other work
-MANY_ROWS = 64
+FEW_ROWS, MANY_ROWS = 8, 64
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 4, 64, 16
 NUM_SEQUENCES, CONTEXT = 32, 256
 REPEATS = 40
@@ -43,14 +42,19 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
     The best of the repeats counts: it is what the device does where nothing else runs.
     """
     set_threads(num_threads)
+    clock = clock_for(num_threads)
     task = progress.add_task("device", total=repeats)
     seen: list[_Seen] = []
     for _ in range(repeats):
-        seen.append(_Seen(*_linear_seconds(), _attention_seconds(), *measure_link(), *_step_seconds(num_threads)))
+        seen.append(
+            _Seen(*_linear_seconds(clock), _attention_seconds(clock), *measure_link(), *_step_seconds(num_threads))
+        )
         progress.advance(task)
     best = _Seen(*(min(column) for column in zip(*seen, strict=True)))
     num_weights = NUM_IN * NUM_OUT
     layer = max(0.0, (best.many_layers - best.few_layers) / (MANY_LAYERS - FEW_LAYERS))
+    reading, computing = best.one_row, best.many_rows * FEW_ROWS / MANY_ROWS
+    hidden = (reading + computing - best.few_rows) / min(reading, computing)
     link = make_link(best.small_sum, best.large_sum)
     return Device(
         name=f"{machine()['cpu']}, {num_threads} threads",
@@ -63,6 +67,7 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
         far=link,
         layer_s=layer,
         step_s=max(0.0, best.few_layers - FEW_LAYERS * layer),
+        overlap=min(1.0, max(0.0, hidden)),
         sequence_s=max(0.0, (best.many_sequences - best.few_layers) / (MANY_SEQUENCES - 1)),
     )
 
@@ -71,6 +76,7 @@ class _Seen(NamedTuple):
     """Seconds of everything that is timed."""
 
     one_row: float
+    few_rows: float
     many_rows: float
     attention: float
     small_sum: float
@@ -81,15 +87,15 @@ class _Seen(NamedTuple):
 
 
 @torch.inference_mode()
-def _linear_seconds() -> tuple[float, float]:
-    """Return what a layer that no cache holds takes for one row and for many."""
+def _linear_seconds(clock: Clock) -> list[float]:
+    """Return what a layer that no cache holds takes for one row, for few and for many."""
     layers = nn.Sequential(nn.Linear(NUM_IN, NUM_OUT, bias=False))
     pack_linears(layers)
-    one, many = torch.randn(1, NUM_IN), torch.randn(MANY_ROWS, NUM_IN)
-    return _fastest(lambda: layers(one)), _fastest(lambda: layers(many))
+    inputs = [torch.randn(rows, NUM_IN) for rows in (1, FEW_ROWS, MANY_ROWS)]
+    return [_fastest(lambda rows=rows: layers(rows), clock) for rows in inputs]
 
 
-def _attention_seconds() -> float:
+def _attention_seconds(clock: Clock) -> float:
     """Return what one layer's attention takes for decodes over equal contexts."""
     attend = paged_attention.select(torch.device("cpu"))
     num_blocks = NUM_SEQUENCES * CONTEXT // BLOCK_SIZE
@@ -98,7 +104,7 @@ def _attention_seconds() -> float:
     tables = torch.arange(num_blocks, dtype=torch.int32).view(NUM_SEQUENCES, -1)
     rows = torch.arange(NUM_SEQUENCES, dtype=torch.int32)
     positions = torch.full((NUM_SEQUENCES,), CONTEXT - 1, dtype=torch.int32)
-    return _fastest(lambda: attend(query, keys, values, tables, rows, positions, HEAD_DIM**-0.5))
+    return _fastest(lambda: attend(query, keys, values, tables, rows, positions, HEAD_DIM**-0.5), clock)
 
 
 def _step_seconds(num_threads: int) -> tuple[float, float, float]:
@@ -114,13 +120,13 @@ def _tiny_steps(num_layers: int, num_threads: int, num_sequences: tuple[int, ...
         write_model(Path(folder), shape)
         config = EngineConfig(model=Path(folder), num_threads=num_threads, kv_cache_gib=0.1)
         core = EngineCore(config)
-        return [decode_seconds(core, number, PROMPT) for number in num_sequences]
+        return [decode_seconds(core, number, PROMPT, clock_for(num_threads)) for number in num_sequences]
 
 
-def _fastest(call: Callable[[], object]) -> float:
+def _fastest(call: Callable[[], object], clock: Clock) -> float:
     seconds: list[float] = []
     for _ in range(REPEATS + 1):
-        started = time.perf_counter()
+        started = clock()
         call()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return min(seconds[1:])

@@ -4,6 +4,7 @@ Knows both sides. Does not know how either comes about.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from rich.progress import Progress
 
@@ -12,7 +13,7 @@ from engine.core import EngineCore
 from engine.models.config import ModelConfig
 from scripts.benchmark.closed_loop import ClosedLoop, closed_loop
 from scripts.benchmark.report import Report
-from scripts.benchmark.steps import NUM_STEPS, decode_seconds, prefill_seconds
+from scripts.benchmark.steps import NUM_STEPS, Clock, clock_for, decode_seconds, prefill_seconds
 from scripts.planner.devices import Device
 from scripts.planner.layouts import Layout
 from scripts.planner.load import Workload, steady
@@ -21,6 +22,14 @@ from scripts.planner.step import StepLoad, StepModel, Types
 FP32 = Types("fp32", "fp32")
 SEED = 1
 MEASURED, PREDICTED = ": measured", ": predicted"
+
+
+class StepTest(NamedTuple):
+    """What single steps are timed with."""
+
+    prompt: int
+    num_sequences: Sequence[int]
+    clock: Clock
 
 
 def run(
@@ -42,7 +51,7 @@ def run(
     task = progress.add_task("plan", total=2 * repeats)
     core = EngineCore(config)
     for _ in range(repeats):
-        _steps(report, core, step, lengths[0], in_flight)
+        _steps(report, core, step, StepTest(lengths[0], in_flight, clock_for(config.num_threads)))
         progress.advance(task)
     del core
     work = Workload(*lengths, config.max_num_seqs, config.max_num_batched_tokens)
@@ -57,12 +66,13 @@ def run(
     return report
 
 
-def _steps(report: Report, core: EngineCore, step: StepModel, prompt: int, numbers: Sequence[int]) -> None:
+def _steps(report: Report, core: EngineCore, step: StepModel, test: StepTest) -> None:
+    prompt, numbers, clock = test
     expected = step.cost(StepLoad(0, 0, prompt, prompt / 2)).seconds
-    _add(report, "prefill alone", "ms", prefill_seconds(core, prompt), expected)
+    _add(report, "prefill alone", "ms", prefill_seconds(core, prompt, clock), expected)
     for number in numbers:
         expected = step.cost(StepLoad(number, prompt + (number + NUM_STEPS) / 2)).seconds
-        _add(report, f"step of {number} decodes", "ms", decode_seconds(core, number, prompt), expected)
+        _add(report, f"step of {number} decodes", "ms", decode_seconds(core, number, prompt, clock), expected)
 
 
 def _loads(report: Report, clients: ClosedLoop, step: StepModel, work: Workload, numbers: Sequence[int]) -> None:

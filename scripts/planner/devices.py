@@ -52,6 +52,7 @@ class Device:
         step_s: seconds of a step that depend on nothing: scheduling, one synchronisation.
         sequence_s: seconds that each sequence adds to a step: sampling, bookkeeping.
         compute_share, bandwidth_share, link_share: what of the rates kernels reach.
+        overlap: what of the lesser of computing and reading weights hides behind the other; 1 is the roofline.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Device:
     compute_share: float = 1.0
     bandwidth_share: float = 1.0
     link_share: float = 1.0
+    overlap: float = 1.0
 
     @property
     def default_weights(self) -> str:

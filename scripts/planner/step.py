@@ -128,7 +128,9 @@ class StepModel:
     def _roofline(self, num_rows: float, num_parameters: float, read: float | None = None) -> float:
         read_bytes = (num_parameters if read is None else read) * BYTES[self.types.weights]
         reading = read_bytes / (self.device.bandwidth * self.device.bandwidth_share)
-        return max(2.0 * num_rows * num_parameters / self._compute, reading) if num_rows else 0.0
+        computing = 2.0 * num_rows * num_parameters / self._compute
+        shown = (1.0 - self.device.overlap) * min(computing, reading)
+        return max(computing, reading) + shown if num_rows else 0.0
 
     def _experts(self, num_tokens: float) -> float:
         """Return the seconds of one layer's experts on the busiest rank."""
