@@ -68,13 +68,24 @@ def engine(
     repeats: RepeatsOption = 3,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    quantization: Annotated[str, typer.Option(help="As of scripts/serve; nothing by default.")] = "",
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto, int8 or fp8.")] = "auto",
     json: JsonOption = None,
 ) -> None:
     """Measure the engine alone: 64 requests at once, one at a time, and 64 with a shared prefix."""
     from scripts.benchmark.engine import run
 
     with _progress() as progress:
-        report = run(_model(model), _threads(threads), repeats, progress, device=device, dtype=dtype)
+        report = run(
+            _model(model),
+            _threads(threads),
+            repeats,
+            progress,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+        )
     _finish(report, json)
 
 

@@ -13,15 +13,19 @@ from scripts.benchmark.workload import BATCH, SHARED_PREFIX, SINGLE
 
 
 def run(
-    model: Path, num_threads: int, repeats: int, progress: Progress, *, device: str = "auto", dtype: str = "auto"
+    model: Path, num_threads: int, repeats: int, progress: Progress, *, device: str = "auto", **options: str
 ) -> Report:
-    """Measure the three standard workloads in turn, `repeats` times each, and what a step costs besides the model."""
+    """Measure the three standard workloads in turn, `repeats` times each, and what a step costs besides the model.
+
+    `options` are further ones of the engine's.
+    """
+    said = ", ".join(f"{name} {value}" for name, value in options.items() if value)
     report = Report(
-        f"engine alone, {model.name}, {num_threads} threads, device {device}, dtype {dtype}",
+        f"engine alone, {model.name}, {num_threads} threads, device {device}, {said}",
         "prompts of random tokens, greedy, end-of-sequence ignored, a new seed each run",
     )
     task = progress.add_task("engine", total=3 * repeats)
-    side = EngineSide(model, num_threads, device=device, dtype=dtype)
+    side = EngineSide(model, num_threads, device=device, **options)
     try:
         side.run(SINGLE, seed=-1)
         for seed in range(repeats):
@@ -40,13 +44,12 @@ def run(
     finally:
         side.close()
     if device == "cpu" or (device == "auto" and not num_gpus()):
-        _add_shares(report, model, num_threads, range(repeats))
+        _add_shares(report, StepShare(model, num_threads, **options), range(repeats))
     return report
 
 
-def _add_shares(report: Report, model: Path, num_threads: int, seeds: range) -> None:
+def _add_shares(report: Report, share: StepShare, seeds: range) -> None:
     """Add what a step on the CPU costs besides the model; on a GPU the two go on beside each other."""
-    share = StepShare(model, num_threads)
     for seed in seeds:
         total, outside = share.run(BATCH, seed)
         report.add("64 decoding: outside the model, of a step", "%", 100 * outside / total)

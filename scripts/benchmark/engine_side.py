@@ -27,10 +27,10 @@ class RunResult:
 class EngineSide:
     """A running engine core that takes workloads."""
 
-    def __init__(self, model: Path, num_threads: int, *, device: str = "auto", dtype: str = "auto") -> None:
-        """Start the core and wait for it."""
+    def __init__(self, model: Path, num_threads: int, **options: str) -> None:
+        """Start the core, with further options of `EngineConfig`, and wait for it."""
         self._outputs: queue.SimpleQueue[list[RequestOutput]] = queue.SimpleQueue()
-        config = EngineConfig.from_env(model=model, num_threads=num_threads, device=device, dtype=dtype)
+        config = EngineConfig.from_env(model=model, num_threads=num_threads, **options)
         self._client = EngineClient(config, self._outputs.put)
         self._client.start()
         self.vocab_size = self._client.info.vocab_size

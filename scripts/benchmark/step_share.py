@@ -16,9 +16,9 @@ from scripts.benchmark.workload import Workload
 class StepShare:
     """Times steps of a core of its own."""
 
-    def __init__(self, model: Path, num_threads: int) -> None:
-        """Load the model."""
-        self._core = EngineCore(EngineConfig.from_env(model=model, num_threads=num_threads))
+    def __init__(self, model: Path, num_threads: int, **options: str) -> None:
+        """Load the model, with further options of `EngineConfig`."""
+        self._core = EngineCore(EngineConfig.from_env(model=model, num_threads=num_threads, **options))
         self._began = self._inside = 0.0
         self._core.runner.model.register_forward_pre_hook(self._begin)
         self._core.runner.model.register_forward_hook(self._end)

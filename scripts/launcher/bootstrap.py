@@ -34,6 +34,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "plan": (),
     "bench": (),
     "report": (),
+    "quantize_checkpoint": (),
     "simulate": (),
     "simulate_routing": (),
     "test": ("dev", "load"),

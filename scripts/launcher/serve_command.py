@@ -49,6 +49,11 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16. Default: the checkpoint's on a GPU, float32 on the CPU."),
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="Round weights as they are loaded: int8, int8_dynamic, fp8[:tensor|channel|block], int4[:N]."),
+]
+KvCacheDtype = Annotated[str | None, typer.Option(help="Keep keys and values in int8 or fp8. Default: as computed.")]
 Pools = Annotated[
     Path | None, typer.Option(help="YAML of several pools and how to route among them (docs/protocol.md).")
 ]
@@ -77,6 +82,8 @@ def serve(
     ep: Ep = 1,
     device: Device = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
+    kv_cache_dtype: KvCacheDtype = None,
     pools: Pools = None,
     host: Host = "127.0.0.1",
     grpc_port: GrpcPort = None,
@@ -100,11 +107,12 @@ def serve(
     try:
         folder = chosen_model(model)
         default = 1 if prompt is not None else DEFAULT_REPLICAS
-        options = {name: value for name, value in (("device", device), ("dtype", dtype)) if value is not None}
+        given = {"device": device, "dtype": dtype, "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+        options = {name: value for name, value in given.items() if value is not None}
         fleet = Fleet.of(replicas or default, tp, ep, options) if pools is None else read_fleet(pools)
         if pools is not None and (replicas, tp, ep, options) != (None, 1, 1, {}):
             raise LaunchError(
-                "--pools comes with --replicas, --tp, --ep, --device or --dtype",
+                "--pools comes with --replicas, --tp, --ep or another option of the engine",
                 f"write them into {pools}, or leave --pools out",
             )
         listen = _listen(host, grpc_port, http_port, any_port=prompt is not None)

@@ -1,0 +1,1 @@
+"""Writing quantized checkpoints, and saying what that cost."""
