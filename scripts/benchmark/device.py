@@ -87,12 +87,13 @@ class _Seen(NamedTuple):
 
 
 @torch.inference_mode()
-def _linear_seconds(clock: Clock) -> list[float]:
+def _linear_seconds(clock: Clock) -> tuple[float, float, float]:
     """Return what a layer that no cache holds takes for one row, for few and for many."""
     layers = nn.Sequential(nn.Linear(NUM_IN, NUM_OUT, bias=False))
     pack_linears(layers)
     inputs = [torch.randn(rows, NUM_IN) for rows in (1, FEW_ROWS, MANY_ROWS)]
-    return [_fastest(lambda rows=rows: layers(rows), clock) for rows in inputs]
+    one, few, many = (_fastest(lambda rows=rows: layers(rows), clock) for rows in inputs)
+    return one, few, many
 
 
 def _attention_seconds(clock: Clock) -> float:
