@@ -27,6 +27,7 @@ from scripts.benchmark.workload import Workload
 from scripts.kernel_cases.ceilings import Ceilings, make_timer, measure_ceilings
 
 WARM_UP_STEPS = 5
+HOST_BOUNDS = {"num_blocks": 64, "max_batch_tokens": 512}  # of the peer on a CPU, where it would fill the memory
 REQUESTS = Workload(num_requests=64, num_shared=0, num_own=512, num_output=128)
 GREEDY = SamplingParams()
 
@@ -91,9 +92,11 @@ def peer_seconds(
         config = transformers.AutoConfig.from_pretrained(folder)
         model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     options = transformers.GenerationConfig(max_new_tokens=num_output, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    model.generate_batch(inputs=prompts[:1], generation_config=options)
+    bounds = None if device.type == "cuda" else transformers.ContinuousBatchingConfig(**HOST_BOUNDS)
+    given = {"generation_config": options, "continuous_batching_config": bounds}
+    model.generate_batch(inputs=prompts[:1], **given)
     started = time.perf_counter()
-    results = model.generate_batch(inputs=prompts, generation_config=options)
+    results = model.generate_batch(inputs=prompts, **given)
     seconds = time.perf_counter() - started
     made = sum(len(result.generated_tokens) for result in results.values())
     if made != len(prompts) * num_output:

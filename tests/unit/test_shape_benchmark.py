@@ -43,9 +43,16 @@ def test_a_prompt_costs_two_operations_a_weight_and_its_attention(tmp_path: Path
 
 def test_a_tiny_shape_is_measured_on_the_cpu(tmp_path: Path) -> None:
     with Progress(disable=True) as progress:
-        report = run("tiny", tmp_path, progress, device="cpu", dtype="float32", sizes=SMALL, with_peer=False)
+        report = run("tiny", tmp_path, progress, device="cpu", dtype="float32", sizes=SMALL)
     assert not list(tmp_path.glob("*.safetensors"))
-    for name in ("decode, batch 1", "decode, batch 3", "prefill of 32", "engine, requests", "engine, ITL p50"):
+    for name in (
+        "decode, batch 1",
+        "decode, batch 3",
+        "prefill of 32",
+        "engine, requests",
+        "engine, ITL p50",
+        "transformers, requests",
+    ):
         assert report.median(name) > 0
     for name in ("decode, batch 3, of the bandwidth floor", "prefill of 32, of the matrix rate"):
         assert 0 < report.median(name) < 100
