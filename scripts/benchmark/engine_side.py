@@ -7,6 +7,7 @@ import queue
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.client import EngineClient
 from engine.config import EngineConfig
@@ -27,7 +28,7 @@ class RunResult:
 class EngineSide:
     """A running engine core that takes workloads."""
 
-    def __init__(self, model: Path, num_threads: int, **options: str) -> None:
+    def __init__(self, model: Path, num_threads: int, **options: Any) -> None:
         """Start the core, with further options of `EngineConfig`, and wait for it."""
         self._outputs: queue.SimpleQueue[list[RequestOutput]] = queue.SimpleQueue()
         config = EngineConfig.from_env(model=model, num_threads=num_threads, **options)

@@ -16,7 +16,7 @@ from scripts.benchmark.workload import Workload
 class StepShare:
     """Times steps of a core of its own."""
 
-    def __init__(self, model: Path, num_threads: int, **options: str) -> None:
+    def __init__(self, model: Path, num_threads: int, **options: Any) -> None:
         """Load the model, with further options of `EngineConfig`."""
         self._core = EngineCore(EngineConfig.from_env(model=model, num_threads=num_threads, **options))
         self._began = self._inside = 0.0
