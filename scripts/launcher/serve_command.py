@@ -109,12 +109,9 @@ def serve(
         default = 1 if prompt is not None else DEFAULT_REPLICAS
         given = {"device": device, "dtype": dtype, "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
         options = {name: value for name, value in given.items() if value is not None}
+        if pools is not None:
+            _check_alone(pools, is_alone=(replicas, tp, ep, options) == (None, 1, 1, {}))
         fleet = Fleet.of(replicas or default, tp, ep, options) if pools is None else read_fleet(pools)
-        if pools is not None and (replicas, tp, ep, options) != (None, 1, 1, {}):
-            raise LaunchError(
-                "--pools comes with --replicas, --tp, --ep or another option of the engine",
-                f"write them into {pools}, or leave --pools out",
-            )
         listen = _listen(host, grpc_port, http_port, any_port=prompt is not None)
         _check(folder, fleet, listen)
         cluster = Cluster(
@@ -136,6 +133,14 @@ def serve(
         raise typer.Exit(1) from None
     except StopRequested:
         raise typer.Exit(130 if prompt is not None else 0) from None
+
+
+def _check_alone(pools: Path, *, is_alone: bool) -> None:
+    if not is_alone:
+        raise LaunchError(
+            "--pools comes with --replicas, --tp, --ep or another option of the engine",
+            f"write them into {pools}, or leave --pools out",
+        )
 
 
 def _listen(host: str, grpc_port: int | None, http_port: int | None, *, any_port: bool) -> GatewayOptions:
