@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from engine.errors import ModelError
-from engine.quantization.quantized_linear import QuantizedLinear
+from engine.models.config import ModelConfig
+from engine.models.registry import lay_out
+from engine.quantization.config import LoadScheme
+from engine.quantization.loading import round_on_load
+from engine.quantization.slots import Slot, find_parts
 from tests.conftest import TinyModel
 from tests.models import rounding
 from tests.models.adapters import load, make_adapter
@@ -95,8 +99,10 @@ def test_rounded_inputs_say_what_transformers_says_with_rounded_inputs(make_llam
 
 
 def test_experts_and_the_head_are_rounded_and_routers_are_not(make_model: Callable[..., TinyModel]) -> None:
-    core = core_for(make_model("Mixtral", **EXPERTS).path, quantization="int8_dynamic")
-    kept = [name for name, module in core.runner.model.named_modules() if isinstance(module, QuantizedLinear)]
+    model = lay_out(ModelConfig.from_dir(make_model("Mixtral", **EXPERTS).path), torch.device("cpu"), torch.float32)
+    parts = find_parts(model, model.weight_views())
+    round_on_load(model, parts, LoadScheme("int8_dynamic"), torch.device("cpu"))
+    kept = [name for name, module in model.named_modules() if isinstance(module, Slot)]
     assert len(kept) == 3 * (2 + 2 * 3) + 1  # in each layer qkv, output and two of each expert
     assert "lm_head" in kept
     assert not [name for name in kept if "router" in name]
