@@ -29,5 +29,7 @@ def test_bytes_of_byte_fallback_tokens_joined_are_the_text_behind_one_space(
 
 def test_special_tokens_are_their_names_and_unknown_ones_nothing(byte_level: Tokenizer) -> None:
     bytes_of = TokenBytes(byte_level)
-    assert bytes_of(byte_level.backend.token_to_id("<|im_end|>")) == b"<|im_end|>"
+    special = byte_level.backend.token_to_id("<|im_end|>")
+    assert special is not None
+    assert bytes_of(special) == b"<|im_end|>"
     assert bytes_of(10**6) == b""
