@@ -27,7 +27,7 @@ from scripts.benchmark.workload import Workload
 from scripts.kernel_cases.ceilings import Ceilings, make_timer, measure_ceilings
 
 WARM_UP_STEPS = 5
-HOST_BOUNDS: dict[str, Any] = {"num_blocks": 64, "max_batch_tokens": 512}  # of the peer on a CPU: else it fills the memory
+HOST_BOUNDS: dict[str, Any] = {"num_blocks": 64, "max_batch_tokens": 512}  # of the peer: else it fills a host
 REQUESTS = Workload(num_requests=64, num_shared=0, num_own=512, num_output=128)
 GREEDY = SamplingParams()
 
