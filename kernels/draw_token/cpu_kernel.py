@@ -13,6 +13,8 @@ import numba
 import numpy as np
 import torch
 
+from kernels.cpu_cache import CACHE
+
 if TYPE_CHECKING:
     from kernels.draw_token import Draws
 
@@ -36,7 +38,7 @@ def draw_tokens_cpu(logits: torch.Tensor, draws: "Draws") -> tuple[torch.Tensor,
     return token_ids, maxima
 
 
-@numba.njit(cache=True, parallel=True)
+@numba.njit(cache=CACHE, parallel=True)
 def _kernel(
     logits: Any, maxima: Any, is_valid: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, point: Any, out: Any
 ):
@@ -52,7 +54,7 @@ def _kernel(
                 out[row] = _draw(weights, point[row])
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _first_equal(values: Any, wanted: Any):
     index = 0
     while values[index] != wanted:
@@ -60,7 +62,7 @@ def _first_equal(values: Any, wanted: Any):
     return index
 
 
-@numba.njit(cache=True, fastmath={"contract"})
+@numba.njit(cache=CACHE, fastmath={"contract"})
 def _weigh(logits: Any, maximum: Any, scale: Any, out: Any):
     """Set `out` to 2 ** ((logits - maximum) * scale): a polynomial for the fraction, bits for the whole part."""
     powers = np.empty(CHUNK, dtype=np.int32)
@@ -86,7 +88,7 @@ def _weigh(logits: Any, maximum: Any, scale: Any, out: Any):
             y[i] *= floats[i]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _cut(weights: Any, top_k: Any, top_p: Any, min_p: Any):
     """Set to 0 what is not kept."""
     lowest, last = np.float32(min(min_p, 1.0)), len(weights)
@@ -111,7 +113,7 @@ def _cut(weights: Any, top_k: Any, top_p: Any, min_p: Any):
                 weights[i] = 0
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _histogram(weights: Any):
     """Return how many weights fall into each bin, and their sum; the largest weights first."""
     counts = np.zeros(NUM_BINS, dtype=np.int64)
@@ -124,7 +126,7 @@ def _histogram(weights: Any):
     return counts, sums
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=CACHE)
 def _find_cut(weights: Any, counts: Any, sums: Any, limit: Any, goal: Any):
     """Return value and id of the last token kept, and the kept sum: the one that reaches `limit` tokens or `goal`."""
     num_kept, total, index = 0, 0.0, 0
@@ -150,7 +152,7 @@ def _find_cut(weights: Any, counts: Any, sums: Any, limit: Any, goal: Any):
     return value, last, total
 
 
-@numba.njit(cache=True, fastmath={"contract", "reassoc"})
+@numba.njit(cache=CACHE, fastmath={"contract", "reassoc"})
 def _draw(weights: Any, point: Any):
     """Return the token at `point`, 0 to 1, of the weights' running sum."""
     num_chunks = -(-len(weights) // CHUNK)

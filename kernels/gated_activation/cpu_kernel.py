@@ -5,6 +5,7 @@ from typing import Any
 import numba
 import torch
 
+from kernels.cpu_cache import CACHE
 from kernels.gated_activation.cpu_rows import KINDS, activate_row
 
 PARALLEL_FROM = 8_192  # elements; below, waking the other threads costs more than they save
@@ -25,5 +26,5 @@ def _activate(kind: int, x: Any, out: Any) -> None:
 
 ROWS = numba.types.Array(numba.float32, 2, "C")
 SIGNATURE = numba.void(numba.int64, ROWS, ROWS)
-_on_one_thread = numba.njit(SIGNATURE, cache=True)(_activate)
-_on_all_threads = numba.njit(SIGNATURE, cache=True, parallel=True)(_activate)
+_on_one_thread = numba.njit(SIGNATURE, cache=CACHE)(_activate)
+_on_all_threads = numba.njit(SIGNATURE, cache=CACHE, parallel=True)(_activate)

@@ -8,6 +8,7 @@ from typing import Any
 import numba
 import torch
 
+from kernels.cpu_cache import CACHE
 from kernels.cpu_vectors import FLOAT_BYTES, floats_at
 from kernels.cpu_workers import new_counters, take, take_next, wait
 from kernels.gated_activation.cpu_rows import KINDS, activate_row
@@ -70,7 +71,7 @@ INTEGER, REAL = numba.int64, numba.float32
 
 @numba.njit(
     numba.void(*[INTEGER] * 4, numba.boolean, INTEGER, REAL, REAL, *[INTEGER] * 13),
-    cache=True,
+    cache=CACHE,
     parallel=True,
 )
 def _kernel(

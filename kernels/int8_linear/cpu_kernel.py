@@ -10,6 +10,7 @@ from typing import Any
 import numba
 import torch
 
+from kernels.cpu_cache import CACHE
 from kernels.cpu_workers import new_counters
 from kernels.int8_linear.packing import PackedInt8Weight, pack_int8
 from kernels.int8_linear.tiles import multiply_int8, padded, quantize
@@ -58,7 +59,7 @@ INTEGER, REAL = numba.int64, numba.float32
 
 @numba.njit(
     numba.void(INTEGER, INTEGER, INTEGER, numba.boolean, INTEGER, REAL, REAL, *[INTEGER] * 12),
-    cache=True,
+    cache=CACHE,
     parallel=True,
 )
 def _kernel(

@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import torch
 
+from kernels.cpu_cache import CACHE
 from kernels.cpu_int8 import IS_AVAILABLE as HAS_INT8
 from kernels.cpu_workers import new_counters
 from kernels.linear import Norm
@@ -55,7 +56,7 @@ INTEGER, REAL = numba.int64, numba.float32
         *(INTEGER, INTEGER, INTEGER, numba.boolean, INTEGER, REAL, REAL),
         *(INTEGER, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER),
     ),
-    cache=True,
+    cache=CACHE,
     parallel=True,
 )
 def _kernel(

@@ -23,6 +23,7 @@ import numba
 import numpy as np
 import torch
 
+from kernels.cpu_cache import CACHE
 from kernels.cpu_math import FAST_MATH, exp32
 from kernels.cpu_workers import new_counters, take, take_next
 
@@ -110,7 +111,7 @@ def _compile(
     WINDOWED, CAPPED, SINKS, QUANTIZED = has_window, has_cap, has_sinks, is_quantized
 
     @numba.njit(
-        signature(numba.uint8 if is_quantized else numba.float32), fastmath=FAST_MATH, cache=True, parallel=True
+        signature(numba.uint8 if is_quantized else numba.float32), fastmath=FAST_MATH, cache=CACHE, parallel=True
     )
     def kernel(
         query: Any,

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import torch
 
+from kernels.cpu_cache import CACHE
 from kernels.cpu_math import FAST_MATH
 
 PARALLEL_FROM = 32_768  # elements; below, waking the other threads costs more than they save
@@ -45,5 +46,5 @@ def _normalize(x: Any, weight: Any, eps: Any, offset: Any, out: Any) -> None:
 
 ROWS = numba.types.Array(numba.float32, 2, "C")
 SIGNATURE = numba.void(ROWS, numba.types.Array(numba.float32, 1, "C"), numba.float32, numba.float32, ROWS)
-_on_one_thread = numba.njit(SIGNATURE, fastmath=FAST_MATH, error_model="numpy", cache=True)(_normalize)
-_on_all_threads = numba.njit(SIGNATURE, fastmath=FAST_MATH, error_model="numpy", cache=True, parallel=True)(_normalize)
+_on_one_thread = numba.njit(SIGNATURE, fastmath=FAST_MATH, error_model="numpy", cache=CACHE)(_normalize)
+_on_all_threads = numba.njit(SIGNATURE, fastmath=FAST_MATH, error_model="numpy", cache=CACHE, parallel=True)(_normalize)

@@ -5,6 +5,7 @@ from typing import Any
 import numba
 import torch
 
+from kernels.cpu_cache import CACHE
 from kernels.rope_kv_store.reference import rope_kv_store_reference
 
 PARALLEL_FROM = 16  # tokens; below, waking the other threads costs more than they save
@@ -76,5 +77,5 @@ SIGNATURE = numba.void(
     _array(numba.float32, 4),
     _array(numba.float32, 4),
 )
-_on_one_thread = numba.njit(SIGNATURE, fastmath={"contract"}, cache=True)(_rotate_and_store)
-_on_all_threads = numba.njit(SIGNATURE, fastmath={"contract"}, cache=True, parallel=True)(_rotate_and_store)
+_on_one_thread = numba.njit(SIGNATURE, fastmath={"contract"}, cache=CACHE)(_rotate_and_store)
+_on_all_threads = numba.njit(SIGNATURE, fastmath={"contract"}, cache=CACHE, parallel=True)(_rotate_and_store)
