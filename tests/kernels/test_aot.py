@@ -1,4 +1,4 @@
-"""Shipped Triton kernels become cubins that fit their GPUs: a few of each op in the fast tests, a quarter in the slow.
+"""Shipped Triton kernels become cubins that fit their GPUs: a few of each op in the fast tests, more in the slow.
 
 All of them, minutes on two cores, are what `python -m kernels.aot` compiles.
 """
@@ -36,9 +36,9 @@ def test_sampled_builds_compile_for_every_gpu_and_fit_it(op: str, sampled_report
 
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
-def test_every_fourth_build_compiles_and_fits(op: str) -> None:
-    reports = compile_builds(op, "--every", "4")  # no multiple of three, so that it goes around the GPUs
-    assert len(reports) == -(-sum(len(build.capabilities) for build in shipped_builds(op).values()) // 4)
+def test_every_sixteenth_build_compiles_and_fits(op: str) -> None:
+    reports = compile_builds(op, "--every", "16")  # no multiple of three, so that it goes around the GPUs
+    assert len(reports) == -(-sum(len(build.capabilities) for build in shipped_builds(op).values()) // 16)
     assert not [report for report in reports if report["problem"]]
 
 
