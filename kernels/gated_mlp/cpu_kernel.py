@@ -14,6 +14,7 @@ from kernels.cpu_workers import new_counters, take, take_next, wait
 from kernels.gated_activation.cpu_rows import KINDS, activate_row
 from kernels.linear import Norm
 from kernels.linear.packing import PackedWeight
+from kernels.linear.rows import INTEGER, ROW_TYPES, row_arguments
 from kernels.linear.tiles import multiply, normalize
 
 NUM_PHASES = 4
@@ -23,24 +24,12 @@ def gated_mlp_cpu(
     x: torch.Tensor, gate_up: PackedWeight, down: PackedWeight, activation: str, norm: Norm | None = None
 ) -> torch.Tensor:
     """Map [T, C], fp32, rows without gaps, to [T, C]; see the contract in `kernels.gated_mlp`."""
-    num_rows, width = x.shape
+    num_rows = len(x)
     out = torch.empty(num_rows, down.out_features)
     hidden, active = torch.empty(num_rows, gate_up.out_features), torch.empty(num_rows, down.in_features)
-    if norm is None:
-        scale, eps, offset, normed = x, 0.0, 0.0, x
-    else:
-        (scale, eps, offset), normed = norm, torch.empty(num_rows, width)
+    rows, _normed = row_arguments(x, norm)
     _kernel(
-        num_rows,
-        width,
-        x.data_ptr(),
-        x.stride(0),
-        norm is not None,
-        scale.data_ptr(),
-        eps,
-        offset,
-        normed.data_ptr(),
-        normed.stride(0),
+        *rows,
         gate_up.panels.data_ptr(),
         gate_up.bias.data_ptr(),
         hidden.data_ptr(),
@@ -66,11 +55,8 @@ def _activate(member: Any, phase: int, num_rows: int, activation: int, hidden: i
     wait(member, phase, num_rows)
 
 
-INTEGER, REAL = numba.int64, numba.float32
-
-
 @numba.njit(
-    numba.void(*[INTEGER] * 4, numba.boolean, INTEGER, REAL, REAL, *[INTEGER] * 13),
+    numba.void(*ROW_TYPES, *[INTEGER] * 11),
     cache=CACHE,
     parallel=True,
 )

@@ -18,6 +18,7 @@ from kernels.gated_activation.cpu_rows import KINDS, activate_row
 from kernels.int8_linear.packing import PackedInt8Weight
 from kernels.int8_linear.tiles import multiply_int8, padded, quantize, round_row
 from kernels.linear import Norm
+from kernels.linear.rows import INTEGER, ROW_TYPES, row_arguments
 from kernels.linear.tiles import normalize
 
 NUM_PHASES = 5
@@ -32,21 +33,9 @@ def int8_gated_mlp_cpu(
     out, hidden = torch.empty(num_rows, down.out_features), torch.empty(num_rows, 2 * inner)
     rounded = torch.empty(num_rows * max(padded(width), padded(inner)), dtype=torch.uint8)
     scales = torch.empty(num_rows)
-    if norm is None:
-        scale, eps, offset, normed = x, 0.0, 0.0, x
-    else:
-        (scale, eps, offset), normed = norm, torch.empty(num_rows, width)
+    rows, _normed = row_arguments(x, norm)
     _kernel(
-        num_rows,
-        width,
-        x.data_ptr(),
-        x.stride(0),
-        norm is not None,
-        scale.data_ptr(),
-        eps,
-        offset,
-        normed.data_ptr(),
-        normed.stride(0),
+        *rows,
         rounded.data_ptr(),
         scales.data_ptr(),
         *_addresses(gate_up),
@@ -78,11 +67,8 @@ def _activate_and_round(
     wait(member, phase, num_rows)
 
 
-INTEGER, REAL = numba.int64, numba.float32
-
-
 @numba.njit(
-    numba.void(*[INTEGER] * 4, numba.boolean, INTEGER, REAL, REAL, *[INTEGER] * 18),
+    numba.void(*ROW_TYPES, *[INTEGER] * 16),
     cache=CACHE,
     parallel=True,
 )

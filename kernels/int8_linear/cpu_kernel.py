@@ -15,6 +15,7 @@ from kernels.cpu_workers import new_counters
 from kernels.int8_linear.packing import PackedInt8Weight, pack_int8
 from kernels.int8_linear.tiles import multiply_int8, padded, quantize
 from kernels.linear import Norm
+from kernels.linear.rows import INTEGER, ROW_TYPES, row_arguments
 from kernels.linear.tiles import normalize
 
 __all__ = ["int8_linear_cpu", "pack_int8"]
@@ -26,27 +27,15 @@ def int8_linear_cpu(x: torch.Tensor, weight: PackedInt8Weight, norm: Norm | None
     num_rows, depth = x.shape
     out = torch.empty(num_rows, weight.out_features)
     rounded, scales = torch.empty(num_rows, padded(depth), dtype=torch.uint8), torch.empty(num_rows)
-    if norm is None:
-        scale, eps, offset, normed = x, 0.0, 0.0, x
-    else:
-        (scale, eps, offset), normed = norm, torch.empty(num_rows, depth)
+    rows, _normed = row_arguments(x, norm)
     _kernel(
-        num_rows,
-        x.data_ptr(),
-        x.stride(0),
-        norm is not None,
-        scale.data_ptr(),
-        eps,
-        offset,
-        normed.data_ptr(),
-        normed.stride(0),
+        *rows,
         rounded.data_ptr(),
         scales.data_ptr(),
         weight.panels.data_ptr(),
         weight.corrections.data_ptr(),
         weight.scales.data_ptr(),
         weight.bias.data_ptr(),
-        depth,
         weight.out_features,
         out.data_ptr(),
         torch.get_num_threads(),
@@ -54,16 +43,14 @@ def int8_linear_cpu(x: torch.Tensor, weight: PackedInt8Weight, norm: Norm | None
     return out
 
 
-INTEGER, REAL = numba.int64, numba.float32
-
-
 @numba.njit(
-    numba.void(INTEGER, INTEGER, INTEGER, numba.boolean, INTEGER, REAL, REAL, *[INTEGER] * 12),
+    numba.void(*ROW_TYPES, *[INTEGER] * 9),
     cache=CACHE,
     parallel=True,
 )
 def _kernel(
     num_rows: int,
+    depth: int,
     x: int,
     x_stride: int,
     has_norm: bool,
@@ -78,7 +65,6 @@ def _kernel(
     corrections: int,
     column_scales: int,
     bias: int,
-    depth: int,
     width: int,
     out: int,
     num_members: int,

@@ -14,6 +14,7 @@ from kernels.cpu_int8 import IS_AVAILABLE as HAS_INT8
 from kernels.cpu_workers import new_counters
 from kernels.linear import Norm
 from kernels.linear.packing import PackedWeight, pack
+from kernels.linear.rows import INTEGER, ROW_TYPES, row_arguments
 from kernels.linear.tiles import multiply, normalize
 
 __all__ = ["HAS_INT8", "linear_cpu", "pack"]
@@ -22,24 +23,11 @@ NUM_PHASES = 2
 
 def linear_cpu(x: torch.Tensor, weight: PackedWeight, norm: Norm | None = None) -> torch.Tensor:
     """Map [T, K] to [T, N], fp32, rows without gaps; see the contract in `kernels.linear`."""
-    num_rows, depth = x.shape
-    out = torch.empty(num_rows, weight.out_features)
-    if norm is None:
-        scale, eps, offset, normed = x, 0.0, 0.0, x
-    else:
-        (scale, eps, offset), normed = norm, torch.empty(num_rows, depth)
+    out = torch.empty(len(x), weight.out_features)
+    rows, _normed = row_arguments(x, norm)
     _kernel(
-        num_rows,
-        x.data_ptr(),
-        x.stride(0),
-        norm is not None,
-        scale.data_ptr(),
-        eps,
-        offset,
-        normed.data_ptr(),
-        normed.stride(0),
+        *rows,
         weight.panels.data_ptr(),
-        depth,
         weight.out_features,
         weight.bias.data_ptr(),
         out.data_ptr(),
@@ -48,19 +36,14 @@ def linear_cpu(x: torch.Tensor, weight: PackedWeight, norm: Norm | None = None) 
     return out
 
 
-INTEGER, REAL = numba.int64, numba.float32
-
-
 @numba.njit(
-    numba.void(
-        *(INTEGER, INTEGER, INTEGER, numba.boolean, INTEGER, REAL, REAL),
-        *(INTEGER, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER, INTEGER),
-    ),
+    numba.void(*ROW_TYPES, *[INTEGER] * 5),
     cache=CACHE,
     parallel=True,
 )
 def _kernel(
     num_rows: int,
+    depth: int,
     x: int,
     x_stride: int,
     has_norm: bool,
@@ -70,7 +53,6 @@ def _kernel(
     normed: int,
     normed_stride: int,
     panels: int,
-    depth: int,
     width: int,
     bias: int,
     out: int,
