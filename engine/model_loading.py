@@ -21,7 +21,7 @@ from engine.parallel.build import build_part
 from engine.parallel.connect import connect
 from engine.parallel.member import Member
 from engine.placement import Placement
-from engine.quantization.config import LoadScheme
+from engine.quantization.config import MXFP4, LoadScheme
 from engine.quantization.loading import is_unread, read_as_stored, round_loaded, round_on_load, round_tied_head
 from engine.quantization.slots import find_parts
 from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
@@ -85,12 +85,13 @@ def _load_whole(
     targets = find_targets(model, views) if config.adapters is not None else {}
     parts = find_parts(model, views)
     sinks: dict[str, Sink] = {}
-    if scheme is not None:
-        sinks = round_on_load(model, parts, scheme, device)
-    elif model_config.quantization is not None:
-        sinks = read_as_stored(model, parts, model_config.quantization, read_all_entries(config.model), device)
-    model.materialize(device, num_positions).eval()
     is_quantized = model_config.quantization is not None
+    entries = read_all_entries(config.model) if is_quantized else {}
+    if scheme is not None:
+        sinks = round_on_load(model, parts, scheme, entries, device)
+    elif model_config.quantization is not None:
+        sinks = read_as_stored(model, parts, model_config.quantization, entries, device)
+    model.materialize(device, num_positions).eval()
     load_weights(
         config.model,
         model.weight_views() | sinks,
@@ -107,11 +108,11 @@ def _scheme(config: EngineConfig, model_config: ModelConfig) -> LoadScheme | Non
     """Return what to round weights to.
 
     Raises:
-        ModelError: they are quantized already.
+        ModelError: they are quantized already; MXFP4 may become another format, since it is read as plain weights.
     """
     if not config.quantization:
         return None
-    if model_config.quantization is not None:
+    if model_config.quantization is not None and model_config.quantization.method != MXFP4:
         raise ModelError(
             f"quantization {config.quantization!r} is for plain checkpoints; {config.model} is quantized by "
             f"{model_config.quantization.method} already"

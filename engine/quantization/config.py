@@ -18,6 +18,7 @@ from engine.errors import ModelError, UnsupportedModel
 FLOAT8_GRAINS = ("channel", "tensor", "block")
 SCHEMES = ("int8", "int8_dynamic", "fp8", "int4")
 DEFAULT_GROUP = 64
+MXFP4 = "mxfp4"
 SPELLINGS = "int8, int8_dynamic, fp8, fp8:tensor, fp8:channel, fp8:block, int4, int4:GROUP"
 Raw = dict[str, Any]
 
@@ -147,6 +148,10 @@ def _fp8(given: Raw) -> Formats:
     return ((EVERYTHING, WeightFormat("float", block=block, quantizes_inputs=True)),)
 
 
+def _mxfp4(_: Raw) -> Formats:
+    return ()  # its stacks of experts are told by their tensors' names, and linear modules are plain
+
+
 def _compressed_tensors(given: Raw) -> Formats:
     if (given.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise UnsupportedModel("compressed-tensors with sparse weights is not loaded")
@@ -197,6 +202,7 @@ METHODS: dict[str, Callable[[Raw], Formats]] = {
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
     "fbgemm_fp8": _fp8,
+    MXFP4: _mxfp4,
 }
 
 

@@ -20,9 +20,10 @@ from engine.quantization.config import CheckpointQuantization, LoadScheme, Weigh
 from engine.quantization.float8 import Float8Layout
 from engine.quantization.gptq import GptqLayout
 from engine.quantization.layout import Layout, PlainLayout
+from engine.quantization.mxfp4 import Mxfp4Layout
 from engine.quantization.quantized_linear import make_linear
 from engine.quantization.schemes import Quantizer, make_quantizer
-from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, ZeroSink
+from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, StackReader, ZeroSink
 from engine.quantization.slots import Part, Slot, SlotFiller, replace_module
 from engine.quantization.weights import stack_rows
 from engine.weights.safetensors_file import TensorEntry
@@ -38,8 +39,13 @@ QUANTIZED_TYPES = ("I8", "F8_E4M3")
 Parts = Mapping[str, list[Part]]
 
 
-def round_on_load(model: nn.Module, parts: Parts, scheme: LoadScheme, device: torch.device) -> dict[str, Sink]:
-    """Put slots where the scheme quantizes, and return what rounds the checkpoint's plain weights for them."""
+def round_on_load(
+    model: nn.Module, parts: Parts, scheme: LoadScheme, entries: Mapping[str, TensorEntry], device: torch.device
+) -> dict[str, Sink]:
+    """Put slots where the scheme quantizes, and return what rounds the checkpoint's weights for them.
+
+    Weights are plain, or MXFP4 where `entries` has tensors that only this format has.
+    """
     quantizer, filler = make_quantizer(scheme), SlotFiller(model, device)
     chosen = {path: named for path, named in parts.items() if _is_rounded(path, scheme)}
     sinks: dict[str, Sink] = {}
@@ -52,7 +58,10 @@ def round_on_load(model: nn.Module, parts: Parts, scheme: LoadScheme, device: to
             else:
                 stacked.setdefault(part.name, []).append((slot, part))
     for name, targets in stacked.items():
-        sinks[name] = StackedRoundingSink(filler, targets, quantizer)
+        if _is_mxfp4(name, entries):
+            sinks |= _mxfp4_sinks(filler, name, targets, quantizer)
+        else:
+            sinks[name] = StackedRoundingSink(filler, targets, quantizer)
     logger.info("%d linear layers are rounded to %s as they are loaded", len(chosen), scheme.name)
     return sinks
 
@@ -92,13 +101,20 @@ def read_as_stored(
     """
     filler = SlotFiller(model, device)
     sinks: dict[str, Sink] = {}
+    stacked: dict[str, list[tuple[Slot, Part]]] = {}
     for path, named in parts.items():
+        if named[0].expert is not None:
+            if _is_mxfp4(named[0].name, entries):
+                stacked.setdefault(named[0].name, []).append((_put_slot(model, path, named), named[0]))
+            continue
         layouts = [_layout_of(part, checkpoint, entries) for part in named]
         if not any(layouts):
             continue
         slot = _put_slot(model, path, named)
         for part, layout in zip(named, layouts, strict=True):
             sinks |= _part_sinks(filler, slot, part, layout or PlainLayout(), entries)
+    for name, targets in stacked.items():
+        sinks |= _mxfp4_sinks(filler, name, targets, None)
     logger.info("%s: quantized tensors %d", checkpoint.method, len(sinks))
     return sinks
 
@@ -135,7 +151,7 @@ def _put_slot(model: nn.Module, path: str, named: list[Part]) -> Slot:
 def _layout_of(part: Part, checkpoint: CheckpointQuantization, entries: Mapping[str, TensorEntry]) -> Layout | None:
     """Return how the part is stored, None where it is plain."""
     form = checkpoint.format_of(part.name)
-    if form is None or part.expert is not None:
+    if form is None:
         return None
     scale_name = next((name for name in SCALE_NAMES if f"{part.name}.{name}" in entries), SCALE_NAMES[0])
     layout = _make_layout(form, scale_name)
@@ -150,6 +166,21 @@ def _make_layout(form: WeightFormat, scale_name: str) -> Layout:
         return Float8Layout(form, scale_name)
     layouts = {"awq": AwqLayout, "gptq": GptqLayout, "packed": PackedLayout, "int": IntLayout}
     return layouts[form.layout](form)
+
+
+def _is_mxfp4(name: str, entries: Mapping[str, TensorEntry]) -> bool:
+    """Whether the stacked weights of that name are stored as MXFP4; other formats have none for stacks."""
+    return any(f"{name}_{kind}" in entries for kind in Mxfp4Layout.names)
+
+
+def _mxfp4_sinks(
+    filler: SlotFiller, name: str, targets: list[tuple[Slot, Part]], quantizer: Quantizer | None
+) -> dict[str, Sink]:
+    try:
+        reader = StackReader(filler, targets, Mxfp4Layout(), quantizer)
+    except ValueError as error:
+        raise WeightMismatch(f"{name!r} cannot be quantized so: {error}") from None
+    return {f"{name}_{kind}": sink for kind, sink in reader.sinks().items()}
 
 
 def _part_sinks(

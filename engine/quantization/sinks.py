@@ -4,6 +4,7 @@ Knows tensors that come in pieces. Does not know files, or how a format packs it
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -55,6 +56,47 @@ class StackedRoundingSink:
                 self._filler.fill(slot, part, self._quantizer.quantize(weight.float().t().contiguous()))
 
 
+class StackReader:
+    """Gathers the tensors that make all experts' weights, each stacked on a new first axis."""
+
+    def __init__(
+        self, filler: SlotFiller, targets: Sequence[tuple[Slot, Part]], layout: Layout, quantizer: Quantizer | None
+    ) -> None:
+        """Fill the slots, one for each expert, with what the layout says, rounded where there is a quantizer.
+
+        Raises:
+            ValueError: no weight of that shape can be stored so.
+        """
+        slot = targets[0][0]
+        self._filler, self._targets, self._layout, self._quantizer = filler, targets, layout, quantizer
+        self._expected = layout.tensors(slot.out_features, slot.in_features)
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def sinks(self) -> "dict[str, RawSink]":
+        """Return what takes the tensors, by the ends of their names."""
+        count = len(self._targets)
+        return {
+            name: RawSink(self, name, replace(one, shapes=tuple((count, *shape) for shape in one.shapes)))
+            for name, one in self._expected.items()
+        }
+
+    def take(self, name: str, tensor: torch.Tensor) -> None:
+        """Take one; the last makes the weights, one expert's after the other's."""
+        self._tensors[name] = tensor
+        if len(self._tensors) == len(self._expected):
+            for expert, (slot, part) in enumerate(self._targets):
+                self._filler.fill(slot, part, self._read(expert, slot, part))
+            self._tensors = {}
+
+    def _read(self, expert: int, slot: Slot, part: Part) -> PartWeight:
+        tensors = {name: tensor[expert] for name, tensor in self._tensors.items()}
+        try:
+            weight = self._layout.read(tensors, slot.out_features, slot.in_features)
+        except ValueError as error:
+            raise WeightMismatch(f"expert {expert} of {part.name!r} cannot be read: {error}") from None
+        return weight if self._quantizer is None else self._quantizer.quantize(weight.dequantize())
+
+
 class PartReader:
     """Gathers the tensors that make one part's weight in a quantized checkpoint."""
 
@@ -82,7 +124,7 @@ class PartReader:
 class RawSink:
     """Takes one tensor of a quantized part as it is."""
 
-    def __init__(self, reader: PartReader, name: str, expected: Expected) -> None:
+    def __init__(self, reader: PartReader | StackReader, name: str, expected: Expected) -> None:
         """Hand it to `reader` under the end of its name."""
         self.dtypes, self.shapes = expected.dtypes, expected.shapes
         self._reader, self._name = reader, name

@@ -101,7 +101,7 @@ def test_rounded_inputs_say_what_transformers_says_with_rounded_inputs(make_llam
 def test_experts_and_the_head_are_rounded_and_routers_are_not(make_model: Callable[..., TinyModel]) -> None:
     model = lay_out(ModelConfig.from_dir(make_model("Mixtral", **EXPERTS).path), torch.device("cpu"), torch.float32)
     parts = find_parts(model, model.weight_views())
-    round_on_load(model, parts, LoadScheme("int8_dynamic"), torch.device("cpu"))
+    round_on_load(model, parts, LoadScheme("int8_dynamic"), {}, torch.device("cpu"))
     kept = [name for name, module in model.named_modules() if isinstance(module, Slot)]
     assert len(kept) == 3 * (2 + 2 * 3) + 1  # in each layer qkv, output and two of each expert
     assert "lm_head" in kept
