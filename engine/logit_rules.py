@@ -13,24 +13,23 @@ import numpy as np
 from engine.sampling_params import SamplingParams
 from engine.token_counts import TokenCounts
 
-NO_IDS = np.zeros(0, dtype=np.int64)
-
 
 @dataclass(slots=True, frozen=True)
 class Adjustment:
     """Changes to one row.
 
     Attributes:
-        penalised_ids: distinct tokens whose logit is divided by `penalty` where positive, else multiplied.
-        penalty: the repetition penalty.
-        added_ids: tokens to whose logit the value at the same place in `added` is added; they may repeat.
-        added: fp32.
+        ids: [n] int64, distinct tokens.
+        penalties: [n] fp32, which divide the token's logit where it is positive, else multiply it.
+        added: [n] fp32, then added to it.
     """
 
-    penalised_ids: np.ndarray
-    penalty: float
-    added_ids: np.ndarray
+    ids: np.ndarray
+    penalties: np.ndarray
     added: np.ndarray
+
+
+NOTHING = Adjustment(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.float32))
 
 
 class LogitRules:
@@ -69,34 +68,42 @@ class LogitRules:
 
     def adjust(self, token_ids: list[int], num_prompt_tokens: int) -> Adjustment:
         """Return what changes for the token that comes next after prompt and output, `token_ids`."""
-        params, parts = self._params, [self._bias, self._bad_tokens]
-        if self._counts_tokens:
-            self._counts.catch_up(token_ids, num_prompt_tokens)
-        if params.presence_penalty != 0 or params.frequency_penalty != 0:
-            parts.append(self._count_penalties())
-        if len(token_ids) - num_prompt_tokens < params.min_tokens:
+        parts = [self._bias, self._bad_tokens]
+        if len(token_ids) - num_prompt_tokens < self._params.min_tokens:
             parts.append(self._held_off)
         parts.append(_forbid([run[-1] for run in self._bad_runs if _ends_with(token_ids, run[:-1])]))
-        ids, values = zip(*parts, strict=True)
-        penalised = self._counts.ids if params.repetition_penalty != 1 else NO_IDS
-        return Adjustment(penalised, params.repetition_penalty, np.concatenate(ids), np.concatenate(values))
+        if not self._counts_tokens:
+            return _merged(NOTHING, parts)
+        self._counts.catch_up(token_ids, num_prompt_tokens)
+        return _merged(self._penalties(), parts)
 
     @property
     def _counts_tokens(self) -> bool:
         params = self._params
         return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
-    def _count_penalties(self) -> tuple[np.ndarray, np.ndarray]:
-        in_output = self._counts.output_counts > 0
-        counts = self._counts.output_counts[in_output]
-        penalties = self._params.presence_penalty + self._params.frequency_penalty * counts
-        return self._counts.ids[in_output], -penalties.astype(np.float32)
+    def _penalties(self) -> Adjustment:
+        params, counts = self._params, self._counts.output_counts
+        added = -(params.presence_penalty * (counts > 0) + params.frequency_penalty * counts).astype(np.float32)
+        return Adjustment(self._counts.ids, np.full(len(counts), params.repetition_penalty, dtype=np.float32), added)
 
 
 def bad_sequences(words: Iterable[str], encode: Callable[[str], list[int]]) -> tuple[tuple[int, ...], ...]:
     """Return the runs of tokens that spell `words`: each at the beginning of a word and behind a space."""
     spellings = {tuple(encode(text)) for word in words for text in (word, " " + word.lstrip(" "))}
     return tuple(sorted(run for run in spellings if run))
+
+
+def _merged(penalties: Adjustment, parts: list[tuple[np.ndarray, np.ndarray]]) -> Adjustment:
+    """Return one change for each token of the penalties and of the parts, which are added and may repeat tokens."""
+    part_ids, part_values = map(np.concatenate, zip(*parts, strict=True))
+    if not len(part_ids):
+        return penalties
+    ids, places = np.unique(np.concatenate((penalties.ids, part_ids)), return_inverse=True)
+    factors, added = np.ones(len(ids), dtype=np.float32), np.zeros(len(ids), dtype=np.float32)
+    factors[places[: len(penalties.ids)]] = penalties.penalties
+    np.add.at(added, places, np.concatenate((penalties.added, part_values)))
+    return Adjustment(ids, factors, added)
 
 
 def _ends_with(token_ids: list[int], run: tuple[int, ...]) -> bool:

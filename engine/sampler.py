@@ -23,7 +23,7 @@ from engine.sampling_inputs import SamplingInputs, collect_inputs
 from engine.sequence import Sequence
 from engine.top_tokens import TopTokens
 from kernels import draw_token
-from kernels.draw_token import Draws
+from kernels.draw_token import Draws, Edits
 
 HOST_LINK = HostLink()
 
@@ -86,33 +86,14 @@ def sample(logits: torch.Tensor, sequences: list[Sequence], link: DeviceLink = H
 def start_sampling(logits: torch.Tensor, sequences: list[Sequence], link: DeviceLink = HOST_LINK) -> PendingTokens:
     """Begin to choose one token for each row of `logits` [R, V] fp32, which is changed in place."""
     inputs = collect_inputs(sequences, logits.shape[1])
-    penalised, added = inputs.penalised, inputs.added
-    arrays = [penalised.rows, penalised.ids, penalised.values, added.rows, added.ids, added.values]
-    arrays += [inputs.guided_rows, inputs.allowed, inputs.log_rows, *inputs.draws]
-    moved = link.upload([torch.from_numpy(array) for array in arrays])
-    logged = LoggedRows(logits[moved[8]], inputs.num_top) if inputs.num_top else None
-    _penalise(logits, *moved[:3])
-    _add(logits, *moved[3:6])
-    _mask(logits, *moved[6:8])
-    token_ids, maxima = draw_token.select(logits.device)(logits, Draws(*moved[9:]))
-    log_probs = logged.of(token_ids[moved[8]]) if logged is not None else []
+    arrays = [inputs.log_rows, *inputs.draws, *inputs.edits]
+    log_rows, *moved = link.upload([torch.from_numpy(array) for array in arrays])
+    draws, edits = Draws(*moved[: len(inputs.draws)]), moved[len(inputs.draws) :]
+    logged = LoggedRows(logits[log_rows], inputs.num_top) if inputs.num_top else None
+    draw = draw_token.select(logits.device)
+    token_ids, maxima = draw(logits, draws, Edits(*edits) if edits else None)
+    log_probs = logged.of(token_ids[log_rows]) if logged is not None else []
     return PendingTokens(token_ids, inputs, logged, link.download([token_ids, maxima, *log_probs]))
-
-
-def _penalise(logits: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, penalty: torch.Tensor) -> None:
-    if len(ids):
-        values = logits[rows, ids]
-        logits[rows, ids] = torch.where(values > 0, values / penalty, values * penalty)
-
-
-def _add(logits: torch.Tensor, rows: torch.Tensor, ids: torch.Tensor, values: torch.Tensor) -> None:
-    if len(ids):
-        logits.index_put_((rows, ids), values, accumulate=True)
-
-
-def _mask(logits: torch.Tensor, rows: torch.Tensor, allowed: torch.Tensor) -> None:
-    if len(rows):
-        logits[rows] = logits[rows].masked_fill_(allowed.logical_not(), -torch.inf)
 
 
 def _explain(maximum: float) -> EngineError | None:

@@ -1,7 +1,8 @@
 """Choosing tokens on CPUs, compiled by numba; one work item is one row.
 
-Weights are fp32 and stay in the core's cache; sums of `CHUNK` of them are fp32, sums of those fp64. Cuts need no sorted
-vocabulary: a histogram over the weights' leading bits finds the bin in which a cut falls, and only that bin is sorted.
+Changes of single logits come first, in place, where there are any. Weights are fp32 and stay in the core's cache; sums
+of `CHUNK` of them are fp32, sums of those fp64. Cuts need no sorted vocabulary: a histogram over the weights' leading
+bits finds the bin in which a cut falls, and only that bin is sorted.
 
 Measured (`scripts/bench sampler`, 64 rows of 49152): 0.7 ms greedy, 1.3 ms drawn, 6 to 8 ms with cuts, sorting 270.
 """
@@ -16,7 +17,7 @@ import torch
 from kernels.cpu_cache import CACHE
 
 if TYPE_CHECKING:
-    from kernels.draw_token import Draws
+    from kernels.draw_token import Draws, Edits
 
 CHUNK = 512  # tokens whose weights are summed together
 BIN_SHIFT = 16  # weights that share sign, exponent and 7 bits of their fraction share a bin: they differ by < 1 %
@@ -28,8 +29,13 @@ LOG2_E = 1.4426950408889634
 EXP2 = tuple(np.float32(math.log(2) ** n / math.factorial(n)) for n in range(7))  # 2 ** r, |r| <= 1/2, to 2e-7
 
 
-def draw_tokens_cpu(logits: torch.Tensor, draws: "Draws") -> tuple[torch.Tensor, torch.Tensor]:
+def draw_tokens_cpu(
+    logits: torch.Tensor, draws: "Draws", edits: "Edits | None" = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose from fp32 CPU logits; see the contract in `kernels.draw_token`."""
+    if edits is not None and (len(edits.ids) or len(edits.allowed)):
+        changes = (edits.starts, edits.ids, edits.penalties, edits.added, edits.guides, edits.allowed)
+        _edit(*(tensor.numpy() for tensor in (logits, *changes)))
     maxima = logits.amax(dim=-1)
     token_ids = torch.zeros(len(logits), dtype=torch.int64)
     options = (draws.temperature, draws.top_k, draws.top_p, draws.min_p, draws.point)
@@ -52,6 +58,19 @@ def _kernel(
                 _weigh(logits[row], maxima[row], scale, weights)
                 _cut(weights, top_k[row], top_p[row], min_p[row])
                 out[row] = _draw(weights, point[row])
+
+
+@numba.njit(cache=CACHE, parallel=True)
+def _edit(logits: Any, starts: Any, ids: Any, penalties: Any, added: Any, guides: Any, allowed: Any):
+    for row in numba.prange(logits.shape[0]):
+        line = logits[row]
+        for n in range(starts[row], starts[row + 1]):
+            x = line[ids[n]]
+            line[ids[n]] = (x / penalties[n] if x > 0 else x * penalties[n]) + added[n]
+        if guides[row] >= 0:
+            is_allowed = allowed[guides[row]]
+            for i in range(len(line)):
+                line[i] = line[i] if is_allowed[i] else -np.inf
 
 
 @numba.njit(cache=CACHE)

@@ -5,17 +5,32 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from kernels.draw_token import Draws
+    from kernels.draw_token import Draws, Edits
 
 COLDEST = 1e-30  # below it no two different fp32 logits both keep a weight above 0
 
 
-def draw_tokens_reference(logits: torch.Tensor, draws: "Draws") -> tuple[torch.Tensor, torch.Tensor]:
+def draw_tokens_reference(
+    logits: torch.Tensor, draws: "Draws", edits: "Edits | None" = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose; see the contract in `kernels.draw_token`."""
+    if edits is not None:
+        edit_logits(logits, edits)
     sums = kept_weights(logits, draws).cumsum(dim=-1)
     points = draws.point.unsqueeze(1) * sums[:, -1:]
     drawn = torch.searchsorted(sums, points, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
     return torch.where(draws.temperature == 0, logits.argmax(dim=-1), drawn), logits.amax(dim=-1)
+
+
+def edit_logits(logits: torch.Tensor, edits: "Edits") -> None:
+    """Make the changes in place."""
+    rows = torch.arange(len(logits), device=logits.device).repeat_interleave(edits.starts.diff())
+    values = logits[rows, edits.ids]
+    penalised = torch.where(values > 0, values / edits.penalties, values * edits.penalties)
+    logits[rows, edits.ids] = penalised + edits.added
+    guided = (edits.guides >= 0).nonzero().squeeze(1)
+    forbidden = edits.allowed[edits.guides[guided]].logical_not()
+    logits[guided] = logits[guided].masked_fill(forbidden, -torch.inf)
 
 
 def kept_weights(logits: torch.Tensor, draws: "Draws") -> torch.Tensor:

@@ -13,7 +13,7 @@ import ctypes
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from kernels import (
     rope_kv_store,
     stacked_experts,
 )
+from kernels.draw_token import Draws, Edits
 
 aten = torch.ops.aten
 WAITING = {
@@ -231,6 +232,16 @@ class FakeEvent:
         self.fake.reads += 1
 
 
+def _draw(fake: FakeCuda, logits: torch.Tensor, draws: Draws, edits: Edits | None = None) -> Any:
+    """Choose tokens by the reference: the device knows plain tensors only."""
+
+    def reference(logits: torch.Tensor, *fields: torch.Tensor) -> Any:
+        return draw_token.draw_tokens_reference(logits, Draws(*fields[:5]), Edits(*fields[5:]) if fields[5:] else None)
+
+    fields = [getattr(part, name) for part in (draws, edits) if part is not None for name in part.__slots__]
+    return fake.kernel(reference)(logits, *fields)
+
+
 @contextlib.contextmanager
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """Put a CUDA device into this process."""
@@ -269,10 +280,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         monkeypatch.setattr(torch.cuda, name, value)
     for package, function in KERNELS:
         monkeypatch.setattr(package, "select", lambda _device, function=function: fake.kernel(function))
-    draw = fake.kernel(lambda logits, *fields: draw_token.draw_tokens_reference(logits, draw_token.Draws(*fields)))
-    names = draw_token.Draws.__slots__
-    chosen = lambda logits, draws: draw(logits, *(getattr(draws, name) for name in names))  # noqa: E731
-    monkeypatch.setattr(draw_token, "select", lambda _device: chosen)
+    monkeypatch.setattr(draw_token, "select", lambda _device: partial(_draw, fake))
     monkeypatch.setattr(
         gated_activation,
         "select",

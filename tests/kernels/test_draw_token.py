@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.draw_token import Draws, DrawTokens, draw_tokens_reference
+from kernels.draw_token import Draws, DrawTokens, Edits, draw_tokens_reference
 from kernels.draw_token.cpu_kernel import draw_tokens_cpu
 from kernels.draw_token.reference import kept_weights
 from kernels.draw_token.triton_kernel import draw_tokens_triton
@@ -127,3 +127,44 @@ def test_weights_sum_to_the_softmax() -> None:
     even = Draws(draws.temperature, draws.top_k, draws.top_p, draws.min_p, points)
     shares = np.bincount(draw_tokens_cpu(logits, even)[0].numpy(), minlength=40) / 20000
     np.testing.assert_allclose(shares, (logits[0] / 0.8).double().softmax(-1).numpy(), atol=1.1e-4)
+
+
+def make_edits(*changes: list[tuple[int, float, float]], guided: dict[int, torch.Tensor], vocab_size: int) -> Edits:
+    """Return for each row a list of token, penalty and what is added, and the masks of some rows."""
+    ids, penalties, added = zip(*(change for row in changes for change in row), strict=True)
+    starts = np.cumsum([0, *map(len, changes)])
+    guides = [list(guided).index(row) if row in guided else -1 for row in range(len(changes))]
+    masks = torch.stack([*guided.values()]) if guided else torch.empty(0, vocab_size, dtype=torch.bool)
+    floats = torch.tensor(penalties), torch.tensor(added)
+    return Edits(torch.tensor(starts, dtype=torch.int32), torch.tensor(ids), *floats, torch.tensor(guides).int(), masks)
+
+
+@pytest.mark.parametrize("draw", [draw_tokens_cpu, draw_tokens_reference, draw_tokens_triton])
+def test_edits_are_a_plain_loop_over_their_tokens_in_place(draw: DrawTokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens on both sides of a chunk's border, more of them than a program looks at together, rows without any."""
+    monkeypatch.setattr("kernels.draw_token.triton_kernel.EDITS", 4)
+    logits = make_logits(601, num_rows=4)
+    logits[0, 3], logits[0, 255], logits[0, 256] = 2.0, -2.0, 0.0
+    some = [(3, 1.5, -0.25), (255, 1.3, 0.5), (256, 2.0, -1.0), (600, 1.0, -torch.inf), (0, 0.7, 4.0), (511, 1.0, 1.0)]
+    mask = torch.arange(601) % 7 == 3
+    edits = make_edits(some, [], [(599, 1.1, 50.0)], [(9, 1.0, 60.0)], guided={1: mask, 3: mask}, vocab_size=601)
+    expected = logits.clone()
+    for token, penalty, added in some:
+        x = float(logits[0, token])
+        expected[0, token] = (x / penalty if x > 0 else x * penalty) + added
+    expected[1, ~mask] = expected[3, ~mask] = -torch.inf
+    expected[2, 599] = logits[2, 599] * (1.1 if logits[2, 599] < 0 else 1 / 1.1) + 50.0
+    token_ids, maxima = draw(logits, make_draws(4, temperature=0.0), edits)
+    torch.testing.assert_close(logits, expected)
+    assert token_ids.tolist() == expected.argmax(dim=-1).tolist()
+    assert token_ids[2] == 599
+    assert maxima.tolist() == logits.amax(dim=-1).tolist()
+
+
+@pytest.mark.parametrize("draw", [draw_tokens_cpu, draw_tokens_triton])
+def test_cuts_and_draws_are_those_of_the_edited_logits(draw: DrawTokens) -> None:
+    logits, draws = make_logits(300, num_rows=2), make_draws(2, top_p=0.9, top_k=40)
+    edits = make_edits([(t, 1.4, -0.5) for t in range(0, 300, 2)], [(7, 1.0, -torch.inf)], guided={}, vocab_size=300)
+    edited = logits.clone()
+    expected = draw_tokens_reference(edited, draws, edits)
+    assert draw(logits, draws, edits)[0].tolist() == expected[0].tolist()

@@ -16,10 +16,9 @@ IDS = st.integers(0, V - 1)
 def changed(rules: LogitRules, token_ids: list[int], num_prompt: int, logits: np.ndarray) -> np.ndarray:
     """Apply an adjustment token by token."""
     made, result = rules.adjust(token_ids, num_prompt), logits.copy()
-    assert len(set(made.penalised_ids.tolist())) == len(made.penalised_ids)
-    for token_id in made.penalised_ids:
-        result[token_id] *= made.penalty if result[token_id] < 0 else 1 / made.penalty
-    for token_id, value in zip(made.added_ids, made.added, strict=True):
+    assert len(set(made.ids.tolist())) == len(made.ids)
+    for token_id, penalty, value in zip(made.ids, made.penalties, made.added, strict=True):
+        result[token_id] *= penalty if result[token_id] < 0 else 1 / penalty
         result[token_id] += value
     return result
 
