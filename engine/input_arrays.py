@@ -4,12 +4,16 @@ Knows arrays, types and shapes. Does not know which names there are or what the 
 or size is an `InvalidRequest`.
 """
 
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
 
 from engine.errors import InvalidRequest
 from engine.request_options import json_object
+
+MAX_ELEMENTS = 1024 * 1024  # of one tensor
+MAX_OPTION_BYTES = 1024 * 1024  # of one text: 60 MB of JSON took 51 s to read, 19 s of them with the interpreter's lock
 
 
 def read_text(name: str, raw: object) -> str:
@@ -40,6 +44,8 @@ def read_one(name: str, array: np.ndarray) -> Any:
 def _of_kind(name: str, array: np.ndarray, kinds: str, what: str) -> np.ndarray:
     if array.dtype.kind not in kinds:
         raise InvalidRequest(f"{name} must be of type {what}, got {array.dtype}")
+    if array.size > MAX_ELEMENTS:
+        raise InvalidRequest(f"{name} has {array.size} elements; at most {MAX_ELEMENTS} can be served")
     return array
 
 
@@ -69,13 +75,25 @@ def read_ids(name: str, array: np.ndarray) -> tuple[int, ...]:
     return tuple(_of_kind(name, array, "iu", "INT32").reshape(-1).tolist())
 
 
-def read_string(name: str, array: np.ndarray) -> str:
+def read_string(name: str, array: np.ndarray, max_bytes: int = MAX_OPTION_BYTES) -> str:
     """Return the text of a BYTES tensor of one element.
 
     Raises:
-        InvalidRequest: another type, another number of elements, or no valid UTF-8.
+        InvalidRequest: another type, another number of elements, more than `max_bytes`, or no valid UTF-8.
     """
-    return read_text(name, read_one(name, _of_kind(name, array, "OSU", "BYTES")))
+    raw = read_one(name, _of_kind(name, array, "OSU", "BYTES"))
+    check_size(name, raw, max_bytes)
+    return read_text(name, raw)
+
+
+def check_size(name: str, raw: Sized, max_bytes: int) -> None:
+    """Refuse what would take long to read.
+
+    Raises:
+        InvalidRequest: there are more than `max_bytes`.
+    """
+    if len(raw) > max_bytes:
+        raise InvalidRequest(f"{name} has {len(raw)} bytes; at most {max_bytes} can be served")
 
 
 def read_object(name: str, array: np.ndarray) -> dict[str, Any]:

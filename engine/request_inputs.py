@@ -18,6 +18,8 @@ import numpy as np
 from engine.errors import InvalidRequest
 from engine.guided_options import KINDS
 from engine.input_arrays import (
+    MAX_OPTION_BYTES,
+    check_size,
     read_bool,
     read_float,
     read_ids,
@@ -47,6 +49,10 @@ KNOWN_PARAMETERS = frozenset(
 )
 FORWARDED_HEADERS = frozenset({"user-agent", "accept", "authorization", "traceparent", "tracestate", "content-type"})
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
+MAX_CHARS_PER_TOKEN = (
+    32  # of a prompt, on average: 4 are usual, and one token of some vocabularies stands for 128 blanks
+)
+MAX_BYTES_PER_CHAR = 8  # in UTF-8, or as an escape within the JSON of messages
 TRITON_PREFIXES = ("triton_", "sequence_", "binary_data", "x-")
 
 
@@ -141,13 +147,14 @@ class RequestReader:
             raise InvalidRequest(f"tools are for messages, not for {name}")
         if name == "input_ids":
             return list(read_ids(name, tensors[name]))
-        text = read_string(name, tensors[name])
+        max_chars = MAX_CHARS_PER_TOKEN * self.info.max_model_len
+        text = read_string(name, tensors[name], MAX_BYTES_PER_CHAR * max_chars)
         if name == "messages":
             tools = parse_tools(read_string(TOOLS, tensors[TOOLS])) if TOOLS in tensors else None
-            return self.tokenizer.encode_chat(parse_messages(text), tools)
+            return self.tokenizer.encode_chat(parse_messages(text), tools, max_chars=max_chars)
         if not text:
             raise InvalidRequest("text_input is empty: at least 1 character is needed")
-        return self.tokenizer.encode(text)
+        return self.tokenizer.encode(text, max_chars=max_chars)
 
 
 def read_resume(tensors: Mapping[str, np.ndarray]) -> tuple[int, ...]:
@@ -165,6 +172,7 @@ def read_parameters(text: str) -> dict[str, Any]:
     Raises:
         InvalidRequest: a parameter that neither we nor Triton know.
     """
+    check_size("request parameters", text, MAX_OPTION_BYTES)
     given = json_object("request parameters", text) if text else {}
     for name in sorted(given):
         lower = name.lower()

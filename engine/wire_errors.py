@@ -16,6 +16,7 @@ TRITON_CODES = {
     "UNIMPLEMENTED": "UNSUPPORTED",
     "ALREADY_EXISTS": "ALREADY_EXISTS",
 }
+MAX_MESSAGE_CHARS = 4096
 NEAREST = {"RESOURCE_EXHAUSTED": "UNAVAILABLE", "DEADLINE_EXCEEDED": "UNAVAILABLE", "CANCELLED": "UNAVAILABLE"}
 
 
@@ -25,7 +26,13 @@ def triton_error(error: EngineError) -> tuple[str, str]:
 
 
 def triton_code(code: str, message: str) -> tuple[str, str]:
-    """Return Triton's code for a gRPC code name, and the message to go with it; what is no Unicode is escaped."""
+    """Return Triton's code for a gRPC code name, and the message to go with it, without the middle of a very long one.
+
+    What is no Unicode is escaped.
+    """
+    if len(message) > MAX_MESSAGE_CHARS:  # it quotes what was sent
+        half = MAX_MESSAGE_CHARS // 2
+        message = f"{message[:half]} ... {message[-half:]}"
     message = message.encode("utf-8", "backslashreplace").decode("utf-8")
     text = message if code == "INVALID_ARGUMENT" else f"{code}: {message}"
     return TRITON_CODES.get(code) or NEAREST.get(code, "INTERNAL"), text

@@ -121,6 +121,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {**PROMPT, "sampling_parameters": text('{"tenant": "t"}')},
         "parameter 'tenant'",
     ),
+    "a text of megabytes": ({"text_input": text("a " * 1025)}, "the prompt has 2050 characters; at most 2048"),
+    "messages of megabytes": (
+        {"messages": text('[{"role": "user", "content": "' + "a " * 1025 + '"}]')},
+        "the prompt has 20.. characters; at most 2048",
+    ),
+    "too many ids to read": ({"input_ids": ints(*[1] * (2**20 + 1))}, "has 1048577 elements; at most 1048576"),
+    "JSON of megabytes": ({"messages": text("[" * 20_000)}, "messages has 20000 bytes; at most 16384"),
+    "options of megabytes": ({**PROMPT, "sampling_parameters": text(" " * 2**21)}, "2097152 bytes; at most 1048576"),
+    "parameters of megabytes": ({**PROMPT, "parameters": {"x-a": "a" * 2**21}}, "parameters has .* bytes; at most"),
     "an unknown parameter": ({**PROMPT, "parameters": {"temperatur": 1}}, "unknown request parameter 'temperatur'"),
 }
 
