@@ -134,7 +134,7 @@ class Request(RequestMemory):
         self._begin_answer(stream)
 
     def _begin_answer(self, stream: Stream) -> None:
-        stream.tape = None if self.tape is None else self.tape.raw
+        stream.recording = self.tape
         self.cutter = self._new_cutter()
         if self.observer is not None:
             self.observer.begin_again()
@@ -170,7 +170,7 @@ class Request(RequestMemory):
         """Give up going on elsewhere."""
         super().forget_tape()
         if self.stream is not None:
-            self.stream.tape = None
+            self.stream.recording = None
 
     def detach(self, code: int | None = None) -> None:
         """Let go of the upstream stream, resetting it where `code` says why."""

@@ -10,9 +10,9 @@ Invariants:
 from gateway.tape import Delivered, NotResumable, Tape, continuation
 from gateway.wire import protobuf
 from gateway.wire.messages import frame_message
+from gateway.wire.recording import MAX_PACKED_BYTES
 
 MAX_RESUMABLE_BYTES = 1024 * 1024  # of a request that is kept while it is answered
-MAX_TAPE_BYTES = 4 * 1024 * 1024  # of its compressed responses
 MAX_ID_BYTES = 64 * 1024  # of an answered request's bytes, kept for the id in a late error; of larger ones only the id
 
 
@@ -41,9 +41,9 @@ class RequestMemory:
         return frame_message(b"".join([*(self.kept or ()), self.continuation, extra]))
 
     @property
-    def num_delivered(self) -> int:
-        """Bytes on its tape so far, a number that changes whenever something is delivered."""
-        return 0 if self.tape is None else len(self.tape.raw) + self.tape.packed_bytes
+    def delivered_mark(self) -> tuple[int, int] | None:
+        """What grows whenever something is delivered; None without a tape."""
+        return None if self.tape is None else self.tape.mark
 
     def what_follows(self) -> tuple[Delivered, bytes]:
         """Return what has been delivered, and the fields that make this request go on behind it.
@@ -61,8 +61,8 @@ class RequestMemory:
         if self.tape is None:
             return
         for piece, ends in pieces:
-            self.tape.add(piece, ends)
-        if self.tape.packed_bytes > MAX_TAPE_BYTES:
+            self.tape.take(piece, ends)
+        if self.tape.packed_bytes > MAX_PACKED_BYTES:
             self.forget_tape()
 
     def forget_tape(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class SilenceWatch:
     """Compares what has been delivered with what had been delivered at the last look."""
 
-    seen: dict[Request, tuple[int, float]] = field(default_factory=dict)  # bytes, since when it is as many
+    seen: dict[Request, tuple[tuple[int, int] | None, float]] = field(default_factory=dict)  # its mark, and since when
 
     def stalled(self, requests: Iterable[Request], limit: float, now: float) -> list[Request]:
         """Return the requests that have been silent for more than `limit` seconds.
@@ -27,7 +27,7 @@ class SilenceWatch:
         before, self.seen = self.seen, {}
         for request in requests:
             if request.can_resume and request.exchange.is_clear:
-                size = request.num_delivered
+                mark = request.delivered_mark
                 known = before.get(request)
-                self.seen[request] = (size, now) if known is None or known[0] != size else known
+                self.seen[request] = (mark, now) if known is None or known[0] != mark else known
         return [request for request, (_, since) in self.seen.items() if now - since > limit]

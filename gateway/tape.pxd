@@ -1,6 +1,5 @@
-cdef class Tape:
-    cdef public bytearray raw
-    cdef public list packed
-    cdef public long packed_bytes
+from gateway.wire.recording cimport Recording
+
+cdef class Tape(Recording):
     cdef public bint is_whole
-    cpdef add(self, piece, bint ends=*)
+    cpdef take(self, piece, bint ends=*)

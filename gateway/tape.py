@@ -3,21 +3,19 @@
 Knows encoded responses and requests of the model `llm`, and the few fields in them that matter. Does not know instances
 or streams.
 
-Invariant: `packed` and then `raw` are all that was delivered, in order. They are read only when an instance fails.
+A tape is read only when an instance fails.
 """
 
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 
 from gateway.tensors import read_outputs
 from gateway.wire import protobuf
-from gateway.wire.express import TAPE_BYTES
 from gateway.wire.messages import MessageReader
+from gateway.wire.recording import Recording
 
-LEVEL = 1  # 0.75 us a message and a tenth to a twentieth of the memory; reading the tokens out would cost 8 us
 MODEL = b"llm"
 RESUME = b"resume_token_ids"
 TEXT_PREFIX_BYTES = 4  # the length in front of an element of a BYTES tensor
@@ -35,23 +33,17 @@ class Delivered:
     is_finished: bool  # the response with the reason has come, only the end of the stream has not
 
 
-class Tape:
-    """The responses that have gone to one request's client."""
+class Tape(Recording):
+    """The responses that have gone to one request's client; to read the tokens out of each would cost 8 us."""
 
     def __init__(self) -> None:
-        self.raw = bytearray()  # framed messages; the express lane appends to it
-        self.packed: list[bytes] = []
-        self.packed_bytes = 0
+        super().__init__()
         self.is_whole = True  # whether it ends with a message
 
-    def add(self, piece: bytes, ends: bool = True) -> None:
+    def take(self, piece: bytes, ends: bool = True) -> None:
         """Take the next piece that goes to the client; `ends` says whether it ends a message."""
-        self.raw += piece
+        self.add(piece)
         self.is_whole = ends
-        if len(self.raw) >= TAPE_BYTES:
-            self.packed.append(zlib.compress(self.raw, LEVEL))
-            self.packed_bytes += len(self.packed[-1])
-            self.raw.clear()
 
     def read(self) -> Delivered:
         """Return what all of it says.
@@ -60,8 +52,7 @@ class Tape:
             NotResumable: it does not say which tokens were delivered.
         """
         reader = MessageReader(max_bytes=2**32)
-        messages = [body for part in self.packed for _, body in reader.feed(zlib.decompress(part))]
-        messages += [body for _, body in reader.feed(bytes(self.raw))]
+        messages = [body for payload in self.payloads() for _, body in reader.feed(payload)]
         tokens = b""
         reason = b""
         try:

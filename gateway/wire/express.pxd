@@ -1,13 +1,15 @@
 cimport cython
 from gateway.wire.outbox cimport Outbox
+from gateway.wire.recording cimport Recording
 from gateway.wire.stream cimport Stream
 
 cdef class Tally:
     cdef public long messages, num_bytes
 
-@cython.locals(start=Py_ssize_t, first=Py_ssize_t, last=Py_ssize_t, after=Py_ssize_t, count=long, length=long, word=long,
-               flags=long, source=Stream, target=Stream, outbox=Outbox, box=Outbox)
+@cython.locals(raw="const unsigned char*", first=Py_ssize_t, last=Py_ssize_t, after=Py_ssize_t, count=long, length=long,
+               word=long, flags=long, tag=long, source=Stream, target=Stream, outbox=Outbox, recording=Recording,
+               chunks=list)
 cpdef Py_ssize_t forward(bytearray buffer, Py_ssize_t pos, Py_ssize_t end, dict lanes, Tally tally) except -1
 
-@cython.locals(passed=long)
+@cython.locals(in_lane=long, passed=long, recording=Recording)
 cpdef bint _renew(Stream source, long length) except -1

@@ -13,6 +13,7 @@ from gateway.wire.faults import ErrorCode, StreamFault
 
 if TYPE_CHECKING:
     from gateway.wire.outbox import Outbox
+    from gateway.wire.recording import Recording
 
 
 class State(IntEnum):
@@ -69,7 +70,7 @@ class Stream:
     """A stream and its two windows, in bytes.
 
     `owner` and `target` belong to whoever relays: the object behind the stream, and the stream that its DATA goes on to
-    while it is in the express lane (see `express`), where `lane_credit` bytes may still pass; a full tape closes it.
+    while it is in the express lane (see `express`), where `lane_credit` bytes may pass; a full `recording` closes it.
     """
 
     __slots__ = (
@@ -81,11 +82,11 @@ class Stream:
         "outbox",
         "owner",
         "queue",
+        "recording",
         "recv_window",
         "send_window",
         "state",
         "stream_id",
-        "tape",
         "target",
     )  # fmt: skip
 
@@ -104,7 +105,7 @@ class Stream:
         self.target: Stream | None = None
         self.lane_credit = 0
         self.lane_start = 0
-        self.tape: bytearray | None = None  # a copy of all DATA that went through the lane, where one is wanted
+        self.recording: Recording | None = None  # of all that went through the lane, where one is wanted
 
     def move(self, move: Move) -> None:
         """Take one step in the table.

@@ -82,6 +82,8 @@ class StreamTable:
         stream.lane_start = stream.lane_credit = 0
         stream.target = None
         stream.recv_window -= spent
+        if stream.recording is not None:
+            stream.recording.count(spent)
         self.consume(stream, spent)
 
     def reset(self, stream: Stream, code: int) -> None:

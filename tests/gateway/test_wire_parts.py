@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.compression import UnknownEncoding, decompress
-from gateway.wire import express, frames, protobuf
+from gateway.wire import express, frames, protobuf, recording
 from gateway.wire.connection import Connection
 from gateway.wire.events import HeadersReceived
 from gateway.wire.faults import ConnectionFault, StreamFault
 from gateway.wire.frames import FrameType
 from gateway.wire.headers import HeaderDecoder, encode_headers
 from gateway.wire.messages import GATHER_BYTES, MessageCutter, MessageReader, MessageTooLarge, frame_message
+from gateway.wire.recording import FRAMES_BYTES, MAX_PACKED_BYTES, Recording
 from gateway.wire.stream import TRANSITIONS, Move, State, Stream
 from gateway.wire.table import Role
 from tests.gateway.protos import pb
@@ -210,8 +211,42 @@ def test_the_express_lane_stops_at_the_clients_window() -> None:
 ODD_FRAMES = {
     "part of a message": data_frame(1, frame_message(b"hello")[:7]),
     "two messages": data_frame(1, 2 * frame_message(b"hello")),
+    "a message of nothing": data_frame(1, frame_message(b"")),
     "padding": frames.pack_frame(FrameType.DATA, frames.PADDED, 1, b"\x01" + frame_message(b"hello") + b"\0"),
 }
+
+
+@pytest.mark.parametrize("packer", ["isal.isal_zlib", "zlib"])
+def test_a_recording_holds_all_that_passed_the_lane_and_beside_it_in_bounded_memory(
+    packer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "compress", pytest.importorskip(packer).compress)
+    upstream, client = lane(express.Tally())
+    source, target = upstream.streams[1], client.streams[1]
+    target.send_window = client.outbox.window = frames.MAX_WINDOW
+    source.recording = kept = Recording()
+    sent = [frame_message(b"%d" % number * 100) for number in range(400)]
+    for number, message in enumerate(sent):
+        if number % 50 == 49:  # beside it, as where a lane is closed for a while
+            upstream.leave_lane(source)
+            kept.add(message)
+            upstream.enter_lane(source, target)
+        else:
+            assert upstream.feed(data_frame(1, message)) == []
+        assert sum(map(len, kept.frames)) < FRAMES_BYTES + 2 * express.LANE_CREDIT
+    assert len(kept.packed) >= 2
+    assert list(kept.payloads()) == sent
+
+
+def test_a_recording_that_is_full_closes_the_lane() -> None:
+    upstream, client = lane(express.Tally())
+    source = upstream.streams[1]
+    client.streams[1].send_window = client.outbox.window = frames.MAX_WINDOW
+    source.recording = Recording()
+    source.recording.packed_bytes = MAX_PACKED_BYTES + 1
+    events = upstream.feed(20 * data_frame(1, frame_message(b"x" * 1000)))
+    assert len(written(client)) == express.LANE_CREDIT // 1005
+    assert len(events) == 20 - express.LANE_CREDIT // 1005
 
 
 @pytest.mark.parametrize("name", ODD_FRAMES)
