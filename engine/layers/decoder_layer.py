@@ -1,6 +1,8 @@
 """One layer of a decoder: attention and feed-forward, each behind a norm and around a residual.
 
-Knows the order of operations. Does not know what attention and feed-forward are made of, or the other layers.
+Knows the order of operations. Does not know what attention and feed-forward are made of, or the other layers. What a
+part answers is added to the residual by the norm in front of the next part, which may be the next layer's: one pass
+over both.
 """
 
 import torch
@@ -44,11 +46,28 @@ class DecoderLayer(nn.Module):
             config.hidden_size, config.intermediate_size, config.activation, bias=config.mlp_bias
         )
 
-    def forward(self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
-        """Map [T, C] to [T, C], in place."""
-        hidden += self.attention(self.attention_norm(hidden), batch, cos_sin, cache)
-        hidden += self.feed_forward(self.feed_forward_norm(hidden))
-        return hidden
+    def forward(
+        self,
+        residual: torch.Tensor,
+        answer: torch.Tensor | None,
+        batch: Batch,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+    ) -> torch.Tensor:
+        """Compute the layer.
+
+        Args:
+            residual: [T, C]; changed.
+            answer: of the layer before, [T, C], which the residual still lacks; None for the first layer.
+            batch: the step's tokens.
+            cos_sin: table of the layer's rope.
+            cache: keys and values of the layer.
+
+        Returns:
+            What the residual, as it is then, still lacks, [T, C].
+        """
+        answer = self.attention(self.attention_norm.of_sum(residual, answer), batch, cos_sin, cache)
+        return self.feed_forward(self.feed_forward_norm.of_sum(residual, answer))
 
     def weight_views(self) -> Views:
         """Return the checkpoint's names, relative to the layer, and our views."""
@@ -69,12 +88,18 @@ class SandwichLayer(DecoderLayer):
         self.attention_answer_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.feed_forward_answer_norm = self.norm_class(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden: torch.Tensor, batch: Batch, cos_sin: torch.Tensor, cache: LayerCache) -> torch.Tensor:
-        """Map [T, C] to [T, C], in place."""
-        answer = self.attention(self.attention_norm(hidden), batch, cos_sin, cache)
-        hidden += self.attention_answer_norm(answer)
-        hidden += self.feed_forward_answer_norm(self.feed_forward(self.feed_forward_norm(hidden)))
-        return hidden
+    def forward(
+        self,
+        residual: torch.Tensor,
+        answer: torch.Tensor | None,
+        batch: Batch,
+        cos_sin: torch.Tensor,
+        cache: LayerCache,
+    ) -> torch.Tensor:
+        """Compute the layer; arguments and result as in `DecoderLayer`."""
+        answer = self.attention(self.attention_norm.of_sum(residual, answer), batch, cos_sin, cache)
+        answer = self.feed_forward(self.feed_forward_norm.of_sum(residual, self.attention_answer_norm(answer)))
+        return self.feed_forward_answer_norm(answer)
 
     def weight_views(self) -> Views:
         """Return the checkpoint's names, relative to the layer, and our views."""

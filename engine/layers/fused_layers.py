@@ -41,6 +41,10 @@ class JoinedNorm(nn.Module):
         """Return what is given."""
         return hidden
 
+    def of_sum(self, residual: torch.Tensor, answer: torch.Tensor | None) -> torch.Tensor:
+        """Add the answer [T, C], if there is one, to the residual [T, C], in place, and return that."""
+        return residual if answer is None else residual.add_(answer)
+
     __call__ = forward
 
 

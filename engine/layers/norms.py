@@ -24,6 +24,12 @@ class RMSNorm(nn.Module):
         """Map [..., width] to a new tensor of its shape."""
         return rms_norm.select(x.device)(x, self.weight, self.eps, self.offset)
 
+    def of_sum(self, residual: torch.Tensor, answer: torch.Tensor | None) -> torch.Tensor:
+        """Add the answer [T, C], if there is one, to the residual [T, C], in place; return the norm of that."""
+        if answer is None:
+            return self(residual)
+        return rms_norm.select_adding(residual.device)(residual, answer, self.weight, self.eps, self.offset)
+
 
 class ZeroCentredRMSNorm(RMSNorm):
     """RMSNorm whose checkpoint holds the weight minus one."""

@@ -50,9 +50,11 @@ class Decoder(nn.Module):
 
     def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
         """Compute the batch, fill `batch.pooled`, and return the logits of `batch.logits_indices`, [R, V]."""
-        hidden = self.embed(batch.input_ids)
+        hidden, answer = self.embed(batch.input_ids), None
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden, batch, self.cos_sin[index], cache.layers[index])
+            answer = layer(hidden, answer, batch, self.cos_sin[index], cache.layers[index])
+        if answer is not None:
+            hidden += answer
         if len(batch.pooled_indices):
             batch.pooled = self.norm(hidden[batch.pooled_indices])
         return self.logits(self.norm(hidden[batch.logits_indices]))

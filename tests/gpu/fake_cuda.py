@@ -280,6 +280,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         monkeypatch.setattr(torch.cuda, name, value)
     for package, function in KERNELS:
         monkeypatch.setattr(package, "select", lambda _device, function=function: fake.kernel(function))
+    monkeypatch.setattr(rms_norm, "select_adding", lambda _device: fake.kernel(rms_norm.add_rms_norm_reference))
     monkeypatch.setattr(draw_token, "select", lambda _device: partial(_draw, fake))
     monkeypatch.setattr(
         gated_activation,

@@ -17,6 +17,7 @@ from engine.offline import Completion, generate
 from engine.placement import Placement, choose_placement
 from engine.sampling_params import SamplingParams
 from engine.task_params import TaskParams
+from kernels import rms_norm
 from tests.conftest import TinyModel
 from tests.gpu.fake_cuda import FakeCuda, fake_cuda
 
@@ -67,6 +68,16 @@ def test_requests_of_all_kinds_say_on_the_device_what_they_say_on_the_host(
         assert ours.log_probs == pytest.approx(theirs.log_probs, abs=1e-4)
         assert ours.prompt_log_probs == pytest.approx(theirs.prompt_log_probs, abs=1e-4)
     assert not fake.waits
+
+
+def test_what_a_part_answers_is_added_by_the_norm_behind_it(
+    tiny_llama: TinyModel, fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = EngineCore(EngineConfig(model=tiny_llama.path, **SIZES))
+    chosen, sums = rms_norm.select_adding, []
+    monkeypatch.setattr(rms_norm, "select_adding", lambda device: sums.append(device) or chosen(device))
+    generate(core, PROMPTS[:1], [SamplingParams(max_tokens=1)])
+    assert len(sums) == 2 * core.model_config.num_layers - 1  # the last answer: only sampled rows are normalized then
 
 
 def test_a_step_waits_for_the_device_once(tiny_llama: TinyModel, fake: FakeCuda) -> None:
