@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.http_server import METHODS as EVERY_METHOD
 from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError
 from gateway.log import log
 from gateway.openai_bodies import Body, ChatBody, CompletionBody
@@ -42,6 +43,7 @@ KINDS: dict[str, tuple[type[Body], Shape]] = {
     "/v1/completions": (CompletionBody, TEXT),
     "/v1/chat/completions": (ChatBody, CHAT),
 }
+METHODS = dict.fromkeys((*KINDS, "/v1/embeddings"), "POST") | {"/v1/models": "GET"}
 
 
 class EventStream(StreamingResponse):
@@ -75,7 +77,7 @@ class OpenAiApi:
         made = [Route(path, self._guarded(self._generate), methods=["POST"]) for path in KINDS]
         embeddings = Route("/v1/embeddings", self._guarded(self._embed), methods=["POST"])
         models = Route("/v1/models", self._guarded(self._models), methods=["GET"])
-        other = Route("/v1/{path:path}", self._guarded(self._other), methods=["GET", "POST", "DELETE"])
+        other = Route("/v1/{path:path}", self._guarded(self._other), methods=EVERY_METHOD)
         return [*made, embeddings, models, other]
 
     async def _models(self, _request: Request) -> Response:
@@ -84,6 +86,9 @@ class OpenAiApi:
     async def _other(self, request: Request) -> Response:
         if request.method == "GET" and request.url.path == f"/v1/models/{MODEL}":
             return JSONResponse(self._model())
+        allowed = METHODS.get(request.url.path)
+        if allowed is not None:
+            raise ApiError(405, f"{request.url.path} takes {allowed}, not {request.method}", headers={"allow": allowed})
         raise ApiError(404, f"there is no {request.method} {request.url.path}")
 
     def _model(self) -> dict[str, Any]:
@@ -143,7 +148,11 @@ class OpenAiApi:
 
 
 def _metadata(request: Request) -> list[tuple[str, str]]:
-    return [(name, request.headers[name]) for name in FORWARDED if name in request.headers]
+    found = [(name, request.headers[name]) for name in FORWARDED if name in request.headers]
+    for name, value in found:
+        if not (value.isascii() and value.isprintable()):
+            raise ApiError(400, f"the header {name} must be printable ASCII")
+    return found
 
 
 def _timeout(request: Request) -> float | None:

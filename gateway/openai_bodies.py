@@ -31,7 +31,7 @@ NEUTRAL: dict[str, list[Any]] = {
 
 Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-TokenKey = Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")]
+TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 

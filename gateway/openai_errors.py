@@ -7,6 +7,7 @@ import math
 
 from starlette.responses import JSONResponse, Response
 
+from gateway.instance_errors import ENSEMBLE
 from gateway.kserve_client import KserveError
 
 STATUSES = {
@@ -23,6 +24,7 @@ TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "invalid_request_error",
+    405: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -36,12 +38,12 @@ class ApiError(Exception):
         message: str,
         param: str | None = None,
         code: str | None = None,
-        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         """Keep what the body and the headers say."""
         super().__init__(message)
         self.status = status
-        self.headers = {} if retry_after is None else retry_headers(retry_after)
+        self.headers = headers or {}
         kind = TYPES.get(status, "server_error")
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -53,7 +55,8 @@ class ApiError(Exception):
 def of_kserve(error: KserveError) -> ApiError:
     """Return the answer that a failed request becomes."""
     status = STATUSES.get(error.code, 500)
-    return ApiError(status, error.message, code=error.code.lower(), retry_after=error.retry_after)
+    headers = None if error.retry_after is None else retry_headers(error.retry_after)
+    return ApiError(status, ENSEMBLE.sub("", error.message), code=error.code.lower(), headers=headers)
 
 
 def retry_headers(seconds: float) -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from gateway.kserve_client import MODEL
 from gateway.openai_bodies import Body, Unsupported, without_neutral
@@ -15,6 +16,7 @@ from gateway.openai_errors import ApiError
 from gateway.openai_parts import ForModel
 
 M = TypeVar("M", bound=ForModel)
+MAX_QUOTED = 100  # characters of a wrong value
 
 
 def parse_body(kind: type[Body], raw: bytes) -> Body:
@@ -62,13 +64,22 @@ def _validated(kind: type[M], fields: dict[str, Any]) -> M:
 
 
 def _explain(error: ValidationError) -> ApiError:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    first = max((item for item in found if item["loc"][:1] == found[0]["loc"][:1]), key=lambda item: len(item["loc"]))
+    found = error.errors(include_url=False, include_context=False)
+    first = max((item for item in found if item["loc"][:1] == found[0]["loc"][:1]), key=_nearness)
     place = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))
     param = str(first["loc"][0]) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"the field {place!r} is unknown or not supported", param, "unknown_parameter")
-    return ApiError(400, f"{place}: {first['msg']}" if place else first["msg"], param)
+    message = first["msg"].removeprefix("Value error, ")
+    given = repr(first["input"])[:MAX_QUOTED]
+    if isinstance(first["input"], str | int | float) and first["type"] != "value_error" and ", not " not in message:
+        message = f"{message}, not {given}"
+    return ApiError(400, f"{place}: {message}" if place else message, param)
+
+
+def _nearness(item: ErrorDetails) -> tuple[int, bool]:
+    """Order what is wrong with a value as each of several types: the deepest, and not that it is another type."""
+    return len(item["loc"]), not item["type"].endswith("_type")
 
 
 def _is_alternative(part: int | str) -> bool:

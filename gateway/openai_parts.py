@@ -58,7 +58,7 @@ class ToolCall(Strict):
 class Message(Strict):
     """One turn of a conversation."""
 
-    role: Text
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
     name: Text | None = None
     tool_calls: list[ToolCall] | None = None
@@ -75,7 +75,8 @@ class Message(Strict):
         """Return the message with its text in one piece."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
         others = self.model_dump(exclude={"role", "content"}, exclude_none=True)
-        return {"role": self.role, "content": content} | others
+        role = "system" if self.role == "developer" else self.role  # OpenAI's newer name, which most templates ignore
+        return {"role": role, "content": content} | others
 
 
 class Function(Strict):

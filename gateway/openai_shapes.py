@@ -44,7 +44,8 @@ class Reply:
         choices: list[dict[str, Any]] = []
         for index in sorted({chunk.index for chunk in chunks}):
             own = [chunk for chunk in chunks if chunk.index == index]
-            text, _, calls = self._spoken(index, "".join(chunk.text for chunk in own), final=True)
+            text, deltas = self._spoken(index, "".join(chunk.text for chunk in own), final=True)
+            calls = [{name: value for name, value in delta.items() if name != "index"} for delta in deltas]
             message = {"role": "assistant", "content": text or None, "tool_calls": calls} if calls else {}
             message = message or {"role": "assistant", "content": text}
             content = {"message": message} if self.shape.is_chat else {"text": text}
@@ -58,10 +59,10 @@ class Reply:
         if not self.shape.is_chat:
             content: dict[str, Any] = {"text": chunk.text}
         else:
-            text, first, calls = self._spoken(chunk.index, chunk.text, final=bool(chunk.finish_reason))
+            text, calls = self._spoken(chunk.index, chunk.text, final=bool(chunk.finish_reason))
             role = {"role": "assistant"} if is_first else {}
             said = {"content": text} if text or is_first else {}
-            content = {"delta": role | said | _tool_calls(first, calls)}
+            content = {"delta": role | said | ({"tool_calls": calls} if calls else {})}
         choice = {"index": chunk.index, **content, "logprobs": self._logs([chunk])}
         made = self._object(self.shape.piece, [choice | {"finish_reason": self._end(chunk) or None}])
         return made | ({"usage": None} if with_usage else {})
@@ -70,15 +71,23 @@ class Reply:
         """Return the last object, without choices, which carries the usage and whatever else was asked for."""
         return self._object(self.shape.piece, []) | extras
 
-    def _spoken(self, index: int, text: str, final: bool) -> tuple[str, int, list[dict[str, Any]]]:
-        """Return what of an answer's next text is text, how many calls of tools came before it, and those in it."""
+    def _spoken(self, index: int, text: str, final: bool) -> tuple[str, list[dict[str, Any]]]:
+        """Return what of an answer's next text is text, and the calls of tools that begin or go on in it."""
         if not self.tools:
-            return text, 0, []
+            return text, []
         finder = self._finders.setdefault(index, ToolCallFinder(self.tools, self.form))
-        first = finder.num_calls
-        parts = finder.push(text, final)
-        calls = [_call(part) for part in parts if isinstance(part, ToolCall)]
-        return "".join(part for part in parts if isinstance(part, str)), first, calls
+        number, said, calls = finder.num_calls - 1, "", list[dict[str, Any]]()
+        for part in finder.push(text, final):
+            if isinstance(part, str):
+                said += part
+            elif isinstance(part, ToolCall):
+                number += 1
+                calls.append(_call(number, part))
+            elif calls:
+                calls[-1]["function"]["arguments"] += part.text
+            else:
+                calls.append({"index": number, "function": {"arguments": part.text}})
+        return said, calls
 
     def _end(self, chunk: Chunk) -> str:
         """Return why a choice has ended, empty where it has not."""
@@ -95,13 +104,9 @@ class Reply:
         return {"id": self.reply_id, "object": name, "created": self.created, "model": MODEL, "choices": choices}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _call(number: int, call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
-
-
-def _tool_calls(first: int, calls: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {"tool_calls": [{"index": first + at} | call for at, call in enumerate(calls)]} if calls else {}
+    return {"index": number, "id": f"call_{uuid.uuid4().hex}", "type": "function", "function": function}
 
 
 def usage(chunks: Iterable[Chunk]) -> dict[str, Any]:

@@ -7,9 +7,12 @@ with `;` between. Does not know streams or OpenAI's objects.
 Invariants:
 1. A call names one of the tools that were offered; what looks like a call and is none stays text, unchanged.
 2. Text leaves as soon as it cannot become a part of a call any more; all of it has left when the answer is over.
+3. Where the name comes first and the arguments are an object, as in both forms, a call has begun with its arguments,
+   and these leave as they come: an answer that breaks off within them ends with a part of them.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -17,6 +20,7 @@ from typing import Any, Literal
 
 Form = Literal["auto", "hermes", "llama3_json", "text"]
 BEGIN, END = "<tool_call>", "</tool_call>"
+OPENING = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 PYTHON_TAG = "<|python_tag|>"  # Llama 3's own mark, where decoding shows it
 SEPARATORS = "; \n\t\r"
 _decoder = json.JSONDecoder()
@@ -24,13 +28,20 @@ _decoder = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What is to be called; `arguments` is JSON."""
+    """What is to be called; `arguments` is JSON, or its beginning."""
 
     name: str
     arguments: str
 
 
-Part = str | ToolCall
+@dataclass(frozen=True, slots=True)
+class MoreArguments:
+    """How the arguments of the latest call go on."""
+
+    text: str
+
+
+Part = str | ToolCall | MoreArguments
 
 
 class _Place(Enum):
@@ -40,6 +51,32 @@ class _Place(Enum):
     TEXT = auto()
     TAGGED = auto()  # behind <tool_call>
     OBJECT = auto()  # in a text that begins with {
+    ARGUMENTS = auto()  # of a call that has begun
+    CLOSING = auto()  # behind these, up to the call's own end
+
+
+class _Braces:
+    """Finds where a JSON object ends."""
+
+    def __init__(self, depth: int) -> None:
+        """Begin with so many objects open."""
+        self._depth = depth
+        self._in_string = self._is_escaped = False
+
+    def feed(self, text: str) -> int | None:
+        """Take more of it; return how many characters belong to it where it ends here, None where it goes on."""
+        for at, char in enumerate(text):
+            if self._is_escaped:
+                self._is_escaped = False
+            elif self._in_string:
+                self._is_escaped, self._in_string = char == "\\", char != '"'
+            elif char in "{}":
+                self._depth += 1 if char == "{" else -1
+                if not self._depth:
+                    return at + 1
+            else:
+                self._in_string = char == '"'
+        return None
 
 
 class ToolCallFinder:
@@ -51,12 +88,14 @@ class ToolCallFinder:
         self._is_tagged, self._is_bare = form in {"auto", "hermes"}, form in {"auto", "llama3_json"}
         self._held = ""
         self._place = _Place.START
+        self._has_tag = False  # whether the call that has begun ends with one
+        self._braces = _Braces(0)
         self.num_calls = 0
 
     def push(self, text: str, final: bool) -> list[Part]:
         """Take more of the answer; return what is certain by now, in order. After `final` nothing may come."""
         self._held += text
-        return [part for part in self._parts(final) if part]
+        return [part for part in self._parts(final) if part not in {"", MoreArguments("")}]
 
     def _parts(self, final: bool) -> Iterator[Part]:
         steps = {
@@ -64,6 +103,8 @@ class ToolCallFinder:
             _Place.TEXT: self._text,
             _Place.TAGGED: self._tagged,
             _Place.OBJECT: self._object,
+            _Place.ARGUMENTS: self._arguments,
+            _Place.CLOSING: self._closing,
         }
         while True:
             place, held = self._place, self._held
@@ -98,6 +139,8 @@ class ToolCallFinder:
         return text
 
     def _tagged(self, final: bool) -> Part | None:
+        if call := self._begin(len(BEGIN), has_tag=True):
+            return call
         at = self._held.find(END)
         if at < 0 and not final:
             return None
@@ -107,6 +150,8 @@ class ToolCallFinder:
         return self._take(_loads(body.strip()), whole)
 
     def _object(self, final: bool) -> Part | None:
+        if call := self._begin(len(self._held) - len(self._held.lstrip(SEPARATORS)), has_tag=False):
+            return call
         text = self._held.lstrip(SEPARATORS)
         try:
             value, size = _decoder.raw_decode(text) if final or text.endswith(("}", ";")) else (None, 0)
@@ -118,6 +163,41 @@ class ToolCallFinder:
         if final:
             self._place = _Place.TEXT
         return None
+
+    def _begin(self, at: int, *, has_tag: bool) -> ToolCall | None:
+        """Return a call whose arguments begin in the text at hand, which stands behind `at`."""
+        opening = OPENING.match(self._held, at)
+        if opening is None or opening[1] not in self._names:
+            return None
+        self._held = self._held[opening.end() :]
+        self._place, self._has_tag, self._braces = _Place.ARGUMENTS, has_tag, _Braces(0)
+        self.num_calls += 1
+        return ToolCall(opening[1], "")
+
+    def _arguments(self, final: bool) -> Part | None:
+        text, is_over = self._before_tag(final)
+        size = self._braces.feed(text)
+        if size is not None or is_over:
+            self._place, self._braces = _Place.CLOSING, _Braces(1)
+        piece, self._held = text[:size], self._held[len(text[:size]) :]
+        return MoreArguments(piece)
+
+    def _closing(self, final: bool) -> None:
+        if self._has_tag:
+            text, is_over = self._before_tag(final)
+            self._held = self._held[len(text) :].removeprefix(END)
+        else:
+            size = self._braces.feed(self._held)
+            self._held, is_over = "" if size is None else self._held[size:], size is not None
+        if is_over:
+            self._place = _Place.START
+
+    def _before_tag(self, final: bool) -> tuple[str, bool]:
+        """Return what surely belongs to the call that has begun, and whether that is all."""
+        at = self._held.find(END) if self._has_tag else -1
+        if at >= 0 or final or not self._has_tag:
+            return (self._held[:at], True) if at >= 0 else (self._held, final)
+        return self._held[: len(self._held) - _overlap(self._held, END)], False
 
     def _take(self, value: Any, whole: str) -> Part:
         """Return the call that a piece of text is, or the text where it is none."""

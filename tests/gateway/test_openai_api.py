@@ -2,6 +2,8 @@
 
 import json
 import math
+import urllib.error
+import urllib.request
 import struct
 import threading
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from gateway.kserve_client import Chunk
-from gateway.openai_bodies import CompletionBody
+from gateway.openai_bodies import ChatBody, CompletionBody
 from gateway.openai_errors import ApiError
 from gateway.openai_logprobs import text_logprobs
 from gateway.openai_parsing import parse_body
@@ -251,21 +253,19 @@ def test_tokens_of_one_chunk_begin_each_at_its_own_place() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_of_tools_come_as_objects(client: OpenAI, stream: bool) -> None:
-    tools: list[Any] = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
-    said = 'say|I will.\n<tool_|call>{"name": "look", "argu|ments": {"at": "it"}}</tool_call>'
+    function = {"name": "look", "strict": True, "parameters": {"type": "object"}}
+    tools: list[Any] = [{"type": "function", "function": function}]
+    said = 'say|I will.\n<tool_|call>{"name": "look", "argu|ments": {"at": |"it"}}</tool_call>'
     turns: list[Any] = [{"role": "user", "content": said}]
-    given = client.chat.completions.create(model="llm", messages=turns, tools=tools, stream=stream)
     if stream:
-        chunks: list[Any] = list(given)
-        texts = [chunk.choices[0].delta.content for chunk in chunks]
-        calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
-        assert "".join(text or "" for text in texts) == "I will."
-        assert calls[0].index == 0
-        reason = chunks[-1].choices[0].finish_reason
+        with client.chat.completions.stream(model="llm", messages=turns, tools=tools) as events:
+            pieces = [event.arguments_delta for event in events if event.type == "tool_calls.function.arguments.delta"]
+            whole: Any = events.get_final_completion()
+        assert [piece for piece in pieces if piece] == ['{"at": ', '"it"}']
     else:
-        whole: Any = given
-        assert whole.choices[0].message.content == "I will."
-        calls, reason = whole.choices[0].message.tool_calls, whole.choices[0].finish_reason
+        whole = client.chat.completions.create(model="llm", messages=turns, tools=tools)
+    assert whole.choices[0].message.content == "I will."
+    calls, reason = whole.choices[0].message.tool_calls, whole.choices[0].finish_reason
     assert [(call.function.name, call.function.arguments) for call in calls] == [("look", '{"at": "it"}')]
     assert calls[0].id.startswith("call_")
     assert reason == "tool_calls"
@@ -382,8 +382,9 @@ def test_a_client_that_leaves_an_answer_has_its_request_aborted(client: OpenAI, 
         (b"[]", "JSON object"),
         (b'{"model": "llm"}', "prompt: Field required"),
         (b'{"model": "llm", "prompt": "\\ud800"}', "prompt: .*surrogate"),
-        (b'{"model": "llm", "prompt": [2147483648]}', "prompt.0: .*less than"),
-        (b'{"model": "llm", "prompt": "a", "temperature": NaN}', "temperature: "),
+        (b'{"model": "llm", "prompt": [2147483648]}', "prompt.0: .*less than or equal to 2147483647, not 2147483648"),
+        (b'{"model": "llm", "prompt": []}', "prompt: List should have at least 1 item"),
+        (b'{"model": "llm", "prompt": "a", "temperature": NaN}', "temperature: .*, not nan"),
         (b'{"model": "llm", "prompt": "a", "zz": null}', "zz"),
         (b'{"model": "llm", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"model": "llm", "prompt": "a", "stream_options": {}}', "only with stream"),
@@ -395,8 +396,28 @@ def test_a_bad_body_is_refused_with_the_reason(raw: bytes, reason: str) -> None:
     assert refused.value.status == 400
 
 
+PLACES = (("/v1/completions", "POST", 400), ("/v1/nonsense", "GET", 404), ("/v1/completions", "PUT", 405))
+
+
+def test_a_header_that_cannot_be_passed_on_is_refused(served: tuple[OpenAI, Backend, GatewayProcess]) -> None:
+    call = urllib.request.Request(
+        f"http://{served[2].http}/v1/completions", b'{"model": "llm", "prompt": "Hi"}', {"traceparent": "\xe9"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(call, timeout=10)
+    assert refused.value.code == 400
+    assert b"the header traceparent must be printable ASCII" in refused.value.read()
+
+
+def test_a_role_is_one_of_openais_and_a_developer_is_the_system() -> None:
+    with pytest.raises(ApiError, match=r"messages.0.role: .*, not 'alien'"):
+        parse_body(ChatBody, b'{"model": "llm", "messages": [{"role": "alien", "content": "a"}]}')
+    body = parse_body(ChatBody, b'{"model": "llm", "messages": [{"role": "developer", "content": "a"}]}')
+    assert b'"system"' in body.tensors()[0].raw
+
+
 def test_what_is_malformed_is_refused_in_openais_shape(served: tuple[OpenAI, Backend, GatewayProcess]) -> None:
-    for path, method, status in (("/v1/completions", "POST", 400), ("/v1/nonsense", "GET", 404)):
+    for path, method, status in PLACES:
         got, body = served[2].get(path, method)
         assert got == status
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}

@@ -1,6 +1,7 @@
 """Calls of tools are found in the text however it is cut; everything else stays text."""
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.tool_calls import Form, Part, ToolCall, ToolCallFinder
+from gateway.tool_calls import Form, MoreArguments, Part, ToolCall, ToolCallFinder
 
 NAMES = frozenset({"look", "add"})
 LOOK, ADD = ToolCall("look", '{"at": "ä {}"}'), ToolCall("add", '{"a": 1, "b": [2]}')
@@ -16,11 +17,11 @@ LOOK, ADD = ToolCall("look", '{"at": "ä {}"}'), ToolCall("add", '{"a": 1, "b": 
 
 def hermes(call: ToolCall, key: str = "arguments") -> str:
     body = {"name": call.name, key: json.loads(call.arguments)}
-    return f"<tool_call>\n{json.dumps(body)}\n</tool_call>"
+    return f"<tool_call>\n{json.dumps(body, ensure_ascii=False)}\n</tool_call>"
 
 
 def bare(call: ToolCall) -> str:
-    return json.dumps({"name": call.name, "parameters": json.loads(call.arguments)})
+    return json.dumps({"name": call.name, "parameters": json.loads(call.arguments)}, ensure_ascii=False)
 
 
 def joined(parts: list[Part]) -> list[Part]:
@@ -28,6 +29,10 @@ def joined(parts: list[Part]) -> list[Part]:
     for part in parts:
         if isinstance(part, str) and made and isinstance(made[-1], str):
             made[-1] += part
+        elif isinstance(part, MoreArguments):
+            call = made.pop()
+            assert isinstance(call, ToolCall)
+            made.append(ToolCall(call.name, call.arguments + part.text))
         else:
             made.append(part)
     return made
@@ -59,6 +64,10 @@ CASES: list[tuple[str, list[Part]]] = [
     ("<tool_call>no json</tool_call> then", ["<tool_call>no json</tool_call> then"]),
     ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>',) * 2,  # type: ignore[list-item]
     ("  a text", ["  a text"]),
+    ('<tool_call>{"name": "add", "arguments": {"a": "}</tool_call> x', [ToolCall("add", '{"a": "}'), "x"]),
+    ('{"name": "add", "parameters": {"a": [1, {"b', [ToolCall("add", '{"a": [1, {"b')]),
+    ('{"name": "add", "parameters": {"a": "\\"{"}, "id": {}}; ' + bare(LOOK), [ToolCall("add", '{"a": "\\"{"}'), LOOK]),
+    ('<tool_call>{"arguments": {"a": 1}, "name": "add"}</tool_call>', [ToolCall("add", '{"a": 1}')]),
 ]  # fmt: skip
 
 
@@ -80,6 +89,15 @@ def test_a_form_that_was_not_chosen_is_text() -> None:
     assert find(bare(LOOK), [], "hermes") == [bare(LOOK)]
     assert find(hermes(LOOK), [], "llama3_json") == [hermes(LOOK)]
     assert find(hermes(LOOK), [], "text") == [hermes(LOOK)]
+
+
+@pytest.mark.parametrize("write", [hermes, bare])
+def test_arguments_leave_as_they_come(write: Callable[[ToolCall], str]) -> None:
+    finder = ToolCallFinder(NAMES, "auto")
+    whole = write(ADD)
+    at = whole.index('"b"')
+    assert finder.push(whole[:at], final=False) == [ToolCall("add", ""), MoreArguments('{"a": 1, ')]
+    assert finder.push(whole[at:], final=True) == [MoreArguments('"b": [2]}')]
 
 
 def test_text_before_a_call_does_not_wait_for_it() -> None:
