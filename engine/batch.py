@@ -18,7 +18,7 @@ from engine.sequence import Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
 
 TENSORS = (
-    *("input_ids", "positions", "slot_mapping", "token_to_seq", "block_tables"),
+    *("input_ids", "positions", "rope_rows", "slot_mapping", "token_to_seq", "block_tables"),
     *("logits_indices", "pooled_indices"),
 )
 
@@ -45,6 +45,7 @@ class Batch:
     Attributes:
         input_ids: [T] int64.
         positions: [T] int32, 0-based within each sequence.
+        rope_rows: [T] int32, where each token's angles are in the model's tables.
         slot_mapping: [T] int64, block id times block_size plus offset.
         token_to_seq: [T] int32.
         block_tables: [S, M] int32, padded with 0.
@@ -61,6 +62,7 @@ class Batch:
 
     input_ids: torch.Tensor
     positions: torch.Tensor
+    rope_rows: torch.Tensor
     slot_mapping: torch.Tensor
     token_to_seq: torch.Tensor
     block_tables: torch.Tensor
@@ -111,6 +113,7 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
     ends = np.cumsum(counts)
     rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     positions = np.arange(ends[-1]) - np.repeat(ends - counts, counts) + np.repeat(starts, counts)
+    first_rows = np.array([item.sequence.first_rope_row for item in plan.scheduled], dtype=np.int64)
     tables = _block_tables([item.sequence for item in plan.scheduled])
     slots = tables[rows, positions // block_size].astype(np.int64) * block_size + positions % block_size
     samples = [index for index, item in enumerate(plan.scheduled) if item.samples]
@@ -123,6 +126,7 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
     return Batch(
         input_ids=torch.from_numpy(_token_ids(plan)),
         positions=torch.from_numpy(positions.astype(np.int32)),
+        rope_rows=torch.from_numpy((positions + np.repeat(first_rows, counts)).astype(np.int32)),
         slot_mapping=torch.from_numpy(slots),
         token_to_seq=torch.from_numpy(rows),
         block_tables=torch.from_numpy(tables),

@@ -73,7 +73,10 @@ class EngineCore:
         self.speculation = Speculation(config, self.scheduler.kv, proposers)
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
         self.guides = GuideFactory(self.tokenizer)
-        self.sequences = SequenceFactory(self.model_config, self.tokenizer, self.runner.max_model_len)
+        self.eos_token_ids = tuple(sorted({*self.model_config.eos_token_ids, *self._own_eos_ids()}))
+        self.sequences = SequenceFactory(
+            self.eos_token_ids, self.tokenizer, self.runner.max_model_len, self.runner.model.rope_tables
+        )
         self.results = Results(self.scheduler, self.stats, self.tokenizer)
         is_gpu = self.runner.placement.device.type == "cuda"
         self._overlap = config.overlap == "on" or (config.overlap == "auto" and is_gpu)
@@ -87,6 +90,10 @@ class EngineCore:
         if self.ranks is not None:
             self.ranks.close()
 
+    def _own_eos_ids(self) -> set[int]:
+        """Return the tokenizer's ends of a sequence that the model can say."""
+        return {token_id for token_id in self.tokenizer.eos_ids if 0 <= token_id < self.model_config.vocab_size}
+
     @property
     def info(self) -> ModelInfo:
         """Facts about the model."""
@@ -95,7 +102,7 @@ class EngineCore:
             max_model_len=self.runner.max_model_len,
             block_size=self.runner.block_size,
             num_blocks=self.runner.num_blocks,
-            eos_token_ids=self.model_config.eos_token_ids,
+            eos_token_ids=self.eos_token_ids,
             has_draft_model=self.has_draft_model,
         )
 

@@ -58,6 +58,7 @@ class DecodeGraphs:
         self._buffers = Batch(
             input_ids=torch.zeros(most, dtype=torch.int64, device=device),
             positions=torch.zeros(most, dtype=torch.int32, device=device),
+            rope_rows=torch.zeros(most, dtype=torch.int32, device=device),
             slot_mapping=torch.full((most,), scratch_block * self._block_size, dtype=torch.int64, device=device),
             token_to_seq=rows.int(),
             block_tables=torch.full((most, table_width), scratch_block, dtype=torch.int32, device=device),
@@ -84,6 +85,7 @@ class DecodeGraphs:
             host,
             input_ids=F.pad(host.input_ids, (0, num_more)),
             positions=F.pad(host.positions, (0, num_more)),
+            rope_rows=F.pad(host.rope_rows, (0, num_more)),
             slot_mapping=F.pad(host.slot_mapping, (0, num_more), value=slot),
             block_tables=F.pad(host.block_tables, (0, 0, 0, num_more), value=self._scratch_block),
         )
@@ -94,6 +96,7 @@ class DecodeGraphs:
         buffers = self._buffers
         buffers.input_ids[:size].copy_(batch.input_ids)
         buffers.positions[:size].copy_(batch.positions)
+        buffers.rope_rows[:size].copy_(batch.rope_rows)
         buffers.slot_mapping[:size].copy_(batch.slot_mapping)
         buffers.block_tables[:size, :width].copy_(batch.block_tables)
         if size in self._graphs:
@@ -124,6 +127,7 @@ class DecodeGraphs:
             self._buffers,
             input_ids=self._buffers.input_ids[:size],
             positions=self._buffers.positions[:size],
+            rope_rows=self._buffers.rope_rows[:size],
             slot_mapping=self._buffers.slot_mapping[:size],
             token_to_seq=self._buffers.token_to_seq[:size],
             block_tables=self._buffers.block_tables[:size],

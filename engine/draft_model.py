@@ -76,7 +76,8 @@ class DraftModel:
         """Return the sequence's shadow with the sequence's tokens; what was computed of right guesses stays."""
         shadow = self._shadows.get(sequence)
         if shadow is None:
-            shadow = self._shadows[sequence] = _shadow_of(sequence)
+            first_rope_row = self._runner.model.rope_tables.first_row(sequence.max_total_tokens - 1)
+            shadow = self._shadows[sequence] = _shadow_of(sequence, first_rope_row)
             self._kv.take_prefix(shadow)
         same = shadow.num_prompt_tokens
         while same < min(shadow.num_tokens, sequence.num_tokens) and shadow.token_ids[same] == sequence.token_ids[same]:
@@ -114,7 +115,7 @@ class DraftModel:
         return list(takewhile(lambda token_id: token_id < self._num_shared_ids, draft))
 
 
-def _shadow_of(sequence: Sequence) -> Sequence:
+def _shadow_of(sequence: Sequence, first_rope_row: int) -> Sequence:
     """Return a sequence with the same tokens and draws; penalties and the like are left to the check of the draft."""
     params = sequence.params
     return Sequence(
@@ -128,4 +129,5 @@ def _shadow_of(sequence: Sequence) -> Sequence:
         stop_token_ids=frozenset(),
         seed=sequence.seed,
         scheduling=sequence.scheduling,
+        first_rope_row=first_rope_row,
     )

@@ -167,4 +167,5 @@ def make_kv_manager(config: EngineConfig, num_blocks: int, window: int | None) -
 
 
 def _root(sequence: Sequence) -> bytes:
-    return root(sequence.scheduling.cache_salt, b"" if sequence.adapter is None else sequence.adapter.digest)
+    adapter_digest = b"" if sequence.adapter is None else sequence.adapter.digest
+    return root(sequence.scheduling.cache_salt, adapter_digest, sequence.first_rope_row)

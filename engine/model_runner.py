@@ -52,10 +52,10 @@ class ModelRunner:
         self.block_size = config.block_size
         self.max_num_seqs, self.max_num_batched_tokens = config.max_num_seqs, config.max_num_batched_tokens
         self._model_config = model_config
-        limit = config.max_model_len or model_config.max_position_embeddings
+        longest = model_config.max_sequence_length
         self._member = member
         self.graphs: DecodeGraphs | None = None
-        self.max_model_len = min(limit, model_config.max_position_embeddings)
+        self.max_model_len = min(config.max_model_len or longest, longest)
         if not self._measures_memory(config):
             self.num_blocks = given_num_blocks(config, model_config, self.cache_dtype)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)

@@ -1,9 +1,10 @@
 """Names for full KV-cache blocks: a chained digest of every token up to the block's end, and which names still count.
 
-Knows token ids, salts, adapters' digests, and a way to look a digest up. Does not know sequences, references or memory.
+Knows token ids, salts, adapters' digests, tables of angles by their first rows, and a way to look a digest up. Does not
+know sequences, references or memory.
 
-Invariant: two digests are equal only where the salt, the adapter and all tokens from the start up to the block's end
-are equal, up to a collision of a 128-bit BLAKE2 digest.
+Invariant: two digests are equal only where the salt, the adapter, the angles and all tokens from the start up to the
+block's end are equal, up to a collision of a 128-bit BLAKE2 digest.
 """
 
 from array import array
@@ -13,11 +14,12 @@ from hashlib import blake2b
 DIGEST_BYTES = 16
 
 
-def root(salt: str, adapter_digest: bytes = b"") -> bytes:
-    """Return the parent of a sequence's first block; sequences find each other's only under one salt and adapter."""
-    if not salt and not adapter_digest:
+def root(salt: str, adapter_digest: bytes = b"", first_rope_row: int = 0) -> bytes:
+    """Return the parent of a sequence's first block; sequences find each other's where all of these are equal."""
+    if not salt and not adapter_digest and not first_rope_row:
         return b""
-    return blake2b(salt.encode(), digest_size=DIGEST_BYTES, key=adapter_digest).digest()
+    person = first_rope_row.to_bytes(blake2b.PERSON_SIZE, "little")
+    return blake2b(salt.encode(), digest_size=DIGEST_BYTES, key=adapter_digest, person=person).digest()
 
 
 def block_hash(parent: bytes, token_ids: list[int]) -> bytes:

@@ -106,6 +106,7 @@ class Sequence:
         prompt_log_probs: log-probability of each prompt token but the first, as far as known; `prompt_top` likewise.
         adapter: what it is computed with.
         pooler: makes a vector of its tokens' states, instead of more tokens.
+        first_rope_row: where the angles of its positions begin in the model's tables.
         index: which of the sequences of its request this is.
         num_resumed: output tokens that another engine made and somebody has delivered; they come with the request.
         scheduling: for whom, how urgently and with which cache it is served.
@@ -134,6 +135,7 @@ class Sequence:
     guide: Guide | None = None
     adapter: Adapter | None = None
     pooler: Pooler | None = None
+    first_rope_row: int = 0
     index: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0

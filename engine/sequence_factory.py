@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 
 from engine.logit_rules import bad_sequences
-from engine.models.config import ModelConfig
+from engine.models.rope_config import RopeTables
 from engine.pooling import Pooler
 from engine.sampling_params import MAX_SEED, SamplingParams
 from engine.scheduling_params import SchedulingParams
@@ -21,9 +21,10 @@ from engine.text.tokenizer import Tokenizer
 class SequenceFactory:
     """Makes sequences for one model, of at most `max_model_len` tokens."""
 
-    model: ModelConfig
+    eos_token_ids: tuple[int, ...]
     tokenizer: Tokenizer
     max_model_len: int
+    rope_tables: RopeTables
 
     def make(
         self,
@@ -38,16 +39,19 @@ class SequenceFactory:
         adapter: Adapter | None,
     ) -> list[Sequence]:
         """Return the request's `n` sequences; each gets a copy of the guide."""
-        eos = () if params.ignore_eos else self.model.eos_token_ids
+        eos = () if params.ignore_eos else self.eos_token_ids
         seed = secrets.randbits(64) if params.seed is None else params.seed
         bad_words = bad_sequences(params.bad_words, self.tokenizer.encode_part)
+        max_total_tokens = self._max_total_tokens(len(prompt_ids), params, task)
+        num_computed = max_total_tokens if task.embed else max_total_tokens - 1  # nothing follows the last token
         sequences = [
             Sequence(
                 request_id=request_id,
                 token_ids=list(prompt_ids),
                 num_prompt_tokens=len(prompt_ids),
                 params=params,
-                max_total_tokens=self._max_total_tokens(len(prompt_ids), params, task),
+                max_total_tokens=max_total_tokens,
+                first_rope_row=self.rope_tables.first_row(num_computed),
                 stop_token_ids=frozenset((*params.stop_token_ids, *eos)),
                 seed=(seed + index) % (MAX_SEED + 1),
                 stop_checker=StopStringChecker(self.tokenizer, params.stop) if params.stop else None,

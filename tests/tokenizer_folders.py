@@ -20,6 +20,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+SMALL_LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+}
+
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
@@ -112,5 +122,5 @@ def _write(folder: Path, tokenizer: Tokenizer, options: dict[str, Any]) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", options)
     vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
-    write_json(folder / "config.json", {"model_type": "llama", "vocab_size": vocab_size, "max_position_embeddings": 64})
+    write_json(folder / "config.json", {"vocab_size": vocab_size} | SMALL_LLAMA)
     return folder

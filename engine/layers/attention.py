@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.rotate_and_store(
             qkv,
             cos_sin,
-            batch.positions,
+            batch.rope_rows,
             batch.slot_mapping,
             cache.keys,
             cache.values,

@@ -3,7 +3,7 @@
 Knows frequencies and how checkpoints stretch them. Does not know queries, keys or batches.
 
 Sources: RoFormer (arXiv 2104.09864); linear scaling (arXiv 2306.15595); the "llama3" rule as published with Llama 3.1;
-YaRN (arXiv 2309.00071); LongRoPE (arXiv 2402.13753).
+YaRN (arXiv 2309.00071), section 3.3 for the dynamic rule; LongRoPE (arXiv 2402.13753).
 """
 
 import math
@@ -11,27 +11,30 @@ from collections.abc import Callable
 
 import torch
 
-from engine.models.rope_config import RopeConfig
+from engine.models.rope_config import RopeConfig, RopeTables
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int, num_positions: int) -> tuple[torch.Tensor, float]:
+def inverse_frequencies(rope: RopeConfig, head_dim: int, longest: int) -> tuple[torch.Tensor, float]:
     """Return the rotation per position of each pair of turning channels, [R/2] fp32, and a factor on cosines and sines.
 
     Args:
         rope: the kind and its options.
         head_dim: channels of a head; `rope.partial` of them turn.
-        num_positions: the longest sequence there will be.
+        longest: the longest sequence that will be turned so.
     """
     rotary_dim = int(head_dim * rope.partial)
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
-    return STRETCHES[rope.kind](rope.theta**exponents, rope, num_positions)
+    return STRETCHES[rope.kind](rope.theta**exponents, rope, longest)
 
 
-def cos_sin_table(rope: RopeConfig, head_dim: int, num_positions: int) -> torch.Tensor:
-    """Return cosines and sines of every position, [P, 2, R/2] fp32."""
-    frequencies, factor = inverse_frequencies(rope, head_dim, num_positions)
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
-    return torch.stack((angles.cos() * factor, angles.sin() * factor), dim=1).contiguous()
+def cos_sin_table(rope: RopeConfig, head_dim: int, tables: RopeTables) -> torch.Tensor:
+    """Return cosines and sines of every position of all tables, [P, 2, R/2] fp32."""
+    parts: list[torch.Tensor] = []
+    for longest, num_rows in zip(tables.lengths, tables.num_rows, strict=True):
+        frequencies, factor = inverse_frequencies(rope, head_dim, longest)
+        angles = torch.outer(torch.arange(num_rows, dtype=torch.float32), frequencies)
+        parts.append(torch.stack((angles.cos() * factor, angles.sin() * factor), dim=1))
+    return torch.cat(parts)
 
 
 def _plain(periods: torch.Tensor, _: RopeConfig, __: int) -> tuple[torch.Tensor, float]:
@@ -40,6 +43,13 @@ def _plain(periods: torch.Tensor, _: RopeConfig, __: int) -> tuple[torch.Tensor,
 
 def _linear(periods: torch.Tensor, rope: RopeConfig, _: int) -> tuple[torch.Tensor, float]:
     return 1.0 / periods / rope.options["factor"], 1.0
+
+
+def _dynamic(periods: torch.Tensor, rope: RopeConfig, longest: int) -> tuple[torch.Tensor, float]:
+    trained, factor, num_pairs = rope.options["max_position_embeddings"], rope.options["factor"], len(periods)
+    growth = factor * max(longest, trained) / trained - (factor - 1)
+    exponents = torch.arange(num_pairs, dtype=torch.float32) / max(num_pairs - 1, 1)
+    return 1.0 / (periods * growth**exponents), 1.0
 
 
 def _llama3(periods: torch.Tensor, rope: RopeConfig, _: int) -> tuple[torch.Tensor, float]:
@@ -89,10 +99,10 @@ def _yarn_attention_factor(options: dict[str, float]) -> float:
     return scale(1.0)
 
 
-def _longrope(periods: torch.Tensor, rope: RopeConfig, num_positions: int) -> tuple[torch.Tensor, float]:
+def _longrope(periods: torch.Tensor, rope: RopeConfig, longest: int) -> tuple[torch.Tensor, float]:
     options = rope.options
     original, factor = options["original_max_position_embeddings"], options["factor"]
-    stretch = options["long_factor"] if num_positions > original else options["short_factor"]
+    stretch = options["long_factor"] if longest > original else options["short_factor"]
     grown = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return 1.0 / (torch.tensor(stretch, dtype=torch.float32) * periods), options.get("attention_factor", grown)
 
@@ -100,7 +110,7 @@ def _longrope(periods: torch.Tensor, rope: RopeConfig, num_positions: int) -> tu
 STRETCHES: dict[str, Callable[[torch.Tensor, RopeConfig, int], tuple[torch.Tensor, float]]] = {
     "default": _plain,
     "linear": _linear,
-    "dynamic": _plain,  # grows with lengths past max_position_embeddings, which no sequence here can have
+    "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,

@@ -95,6 +95,11 @@ class ModelConfig:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     @property
+    def max_sequence_length(self) -> int:
+        """Tokens of the longest sequence: `max_position_embeddings`, or more where the rope is stretched for that."""
+        return self.rope.longest(self.max_position_embeddings)
+
+    @property
     def sliding_window(self) -> int | None:
         """How many of a sequence's last tokens any later layer may still read; None where some layer reads all."""
         widths = [width for width in self.windows if width is not None]

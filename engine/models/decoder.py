@@ -16,6 +16,7 @@ from engine.layers.decoder_layer import DecoderLayer
 from engine.layers.norms import RMSNorm
 from engine.layers.rope import cos_sin_table
 from engine.models.config import ModelConfig
+from engine.models.rope_config import RopeTables
 
 HEAD = "lm_head"
 
@@ -25,6 +26,7 @@ class Decoder(nn.Module):
 
     layer_class: type[DecoderLayer] = DecoderLayer
     norm_class: type[RMSNorm] = RMSNorm
+    rope_tables: RopeTables
     cos_sin: list[torch.Tensor]
 
     def __init__(self, config: ModelConfig, device: torch.device) -> None:
@@ -45,7 +47,8 @@ class Decoder(nn.Module):
                 module.register_parameter(name, nn.Parameter(memory, requires_grad=False))
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embedding.weight
-        self.cos_sin = self._rope_tables(device, num_positions)
+        self.rope_tables = RopeTables(self.config.rope.lengths(num_positions), num_positions)
+        self.cos_sin = self._angles(device)
         return self
 
     def forward(self, batch: Batch, cache: KVCache) -> torch.Tensor:
@@ -89,11 +92,11 @@ class Decoder(nn.Module):
         """Whether a tensor that has no view may stand in a checkpoint all the same, since nothing would read it."""
         return name.endswith("rotary_emb.inv_freq") or (name == f"{HEAD}.weight" and self.config.tie_word_embeddings)
 
-    def _rope_tables(self, device: torch.device, num_positions: int) -> list[torch.Tensor]:
-        """Return each layer's table of angles; layers with the same rope share one."""
+    def _angles(self, device: torch.device) -> list[torch.Tensor]:
+        """Return each layer's tables of angles; layers with the same rope share them."""
         config = self.config
-        everywhere = cos_sin_table(config.rope, config.head_dim, num_positions).to(device)
+        everywhere = cos_sin_table(config.rope, config.head_dim, self.rope_tables).to(device)
         local = everywhere
         if config.local_rope is not None:
-            local = cos_sin_table(config.local_rope, config.head_dim, num_positions).to(device)
+            local = cos_sin_table(config.local_rope, config.head_dim, self.rope_tables).to(device)
         return [everywhere if window is None else local for window in config.windows]

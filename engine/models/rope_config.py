@@ -3,6 +3,8 @@
 Knows names of keys and which of them each kind needs. Does not know angles or tensors.
 """
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +13,7 @@ from engine.errors import ModelError, UnsupportedModel
 NEEDED = {
     "default": set[str](),
     "linear": {"factor"},
-    "dynamic": {"factor"},
+    "dynamic": {"factor", "max_position_embeddings"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {"factor", "original_max_position_embeddings"},
     "longrope": {"short_factor", "long_factor", "original_max_position_embeddings"},
@@ -39,6 +41,51 @@ class RopeConfig:
     kind: str = "default"
     options: dict[str, Any] = field(default_factory=dict)
     partial: float = 1.0
+
+    def lengths(self, num_positions: int) -> tuple[int, ...]:
+        """Return for which longest sequences there are tables of angles, ascending, up to `num_positions` or above."""
+        if self.kind == "longrope" and num_positions > self.options["original_max_position_embeddings"]:
+            return self.options["original_max_position_embeddings"], num_positions
+        if self.kind == "dynamic":
+            trained = self.options["max_position_embeddings"]
+            num_doublings = max(0, math.ceil(math.log2(num_positions / trained)))
+            return tuple(trained << power for power in range(num_doublings + 1))
+        return (num_positions,)
+
+    def longest(self, max_position_embeddings: int) -> int:
+        """Return the longest sequence that the rope is meant for."""
+        match self.kind:
+            case "linear" | "dynamic":
+                return int(max_position_embeddings * max(1.0, self.options["factor"]))
+            case "yarn":
+                original = self.options["original_max_position_embeddings"]
+                return max(max_position_embeddings, int(original * self.options["factor"]))
+        return max_position_embeddings
+
+
+@dataclass(slots=True, frozen=True)
+class RopeTables:
+    """Tables of angles, one behind the other, for sequences that may become longer and longer.
+
+    A sequence is turned by the first table that is meant for its longest: chosen once, so that cached keys stay right.
+
+    Attributes:
+        lengths: the longest sequences that they are for, ascending.
+        num_positions: positions of the last one; the others have no more than their lengths.
+    """
+
+    lengths: tuple[int, ...]
+    num_positions: int
+
+    @property
+    def num_rows(self) -> tuple[int, ...]:
+        """Rows, one a position, of each table."""
+        return tuple(min(length, self.num_positions) for length in self.lengths)
+
+    def first_row(self, num_tokens: int) -> int:
+        """Return where the table begins for a sequence of which at most `num_tokens` tokens are computed."""
+        index = bisect_left(self.lengths, num_tokens)
+        return sum(self.num_rows[: min(index, len(self.lengths) - 1)])
 
 
 def read_ropes(raw: dict[str, Any], aliases: dict[str, str]) -> tuple[RopeConfig, RopeConfig | None]:
@@ -81,6 +128,8 @@ def _read(raw: dict[str, Any], given: dict[str, Any], theta: float | None, alias
 
 def _complete(raw: dict[str, Any], kind: str, options: dict[str, Any]) -> None:
     """Derive the lengths that files may leave out from those of the model, as transformers does."""
+    if kind == "dynamic":
+        options["max_position_embeddings"] = raw["max_position_embeddings"]
     if "original_max_position_embeddings" in NEEDED[kind]:
         outer = raw.get("original_max_position_embeddings")
         original = outer or options.get("original_max_position_embeddings") or raw["max_position_embeddings"]

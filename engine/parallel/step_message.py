@@ -11,7 +11,7 @@ import torch
 from engine.batch import Batch
 
 FIELDS = (
-    *("input_ids", "positions", "slot_mapping", "token_to_seq", "block_tables"),
+    *("input_ids", "positions", "rope_rows", "slot_mapping", "token_to_seq", "block_tables"),
     *("logits_indices", "pooled_indices"),
 )
 

@@ -40,7 +40,8 @@ class Tokenizer:
     Attributes:
         backend: the `tokenizers` object, truncation and padding off.
         bos_id: the beginning-of-sequence token, where the folder names one.
-        eos_ids: tokens that end a sequence: of generation_config.json, else config.json, else the tokenizer's own.
+        eos_ids: tokens that end a sequence: of generation_config.json, else config.json, and the tokenizer's own; files
+            of fine-tuned models often name the new one in the tokenizer's file only.
         joins_runs: a whole run of byte tokens decodes together (byte fallback), not character by character.
     """
 
@@ -173,13 +174,14 @@ def _named_id(backend: tokenizers.Tokenizer, named: dict[str, str], name: str) -
 
 
 def _read_eos_ids(folder: Path, tokenizer_eos_id: int | None) -> frozenset[int]:
+    own = frozenset[int]() if tokenizer_eos_id is None else frozenset({tokenizer_eos_id})
     for name in ("generation_config.json", "config.json"):
         value = read_json(folder / name).get("eos_token_id")
         if isinstance(value, int):
-            return frozenset({value})
+            return own | {value}
         if isinstance(value, list) and value:
-            return frozenset(value)
-    return frozenset() if tokenizer_eos_id is None else frozenset({tokenizer_eos_id})
+            return own | frozenset(value)
+    return own
 
 
 def _has_byte_fallback(backend: tokenizers.Tokenizer) -> bool:

@@ -8,10 +8,17 @@ import pytest
 
 from engine.errors import ModelError, UnsupportedModel
 from engine.models.config import ModelConfig
+from engine.models.rope_config import RopeConfig, RopeTables
 
 SIZES = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 8192}
 BASE = SIZES | HEADS
+LLAMA3_ROPE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def read(path: Path, architecture: str, **keys: Any) -> ModelConfig:
@@ -28,15 +35,9 @@ def test_llama_2_has_no_key_value_heads_and_a_rope_of_its_time(tmp_path: Path) -
 
 
 def test_llama_3_1_as_published(tmp_path: Path) -> None:
-    options = {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    rope = {"rope_theta": 500000.0, "rope_scaling": options | {"rope_type": "llama3"}}
+    rope = {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE | {"rope_type": "llama3"}}
     config = read(tmp_path, "LlamaForCausalLM", eos_token_id=[1, 2, 9999], **rope)
-    assert (config.rope.kind, config.rope.theta, config.rope.options) == ("llama3", 500000.0, options)
+    assert (config.rope.kind, config.rope.theta, config.rope.options) == ("llama3", 500000.0, LLAMA3_ROPE)
     assert config.eos_token_ids == (1, 2)
 
 
@@ -98,7 +99,7 @@ def test_gpt_oss_stretches_its_rope_without_being_told(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], type[ModelError], str]] = [
-    ("GptOssForCausalLM", {"quantization_config": {"quant_method": "mxfp4"}}, UnsupportedModel, "quantized by 'mxfp4'"),
+    ("LlamaForCausalLM", {"quantization_config": {"quant_method": "hqq"}}, UnsupportedModel, "quantized by 'hqq'"),
     ("GptOssForCausalLM", {"num_local_experts": 4, "swiglu_limit": 9.0}, UnsupportedModel, "swiglu_limit 9.0"),
     ("FalconForCausalLM", {}, UnsupportedModel, "is a FalconForCausalLM; this engine serves: LlamaForCausalLM, Mist"),
     ("Qwen2ForCausalLM", {"use_sliding_window": True, "layer_types": ["chunked"] * 4}, UnsupportedModel, "'chunked'"),
@@ -118,3 +119,31 @@ def test_what_is_not_implemented_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=text):
         read(tmp_path, architecture, **keys)
+
+
+LENGTHS: list[tuple[dict[str, Any] | None, int]] = [
+    (None, 8192),
+    ({"type": "linear", "factor": 4.0}, 32768),
+    ({"type": "dynamic", "factor": 1.5}, 12288),
+    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}, 32768),
+    ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 8192),
+    ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048}, 8192),
+    (LLAMA3_ROPE | {"rope_type": "llama3"}, 8192),
+]
+
+
+@pytest.mark.parametrize(("scaling", "length"), LENGTHS)
+def test_a_stretched_rope_serves_the_sequences_it_is_stretched_for(
+    tmp_path: Path, scaling: dict[str, Any] | None, length: int
+) -> None:
+    assert read(tmp_path, "LlamaForCausalLM", rope_scaling=scaling).max_sequence_length == length
+
+
+def test_tables_of_angles_lie_one_behind_the_other() -> None:
+    rope = RopeConfig(kind="dynamic", options={"factor": 8.0, "max_position_embeddings": 100})
+    assert rope.lengths(60) == (100,)
+    assert rope.lengths(100) == (100,)
+    tables = RopeTables(rope.lengths(390), 390)
+    assert tables.lengths == (100, 200, 400)
+    assert tables.num_rows == (100, 200, 390)
+    assert [tables.first_row(n) for n in (1, 100, 101, 200, 201, 390, 500)] == [0, 0, 100, 100, 300, 300, 300]

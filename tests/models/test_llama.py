@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.config import DEFAULT_MODEL
-from engine.errors import ModelError, UnsupportedModel, WeightMismatch
+from engine.errors import ModelError, PromptTooLong, UnsupportedModel, WeightMismatch
 from engine.models.config import ARCHITECTURES
 from engine.models.registry import MODELS
 from engine.offline import generate
+from engine.outputs import FinishReason
 from engine.sampling_params import SamplingParams
 from tests.conftest import TinyModel
 from tests.models.checks import NUM_TOKENS, check_greedy, check_logits, core_for, greedy, random_prompts
@@ -141,6 +142,25 @@ def test_sharded_half_precision_checkpoints_load(make_llama: Callable[..., TinyM
     assert greedy(core_for(model.path), [prompt])[0].token_ids == model.greedy(prompt, NUM_TOKENS)
 
 
+DYNAMIC = {"max_position_embeddings": 32, "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "seed": 10}
+
+
+def test_dynamic_rope_goes_past_what_the_model_was_trained_for(make_llama: Callable[..., TinyModel]) -> None:
+    model = make_llama(**DYNAMIC)
+    core = core_for(model.path, max_num_batched_tokens=16, max_num_seqs=8)
+    assert core.info.max_model_len == 128
+    prompts = [random_prompts([length])[0] for length in (8, 30, 33, 60)]
+    params = [SamplingParams(max_tokens=n, temperature=0.0, ignore_eos=True) for n in (25, 20, 32, 68)]
+    completions = generate(core, prompts, params)
+    for prompt, completion, longest in zip(prompts, completions, (32, 64, 64, 128), strict=True):
+        model.oracle.model.rotary_emb.__init__(model.oracle.config)  # forgets how far it was stretched
+        model.logits(random_prompts([longest], seed=7)[0])  # stretches it as far as ours is for this sequence
+        chosen = model.logits(prompt + completion.token_ids[:-1])[len(prompt) - 1 :].argmax(dim=-1)
+        assert chosen.tolist() == completion.token_ids
+    with pytest.raises(PromptTooLong, match="limit of 128 tokens"):
+        core.add(9, [5] * 128, SamplingParams(max_tokens=1), 0.0)
+
+
 def copy_with(model: TinyModel, path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
     shutil.copytree(model.path, path)
     tensors = load_file(path / "model.safetensors")
@@ -220,6 +240,15 @@ def test_an_index_that_is_none_is_refused(tiny_llama: TinyModel, tmp_path: Path,
     (tmp_path / "m" / "model.safetensors.index.json").write_text(content)
     with pytest.raises(ModelError, match="is no index of weights"):
         core_for(tmp_path / "m")
+
+
+def test_the_tokenizers_own_end_of_sequence_counts_too(tiny_llama: TinyModel, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama.path, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer_config.json").write_text('{"eos_token": {"content": "<299>"}}')
+    core = core_for(tmp_path / "m")
+    assert core.info.eos_token_ids == (2, 299)
+    (completion,) = generate(core, [[5, 6]], [SamplingParams(max_tokens=9, logit_bias=((299, 100.0),))])
+    assert (completion.token_ids, completion.finish_reason) == ([299], FinishReason.STOP)
 
 
 def test_ends_of_sequence_outside_the_vocabulary_do_not_count(tiny_llama: TinyModel, tmp_path: Path) -> None:

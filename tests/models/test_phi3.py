@@ -39,8 +39,32 @@ def test_long_factors_serve_sequences_past_the_original_length(make_model: Calla
         assert model.confirms(prompt, completion.token_ids)
 
 
-def test_short_factors_serve_an_engine_whose_sequences_stay_within_it(make_model: Callable[..., TinyModel]) -> None:
+@pytest.mark.parametrize("max_model_len", [32, 0])
+def test_short_factors_serve_sequences_that_stay_within_it(
+    make_model: Callable[..., TinyModel], max_model_len: int
+) -> None:
     model = make_model("Phi3", original_max_position_embeddings=32, rope_parameters=LONGROPE, seed=3)
     (prompt,) = random_prompts([8])
-    core = core_for(model.path, max_model_len=32)
+    core = core_for(model.path, max_model_len=max_model_len)
     assert model.confirms(prompt, greedy(core, [prompt], num_tokens=24)[0].token_ids)
+
+
+def test_sequences_share_prefixes_where_they_are_turned_alike(make_model: Callable[..., TinyModel]) -> None:
+    model = make_model("Phi3", original_max_position_embeddings=32, rope_parameters=LONGROPE, seed=3)
+    (prompt,) = random_prompts([21])
+    core = core_for(model.path)
+    found: list[int] = []
+    for num_tokens in (
+        12,
+        13,
+        11,
+        40,
+    ):  # 21 + 12 - 1 tokens are computed with the short factors, one more with the long
+        (completion,) = greedy(core, [prompt], num_tokens)
+        found.append(completion.num_cached_tokens)
+        # transformers turns all of one call alike: by the long factors where it has more than 32 tokens
+        if len(prompt) + num_tokens > 33:
+            assert model.confirms(prompt, completion.token_ids)
+        else:
+            assert model.greedy(prompt, num_tokens) == completion.token_ids
+    assert found == [0, 0, 20, 20]

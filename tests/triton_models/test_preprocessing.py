@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.tokenizer_folders import make_byte_level
 from tests.triton_models.fake_pb_utils import InferenceRequest, InferenceResponse, MetricFamily, TritonError
 
 Load = Callable[[str], ModuleType]
@@ -306,6 +308,20 @@ def test_a_folder_without_config_is_named_at_load(load_adapter: Load, monkeypatc
     monkeypatch.setenv("SCALELLM_MODEL", str(tmp_path / "nowhere"))
     with pytest.raises(Exception, match=r"nowhere/tokenizer\.json does not exist"):
         load_adapter("preprocessing").TritonPythonModel().initialize({"model_name": "preprocessing"})
+
+
+def test_limits_are_those_of_a_text_model_within_another_and_of_its_familys_defaults(
+    load_adapter: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    make_byte_level(tmp_path)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 420}
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("SCALELLM_MODEL", str(tmp_path))
+    made = load_adapter("preprocessing")
+    engine_config = made.EngineConfig.from_env()
+    info = made.read_model_info(engine_config, made.Tokenizer.from_dir(tmp_path))
+    assert (info.max_model_len, info.vocab_size) == (131072, 420)
 
 
 def test_tools_are_for_messages_and_a_list_of_objects(model: Any):

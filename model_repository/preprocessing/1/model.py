@@ -17,11 +17,12 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from engine.config import EngineConfig
-from engine.errors import EngineError, ModelError
+from engine.errors import EngineError
 from engine.heartbeat import Heartbeat, watch_parent
 from engine.messages import ModelInfo
+from engine.models.config import ModelConfig
 from engine.request_inputs import RequestReader
-from engine.text.tokenizer import Tokenizer, read_json
+from engine.text.tokenizer import Tokenizer
 from engine.wire_errors import triton_code, triton_error
 
 logger = logging.getLogger(__name__)
@@ -71,15 +72,12 @@ def read_model_info(config: EngineConfig, tokenizer: Tokenizer) -> ModelInfo:
     """Return the limits of the model folder, narrowed by the configuration.
 
     Raises:
-        ModelError: config.json is absent or lacks a limit.
+        ModelError: config.json cannot be served.
     """
-    path = config.model / "config.json"
-    facts = read_json(path)
-    limit, vocab_size = facts.get("max_position_embeddings"), facts.get("vocab_size")
-    if not isinstance(limit, int) or not isinstance(vocab_size, int):
-        raise ModelError(f"{path} must exist and give max_position_embeddings and vocab_size")
+    model = ModelConfig.from_dir(config.model)
+    limit = model.max_sequence_length
     return ModelInfo(
-        vocab_size=vocab_size,
+        vocab_size=model.vocab_size,
         max_model_len=min(limit, config.max_model_len or limit),
         block_size=config.block_size,
         num_blocks=config.num_blocks,
