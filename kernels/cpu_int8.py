@@ -1,20 +1,27 @@
-"""Vector code for products of 8-bit integers: like `kernels.cpu_vectors`, on the dot products of four that CPUs have.
+"""Vector code for products of 8-bit integers: like `kernels.cpu_vectors`, on the widest instruction that the CPU has.
 
     out[r, c] = (sum_k u[r, k] w[c, k] - corrections[c]) row_scales[r] column_scales[c] + bias[c]
 
-The instruction multiplies unsigned by signed bytes: u is a row of int8 plus 128, so corrections[c] = 128 sum_k w[c, k].
-Sums are exact in 32 bits up to a depth of 60,000.
+| instruction | where | a lane adds | weights are read as | u, a rounded row, is |
+|---|---|---|---|---|
+| VPDPBUSD | AVX-512 VNNI | 4 products | bytes | uint8: int8 plus 128, since it takes unsigned by signed |
+| VPMADDWD | any other | 2 products | bytes, widened | int16, as it is |
 
-Source: AVX-512 VNNI's VPDPBUSD, Intel's Architecture Instruction Set Extensions reference.
+corrections[c] = OFFSET sum_k w[c, k] undo what was added. Sums are exact in 32 bits up to a depth of 60,000.
+VPMADDUBSW, which takes bytes and adds to 16 bits, would be as fast as VPMADDWD at best: its sums overflow unless signs
+go from the rows to the weights first, and to widen them takes another multiplication.
+
+Source: Intel's Software Developer's Manual, volume 2.
 """
 
 from typing import Any
 
-import llvmlite.binding
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from kernels.cpu_target import has
 from kernels.cpu_vectors import (
     FLOAT,
     FLOAT_BYTES,
@@ -31,17 +38,22 @@ from kernels.cpu_vectors import (
     spread,
 )
 
-QUAD = 4  # bytes that one lane multiplies and adds at once
-STEP_BYTES = VECTORS * LANES * QUAD  # of a panel, for four of the depth
-IS_AVAILABLE = bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
+HAS_DOT = LANES == 16 and has("avx512vnni")
+GROUP = 4 if HAS_DOT else 2  # of the depth, that one lane multiplies and adds at once
+OFFSET = 128 if HAS_DOT else 0
+ROUNDED = np.uint8 if HAS_DOT else np.int16  # what a row is rounded to
+ROUNDED_BYTES = 1 if HAS_DOT else 2
+STEP_BYTES = VECTORS * LANES * GROUP  # of a panel, for one group of the depth
 WHOLE = ir.VectorType(INT32, LANES)
+BYTES, PAIRS = (ir.VectorType(ir.IntType(bits), GROUP * LANES) for bits in (8, 16))
+PAIR_SUMS = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}
 
 
 @emitted
 def multiply_int8_tile(
     _context, num_rows, x, x_stride, panel, depth, row_scales, corrections, column_scales, bias, out, out_stride
 ):
-    """Compute 1 to TILE_ROWS rows from `depth` quads; `x_stride` counts bytes, `out_stride` floats."""
+    """Compute 1 to TILE_ROWS rows from `depth` groups; `x_stride` counts bytes, `out_stride` floats."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         num_rows, *rest = args
@@ -66,19 +78,14 @@ def _emit_tile(
     out_stride: Any,
 ) -> None:
     cells = [(row, vector) for row in range(num_rows) for vector in range(VECTORS)]
-    kind = ir.FunctionType(WHOLE, [WHOLE] * 3)
-    dot = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
     rows = [builder.add(x, builder.mul(x_stride, ir.Constant(INT64, row))) for row in range(num_rows)]
 
     def step(k: Any, sums: list[Any]) -> list[Any]:
-        quads = builder.add(panel, builder.mul(k, ir.Constant(INT64, STEP_BYTES)))
-        weights = [
-            builder.load(at(builder, quads, vector * LANES, QUAD, WHOLE), align=LANES * QUAD)
-            for vector in range(VECTORS)
-        ]
-        inputs = [spread(builder, builder.load(at(builder, row, k, QUAD, INT32), align=1), LANES) for row in rows]
+        groups = builder.add(panel, builder.mul(k, ir.Constant(INT64, STEP_BYTES)))
+        weights = [_load_weights(builder, groups, vector) for vector in range(VECTORS)]
+        inputs = [_load_inputs(builder, row, k) for row in rows]
         return [
-            builder.call(dot, [total, inputs[row], weights[vector]])
+            _add_products(builder, total, inputs[row], weights[vector])
             for total, (row, vector) in zip(sums, cells, strict=True)
         ]
 
@@ -94,3 +101,26 @@ def _emit_tile(
         answer = builder.fadd(scaled, columns(bias, vector, VECTOR), flags=FUSED)
         place = builder.add(builder.mul(out_stride, ir.Constant(INT64, row)), ir.Constant(INT64, vector * LANES))
         builder.store(answer, at(builder, out, place, FLOAT_BYTES, VECTOR), align=FLOAT_BYTES)
+
+
+def _load_weights(builder: Any, groups: Any, vector: int) -> Any:
+    """Return a group of each lane's weights, as what `_add_products` takes."""
+    stored = builder.load(at(builder, groups, vector * LANES, GROUP, BYTES), align=LANES * GROUP)
+    return builder.bitcast(stored, WHOLE) if HAS_DOT else builder.sext(stored, PAIRS)
+
+
+def _load_inputs(builder: Any, row: Any, k: Any) -> Any:
+    """Return the row's group of that index in every lane."""
+    group = builder.load(at(builder, row, k, GROUP * ROUNDED_BYTES, INT32), align=1)
+    everywhere = spread(builder, group, LANES)
+    return everywhere if HAS_DOT else builder.bitcast(everywhere, PAIRS)
+
+
+def _add_products(builder: Any, total: Any, inputs: Any, weights: Any) -> Any:
+    if HAS_DOT:
+        kind = ir.FunctionType(WHOLE, [WHOLE] * 3)
+        dot = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+        return builder.call(dot, [total, inputs, weights])
+    kind = ir.FunctionType(WHOLE, [PAIRS] * 2)
+    add_pairs = cgutils.get_or_insert_function(builder.module, kind, PAIR_SUMS[LANES])
+    return builder.add(total, builder.call(add_pairs, [inputs, weights]))

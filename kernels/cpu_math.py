@@ -14,6 +14,7 @@ SMALLEST_POWER, LARGEST_POWER = np.float32(-126.0), np.float32(127.0)  # of two,
 FLOAT_BIAS, FLOAT_SHIFT = np.int32(127), np.int32(23)  # of the exponent in its bits
 C1, C2, C3 = np.float32(6.9314720e-1), np.float32(2.4022648e-1), np.float32(5.5503324e-2)
 C4, C5, C6 = np.float32(9.6184373e-3), np.float32(1.3398874e-3), np.float32(1.5353362e-4)
+MAGNITUDE = np.int32(0x7FFFFFFF)  # a float's bits without the sign: as integers they are ordered, NaN above infinity
 FAST_MATH = {"nsz", "arcp", "contract", "afn", "reassoc"}  # infinities and NaN keep their meaning
 
 
@@ -30,3 +31,13 @@ def exp32(x: Any) -> Any:
     fraction = ((((C6 * rest + C5) * rest + C4) * rest + C3) * rest + C2) * rest + C1
     bits = np.int32((np.int32(whole) + FLOAT_BIAS) << FLOAT_SHIFT)
     return (fraction * rest + ONE) * bits.view(np.float32)
+
+
+@numba.njit
+def largest_magnitude(row: Any) -> Any:
+    """Return max |row|, NaN where one is in it, 0 for an empty row."""
+    bits = row.view(np.int32)
+    top = np.int32(0)
+    for c in range(bits.shape[0]):
+        top = max(top, bits[c] & MAGNITUDE)
+    return np.int32(top).view(np.float32)

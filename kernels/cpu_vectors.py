@@ -13,7 +13,6 @@ Source: the register blocking of BLIS, Van Zee and van de Geijn, ACM Transaction
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba import (
@@ -21,6 +20,8 @@ from numba import (
     types,
 )
 from numba.extending import intrinsic
+
+from kernels.cpu_target import has
 
 INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOAT_BYTES = 4
@@ -34,10 +35,9 @@ def emitted(generator: Callable[..., Any]) -> Callable[..., Any]:
 
 def _register_shape() -> tuple[int, int, int]:
     """Return floats in a vector, vectors in a panel's row, and rows in a tile, so that all sums fit in registers."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    if has("avx512f", "avx512bw"):
         return 16, 2, 8
-    return (8, 2, 6) if features.get("avx2") else (4, 4, 4)
+    return (8, 2, 6) if has("avx2", "fma") else (4, 2, 6)
 
 
 LANES, VECTORS, TILE_ROWS = _register_shape()

@@ -47,11 +47,11 @@ def pack_linears(model: nn.Module) -> None:
 
 
 def _packed(module: nn.Module) -> PackedLinear | None:
-    kernel = choice.cpu_kernel("linear")
     if type(module) is nn.Linear:
+        kernel = choice.cpu_kernel("linear")
         bias = None if module.bias is None else module.bias.detach()
         return PackedLinear(kernel.pack(module.weight.detach(), bias), kernel.linear_cpu, is_int8=False)
-    if not kernel.HAS_INT8 or not isinstance(module, QuantizedLinear) or module.order is not None:
+    if not isinstance(module, QuantizedLinear) or module.order is not None:
         return None
     if not isinstance(module.weight, Int8Weight):
         return None

@@ -1,7 +1,5 @@
 """Gated feed-forward blocks of 8-bit integers for CPUs, compiled by numba.
 
-To be imported only where the CPU has the instruction (`kernels.cpu_int8`).
-
 The inputs of both products are rounded as they come, those of the second behind the activation, in fp32.
 """
 
@@ -12,11 +10,12 @@ import numpy as np
 import torch
 
 from kernels.cpu_cache import CACHE
-from kernels.cpu_vectors import FLOAT_BYTES, bytes_at, floats_at
+from kernels.cpu_int8 import ROUNDED_BYTES
+from kernels.cpu_vectors import FLOAT_BYTES, floats_at
 from kernels.cpu_workers import new_counters, take, take_next, wait
 from kernels.gated_activation.cpu_rows import KINDS, activate_row
 from kernels.int8_linear.packing import PackedInt8Weight
-from kernels.int8_linear.tiles import multiply_int8, padded, quantize, round_row
+from kernels.int8_linear.tiles import multiply_int8, padded, quantize, round_row, rounded_at
 from kernels.linear import Norm
 from kernels.linear.rows import INTEGER, ROW_TYPES, row_arguments
 from kernels.linear.tiles import normalize
@@ -31,7 +30,7 @@ def int8_gated_mlp_cpu(
     num_rows, width = x.shape
     inner = down.in_features
     out, hidden = torch.empty(num_rows, down.out_features), torch.empty(num_rows, 2 * inner)
-    rounded = torch.empty(num_rows * max(padded(width), padded(inner)), dtype=torch.uint8)
+    rounded = torch.empty(num_rows * max(padded(width), padded(inner)) * ROUNDED_BYTES, dtype=torch.uint8)
     scales = torch.empty(num_rows)
     rows, _normed = row_arguments(x, norm)
     _kernel(
@@ -62,7 +61,9 @@ def _activate_and_round(
     row = take(member, phase, num_rows)
     while row < num_rows:
         activate_row(activation, floats_at(hidden + 2 * row * inner * FLOAT_BYTES, 2 * inner), active)
-        floats_at(scales, num_rows)[row] = round_row(active, bytes_at(out + row * padded(inner), padded(inner)))
+        floats_at(scales, num_rows)[row] = round_row(
+            active, rounded_at(out + row * padded(inner) * ROUNDED_BYTES, padded(inner))
+        )
         row = take_next(member, phase, num_rows)
     wait(member, phase, num_rows)
 

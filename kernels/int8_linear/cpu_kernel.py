@@ -1,6 +1,6 @@
 """Linear layers of 8-bit integers for CPUs, compiled by numba: norm, rounding and products in one call.
 
-To be imported only where the CPU has the instruction (`kernels.cpu_int8`). us on 2 threads of a Zen 4 against oneDNN's
+us on 2 threads of a Zen 4 against oneDNN's
 products of `kernels.quantized_linear`, [N, K] at 1 / 64 / 512 rows, rounding included: [3072, 576] 65 / 310 / 2172
 instead of 137 / 462 / 2772; [576, 1536] 40 / 162 / 1117 instead of 73 / 300 / 1497.
 """
@@ -11,6 +11,7 @@ import numba
 import torch
 
 from kernels.cpu_cache import CACHE
+from kernels.cpu_int8 import ROUNDED_BYTES
 from kernels.cpu_workers import new_counters
 from kernels.int8_linear.packing import PackedInt8Weight, pack_int8
 from kernels.int8_linear.tiles import multiply_int8, padded, quantize
@@ -26,7 +27,7 @@ def int8_linear_cpu(x: torch.Tensor, weight: PackedInt8Weight, norm: Norm | None
     """Map [T, K], fp32, rows without gaps, to [T, N]; see `kernels.linear` and scheme `int8` of `quantized_linear`."""
     num_rows, depth = x.shape
     out = torch.empty(num_rows, weight.out_features)
-    rounded, scales = torch.empty(num_rows, padded(depth), dtype=torch.uint8), torch.empty(num_rows)
+    rounded, scales = torch.empty(num_rows, padded(depth) * ROUNDED_BYTES, dtype=torch.uint8), torch.empty(num_rows)
     rows, _normed = row_arguments(x, norm)
     _kernel(
         *rows,

@@ -1,14 +1,14 @@
 """Weights of 8-bit integers in the order in which the CPU's tiles read them.
 
-Knows the layout. Does not know how it is multiplied. A weight [N, K] becomes panels of COLUMNS outputs in which four of
-the depth lie together, [N / COLUMNS, K / 4, COLUMNS, 4], filled up with zeros.
+Knows the layout. Does not know how it is multiplied. A weight [N, K] becomes panels of COLUMNS outputs in which GROUP
+of the depth lie together, [N / COLUMNS, K / GROUP, COLUMNS, GROUP], filled up with zeros.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from kernels.cpu_int8 import QUAD
+from kernels.cpu_int8 import GROUP, OFFSET
 from kernels.cpu_vectors import COLUMNS
 from kernels.linear.packing import aligned
 
@@ -18,9 +18,9 @@ class PackedInt8Weight:
     """A quantized linear layer for `int8_linear_cpu`.
 
     Attributes:
-        panels: [P, ceil(K / 4), COLUMNS, 4] int8, aligned.
+        panels: [P, ceil(K / GROUP), COLUMNS, GROUP] int8, aligned.
         scales: [P COLUMNS] fp32.
-        corrections: [P COLUMNS] int32, 128 times each output's sum of weights.
+        corrections: [P COLUMNS] int32, OFFSET times each output's sum of weights.
         bias: [P COLUMNS] fp32, zeros where there is none.
         out_features: N, at most P COLUMNS.
         in_features: K.
@@ -37,14 +37,14 @@ class PackedInt8Weight:
 def pack_int8(values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> PackedInt8Weight:
     """Copy values [N, K] int8, their outputs' scales [N] and a bias [N] into panels."""
     out_features, depth = values.shape
-    num_panels, num_quads = -(-out_features // COLUMNS), -(-depth // QUAD)
-    panels = aligned(num_panels, num_quads, COLUMNS, QUAD, dtype=torch.int8)
+    num_panels, num_groups = -(-out_features // COLUMNS), -(-depth // GROUP)
+    panels = aligned(num_panels, num_groups, COLUMNS, GROUP, dtype=torch.int8)
     for panel in range(num_panels):  # one at a time: the weight is never held twice
-        rows = torch.zeros(COLUMNS, num_quads * QUAD, dtype=torch.int8)
+        rows = torch.zeros(COLUMNS, num_groups * GROUP, dtype=torch.int8)
         part = values[panel * COLUMNS : (panel + 1) * COLUMNS]
         rows[: len(part), :depth] = part
-        panels[panel].copy_(rows.view(COLUMNS, num_quads, QUAD).transpose(0, 1))
-    corrections = values.sum(dim=1, dtype=torch.int32) * 128
+        panels[panel].copy_(rows.view(COLUMNS, num_groups, GROUP).transpose(0, 1))
+    corrections = values.sum(dim=1, dtype=torch.int32) * OFFSET
     return PackedInt8Weight(
         panels,
         _filled(scales.float(), num_panels),

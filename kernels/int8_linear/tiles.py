@@ -8,44 +8,45 @@ from typing import Any
 import numba
 import numpy as np
 
-from kernels.cpu_int8 import QUAD, STEP_BYTES, multiply_int8_tile
-from kernels.cpu_math import FAST_MATH
+from kernels.cpu_int8 import GROUP, OFFSET, ROUNDED, ROUNDED_BYTES, STEP_BYTES, multiply_int8_tile
+from kernels.cpu_math import FAST_MATH, largest_magnitude
 from kernels.cpu_vectors import COLUMNS, FLOAT_BYTES, TILE_ROWS, bytes_at, floats_at
 from kernels.cpu_workers import take, take_next, wait
 from kernels.linear.tiles import ROWS_PER_ITEM
 
-LARGEST, SHIFT = np.float32(127.0), np.float32(128.0)
-MAGNITUDE = np.int32(0x7FFFFFFF)  # a float's bits without the sign: as integers they are ordered, NaN above infinity
+LARGEST, ADDED, ZERO = np.float32(127.0), np.float32(OFFSET), np.float32(0.0)
 
 
 @numba.njit
 def padded(depth: int) -> int:
-    """Return the bytes of a quantized row."""
-    return (depth + QUAD - 1) // QUAD * QUAD
+    """Return how many numbers a quantized row has."""
+    return (depth + GROUP - 1) // GROUP * GROUP
+
+
+@numba.njit
+def rounded_at(address: int, count: int) -> Any:
+    """Return the numbers of rounded rows at an address as an array."""
+    return bytes_at(address, count * ROUNDED_BYTES).view(ROUNDED)
 
 
 @numba.njit(fastmath=FAST_MATH, error_model="numpy")
 def round_row(row: Any, out: Any) -> Any:
-    """Write a row [K] to `out`, uint8 and K or more, as int8 plus 128; return its scale."""
-    bits = row.view(np.int32)
-    top = np.int32(0)
-    for c in range(bits.shape[0]):
-        top = max(top, bits[c] & MAGNITUDE)
-    largest = np.int32(top).view(np.float32)
-    scale = largest / LARGEST if top else np.float32(1.0)
+    """Write a row [K] to `out`, K numbers or more, as int8 plus OFFSET; return its scale."""
+    largest = largest_magnitude(row)
+    scale = np.float32(1.0) if largest == ZERO else largest / LARGEST
     for c in range(row.shape[0]):
-        out[c] = np.uint8(np.int32(np.rint(row[c] / scale) + SHIFT))
+        out[c] = ROUNDED(np.int32(np.rint(row[c] / scale) + ADDED))
     return scale
 
 
 @numba.njit
 def quantize(member: Any, phase: int, num_rows: int, x: int, x_stride: int, depth: int, out: int, scales: int) -> None:
-    """Round rows of `depth` floats to bytes; see `round_row`."""
+    """Round rows of `depth` floats; see `round_row`."""
     width = padded(depth)
     row = take(member, phase, num_rows)
     while row < num_rows:
-        scale = round_row(floats_at(x + row * x_stride * FLOAT_BYTES, depth), bytes_at(out + row * width, width))
-        floats_at(scales, num_rows)[row] = scale
+        target = rounded_at(out + row * width * ROUNDED_BYTES, width)
+        floats_at(scales, num_rows)[row] = round_row(floats_at(x + row * x_stride * FLOAT_BYTES, depth), target)
         row = take_next(member, phase, num_rows)
     wait(member, phase, num_rows)
 
@@ -69,7 +70,8 @@ def multiply_int8(
     """Compute the products of all rows and n < width from a packed weight."""
     num_panels = (width + COLUMNS - 1) // COLUMNS
     num_items = num_panels * ((num_rows + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM)
-    stride = padded(depth)
+    num_groups = padded(depth) // GROUP
+    stride = num_groups * GROUP * ROUNDED_BYTES
     item = take(member, phase, num_items)
     while item < num_items:
         column, first = item % num_panels * COLUMNS, item // num_panels * ROWS_PER_ITEM
@@ -83,8 +85,8 @@ def multiply_int8(
                 min(TILE_ROWS, rows - row),
                 x + (first + row) * stride,
                 stride,
-                panels + column // COLUMNS * (stride // QUAD) * STEP_BYTES,
-                stride // QUAD,
+                panels + column // COLUMNS * num_groups * STEP_BYTES,
+                num_groups,
                 row_scales + (first + row) * FLOAT_BYTES,
                 corrections + column * FLOAT_BYTES,
                 column_scales + column * FLOAT_BYTES,

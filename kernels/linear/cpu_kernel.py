@@ -10,14 +10,13 @@ import numba
 import torch
 
 from kernels.cpu_cache import CACHE
-from kernels.cpu_int8 import IS_AVAILABLE as HAS_INT8
 from kernels.cpu_workers import new_counters
 from kernels.linear import Norm
 from kernels.linear.packing import PackedWeight, pack
 from kernels.linear.rows import INTEGER, ROW_TYPES, row_arguments
 from kernels.linear.tiles import multiply, normalize
 
-__all__ = ["HAS_INT8", "linear_cpu", "pack"]
+__all__ = ["linear_cpu", "pack"]
 NUM_PHASES = 2
 
 

@@ -5,20 +5,15 @@ from typing import Any
 import pytest
 import torch
 
-from kernels.cpu_int8 import IS_AVAILABLE
 from kernels.cpu_vectors import COLUMNS, TILE_ROWS
 from kernels.gated_activation import CPU_ACTIVATIONS, gated_activation_reference
+from kernels.int8_gated_mlp.cpu_kernel import int8_gated_mlp_cpu
+from kernels.int8_linear.cpu_kernel import int8_linear_cpu, pack_int8
 from kernels.linear import Norm
 from kernels.linear.tiles import ROWS_PER_ITEM
 from kernels.quantized_linear import Int8Weight
 from kernels.quantized_linear.reference import int8_linear_reference
 from kernels.rms_norm import rms_norm_reference
-
-if not IS_AVAILABLE:
-    pytest.skip("this CPU does not multiply 8-bit integers", allow_module_level=True)
-
-from kernels.int8_gated_mlp.cpu_kernel import int8_gated_mlp_cpu
-from kernels.int8_linear.cpu_kernel import int8_linear_cpu, pack_int8
 
 SHAPES = [(1, 1), (3, 5), (17, 123), (COLUMNS, 64), (COLUMNS + 1, 127), (2 * COLUMNS, 3001)]
 ROWS = (1, 2, TILE_ROWS + 1, ROWS_PER_ITEM + 3)

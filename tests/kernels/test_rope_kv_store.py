@@ -98,14 +98,17 @@ def test_a_quantized_cache_holds_rows_of_their_own_scale(
     assert (by_slot(caches)[:, case.untouched].float() == torch.tensor(77.0).to(stored).float()).all()
 
 
+@pytest.mark.parametrize("rotate_and_store", [rope_kv_store_cpu, rope_kv_store_triton])
 @pytest.mark.parametrize("stored", LARGEST)
-def test_the_triton_kernel_stores_the_references_very_bits(stored: torch.dtype) -> None:
+def test_values_are_stored_to_the_references_very_bits(rotate_and_store: RopeKVStore, stored: torch.dtype) -> None:
     torch.manual_seed(1)
-    values = torch.cat((torch.randn(61, 64), torch.randn(3, 64) * 1e-30, torch.arange(64.0).expand(1, 64) * 7))
+    spread = torch.randn(60, 64) * torch.logspace(-6, 0, 64)  # float8's subnormal numbers and zero among them
+    halves = torch.arange(64.0) * 7  # of a step of int8, and of float8
+    values = torch.cat((torch.randn(1, 64), spread, torch.randn(3, 64) * 1e-30, halves.view(1, 64)))
     qkv = torch.cat((torch.zeros(65, 128), values), dim=1)  # one head each; only the values matter
     cache, scales = torch.zeros(2, 5, 1, 13, 64).to(stored), torch.zeros(2, 5, 1, 13)
     still = torch.tensor([[[1.0], [0.0]]])
-    rope_kv_store_triton(
+    rotate_and_store(
         qkv, still, torch.zeros(65).int(), torch.arange(65), *cache, key_scales=scales[0], value_scales=scales[1]
     )
     expected, expected_scales = quantize_rows(values, stored)
