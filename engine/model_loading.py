@@ -17,12 +17,19 @@ from engine.lora.targets import Target, find_targets
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
 from engine.models.registry import lay_out
-from engine.parallel.build import build_part
 from engine.parallel.connect import connect
 from engine.parallel.member import Member
+from engine.parallel.shard import shard
 from engine.placement import Placement
 from engine.quantization.config import MXFP4, LoadScheme
-from engine.quantization.loading import is_unread, read_as_stored, round_loaded, round_on_load, round_tied_head
+from engine.quantization.loading import (
+    StoredWeights,
+    is_unread,
+    read_as_stored,
+    round_loaded,
+    round_on_load,
+    round_tied_head,
+)
 from engine.quantization.slots import find_parts
 from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
 
@@ -66,8 +73,16 @@ def _load_part(
     config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device, member: Member
 ) -> Decoder:
     scheme = _scheme(config, model_config)
-    model, views = build_part(model_config, num_positions, device, member)
-    load_weights(config.model, views, model.is_redundant)
+    model = lay_out(model_config, device)
+    cuts = shard(model, member.place, member.placements)
+    stored = StoredWeights({}, set())
+    if model_config.quantization is not None:
+        parts, dropped = cuts.parts()
+        entries = read_all_entries(config.model)
+        stored = read_as_stored(model, parts, model_config.quantization, entries, device, unwanted=dropped)
+    model.materialize(device, num_positions).eval()
+    views = {name: view for name, view in cuts.pieces(model).items() if name not in stored.names}
+    load_weights(config.model, views | stored.sinks, _passed_over(model, model_config))
     if scheme is not None:
         round_loaded(model, scheme, device)
     if device.type != "cpu":
@@ -90,18 +105,20 @@ def _load_whole(
     if scheme is not None:
         sinks = round_on_load(model, parts, scheme, entries, device)
     elif model_config.quantization is not None:
-        sinks = read_as_stored(model, parts, model_config.quantization, entries, device)
+        sinks = read_as_stored(model, parts, model_config.quantization, entries, device).sinks
     model.materialize(device, num_positions).eval()
-    load_weights(
-        config.model,
-        model.weight_views() | sinks,
-        lambda name: model.is_redundant(name) or (is_quantized and is_unread(name)),
-    )
+    load_weights(config.model, model.weight_views() | sinks, _passed_over(model, model_config))
     if scheme is not None:
         round_tied_head(model, scheme, device)
     if device.type != "cpu":
         stack_experts(model)
     return LoadedModel(model, targets)
+
+
+def _passed_over(model: Decoder, model_config: ModelConfig) -> Callable[[str], bool]:
+    """Return whether a tensor of the checkpoint, by its name, may be there without being read."""
+    is_quantized = model_config.quantization is not None
+    return lambda name: model.is_redundant(name) or (is_quantized and is_unread(name))
 
 
 def _scheme(config: EngineConfig, model_config: ModelConfig) -> LoadScheme | None:

@@ -11,7 +11,7 @@ Sources: tensor parallelism, Megatron-LM (arXiv 1909.08053); expert parallelism,
 
 from dataclasses import dataclass
 
-from engine.errors import ModelError, UnsupportedModel
+from engine.errors import ModelError
 from engine.models.config import ModelConfig
 from engine.parallel.shares import even_share, head_share
 
@@ -48,10 +48,7 @@ class ParallelConfig:
 
         Raises:
             ModelError: a size of the model is smaller than the number of its parts, or a dense model is given ep.
-            UnsupportedModel: the checkpoint is quantized, and there are several ranks.
         """
-        if self.num_ranks > 1 and model.quantization is not None:
-            raise UnsupportedModel("quantized checkpoints are not split over several ranks yet")
         moe = model.moe
         if self.ep > 1 and moe is None:
             raise ModelError(f"expert_parallel is {self.ep}, but the model has no experts; use tensor_parallel")

@@ -36,6 +36,7 @@ def shard(model: Decoder, place: Place, placements: Mapping[int, ExpertPlacement
         else:
             channels = place.share(layer.feed_forward.down.in_features)
             _shard_feed_forward(cuts, layer.feed_forward, channels, has_bias=place.rank == 0)
+    cuts.settle(model)
     return cuts
 
 

@@ -15,7 +15,8 @@ Sources: AWQ (arXiv 2306.00978); the order of outputs, autoawq 0.2.9, `awq/modul
 import torch
 
 from engine.quantization.config import WeightFormat
-from engine.quantization.layout import FLOAT_TYPES, Expected, groups_of, unpack_words
+from engine.quantization.groups import by_group, regular_groups
+from engine.quantization.layout import FLOAT_TYPES, Cut, Expected, groups_of, inputs, outputs, unpack_words
 from engine.quantization.weights import PartWeight
 from kernels.quantized_linear import Int4Weight
 
@@ -39,22 +40,25 @@ class AwqLayout:
             raise ValueError(f"{num_outputs} outputs in words of {WORD}, groups of {size}")
         words = num_outputs // WORD
         return {
-            "qweight": Expected(("I32",), ((num_inputs, words),)),
-            "qzeros": Expected(("I32",), ((num_groups, words),), is_optional=not self.has_zeros),
-            "scales": Expected(FLOAT_TYPES, ((num_groups, num_outputs),)),
+            "qweight": Expected(("I32",), ((num_inputs, words),), (inputs(), outputs(WORD))),
+            "qzeros": Expected(("I32",), ((num_groups, words),), (None, outputs(WORD)), is_optional=not self.has_zeros),
+            "scales": Expected(FLOAT_TYPES, ((num_groups, num_outputs),), (None, outputs())),
         }
 
-    def read(self, tensors: dict[str, torch.Tensor], num_outputs: int, num_inputs: int) -> PartWeight:
+    def read(self, tensors: dict[str, torch.Tensor], cut: Cut) -> PartWeight:
         """Return the weight."""
-        num_groups, size = groups_of(num_inputs, self.group)
-        zeros = torch.full((num_outputs, num_groups), 8, dtype=torch.uint8)
+        num_groups, size = groups_of(cut.shape[1], self.group)
+        zeros = torch.full((len(cut.outputs), num_groups), 8, dtype=torch.uint8)
         if self.has_zeros:
-            zeros = _unpack(tensors["qzeros"])
-        values, scales = _unpack(tensors["qweight"]), tensors["scales"].t().float().contiguous()
-        return PartWeight(Int4Weight.pack(values, scales, zeros, size), "int4_weight_only")
+            zeros = _unpack(tensors["qzeros"], cut.outputs)
+        values, scales = _unpack(tensors["qweight"], cut.outputs), tensors["scales"].t().float()
+        found = by_group(values, scales, zeros, regular_groups(cut.inputs, size), size)
+        weight = Int4Weight.pack(found.values, found.scales, found.zeros, found.size)
+        return PartWeight(weight, "int4_weight_only", found.order)
 
 
-def _unpack(words: torch.Tensor) -> torch.Tensor:
-    """Return the numbers of [n, O / 8] words as [O, n] uint8."""
+def _unpack(words: torch.Tensor, run: range) -> torch.Tensor:
+    """Return the numbers of [n, words], which hold the outputs `run`, as [len(run), n] uint8."""
     numbers = unpack_words(words, 4).unflatten(1, (-1, WORD))
-    return numbers[:, :, list(map(ORDER.index, range(WORD)))].flatten(1).t().contiguous()
+    first = run.start % WORD
+    return numbers[:, :, list(map(ORDER.index, range(WORD)))].flatten(1)[:, first : first + len(run)].t().contiguous()

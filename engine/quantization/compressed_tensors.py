@@ -18,8 +18,19 @@ Source: compressed-tensors 0.20, `compressors/`.
 import torch
 
 from engine.quantization.config import WeightFormat
-from engine.quantization.gptq import order_by_group
-from engine.quantization.layout import FLOAT_TYPES, Expected, dequantize_groups, groups_of, unpack_words, words_for
+from engine.quantization.groups import by_group, regular_groups
+from engine.quantization.layout import (
+    FLOAT_TYPES,
+    WORD_BITS,
+    Cut,
+    Expected,
+    dequantize_groups,
+    groups_of,
+    inputs,
+    outputs,
+    unpack_run,
+    words_for,
+)
 from engine.quantization.weights import PartWeight
 from kernels.quantized_linear import Int4Weight, Int8Weight
 
@@ -36,40 +47,44 @@ class PackedLayout:
     def tensors(self, num_outputs: int, num_inputs: int) -> dict[str, Expected]:
         """Return what stands for a weight [O, C]; `layout.Layout` says more."""
         num_groups, _ = groups_of(num_inputs, self.group)
-        zeros = (words_for(num_outputs, self.bits), num_groups)
+        per_word = WORD_BITS // self.bits
+        packed, zeros = (num_outputs, words_for(num_inputs, self.bits)), (words_for(num_outputs, self.bits), num_groups)
         return {
-            "weight_packed": Expected(("I32",), ((num_outputs, words_for(num_inputs, self.bits)),)),
-            "weight_scale": Expected(FLOAT_TYPES, ((num_outputs, num_groups),)),
-            "weight_zero_point": Expected(("I32",), (zeros,), is_optional=not self.has_zeros),
-            "weight_g_idx": Expected(("I32", "I64"), ((num_inputs,),), is_optional=True),
+            "weight_packed": Expected(("I32",), (packed,), (outputs(), inputs(per_word))),
+            "weight_scale": Expected(FLOAT_TYPES, ((num_outputs, num_groups),), (outputs(), None)),
+            "weight_zero_point": Expected(
+                ("I32",), (zeros,), (outputs(per_word), None), is_optional=not self.has_zeros
+            ),
+            "weight_g_idx": Expected(("I32", "I64"), ((num_inputs,),), (inputs(),), is_optional=True),
             "weight_shape": Expected(("I64", "I32"), ((2,),), is_optional=True),
         }
 
-    def read(self, tensors: dict[str, torch.Tensor], num_outputs: int, num_inputs: int) -> PartWeight:
+    def read(self, tensors: dict[str, torch.Tensor], cut: Cut) -> PartWeight:
         """Return the weight, its columns sorted by group.
 
         Raises:
-            ValueError: the shape stored beside it is another one.
+            ValueError: the shape stored beside it is another one, or `g_idx` contradicts the groups.
         """
         shape = tensors.get("weight_shape")
-        if shape is not None and shape.tolist() != [num_outputs, num_inputs]:
-            raise ValueError(f"weight_shape says {shape.tolist()}, expected {[num_outputs, num_inputs]}")
-        num_groups, size = groups_of(num_inputs, self.group)
-        values = unpack_words(tensors["weight_packed"], self.bits)[:, :num_inputs]
-        scales, zeros = tensors["weight_scale"].float(), self._zeros(tensors, num_outputs, num_groups)
-        order = order_by_group(tensors.get("weight_g_idx"), num_groups, size)
-        values = values if order is None else values[:, order]
+        if shape is not None and shape.tolist() != list(cut.shape):
+            raise ValueError(f"weight_shape says {shape.tolist()}, expected {list(cut.shape)}")
+        num_groups, size = groups_of(cut.shape[1], self.group)
+        values, scales = unpack_run(tensors["weight_packed"], self.bits, cut.inputs), tensors["weight_scale"].float()
         if self.bits == 8 and num_groups == 1 and not self.has_zeros:
             signed = (values.to(torch.int16) - 128).to(torch.int8)
-            return PartWeight(Int8Weight(signed, scales.squeeze(1).contiguous()), "int8_weight_only", order)
+            return PartWeight(Int8Weight(signed, scales.squeeze(1).contiguous()), "int8_weight_only")
+        groups = tensors.get("weight_g_idx", regular_groups(cut.inputs, size))
+        found = by_group(values, scales, self._zeros(tensors, cut, num_groups), groups, size)
         if self.bits != 4 or size % 2:
-            return PartWeight(dequantize_groups(values, scales, zeros, size), order=order)
-        return PartWeight(Int4Weight.pack(values, scales, zeros, size), "int4_weight_only", order)
+            plain = dequantize_groups(found.values, found.scales, found.zeros, found.size)
+            return PartWeight(plain, order=found.order)
+        weight = Int4Weight.pack(found.values, found.scales, found.zeros, found.size)
+        return PartWeight(weight, "int4_weight_only", found.order)
 
-    def _zeros(self, tensors: dict[str, torch.Tensor], num_outputs: int, num_groups: int) -> torch.Tensor:
+    def _zeros(self, tensors: dict[str, torch.Tensor], cut: Cut, num_groups: int) -> torch.Tensor:
         if not self.has_zeros:
-            return torch.full((num_outputs, num_groups), 1 << (self.bits - 1), dtype=torch.uint8)
-        return unpack_words(tensors["weight_zero_point"].t().contiguous(), self.bits)[:, :num_outputs].t().contiguous()
+            return torch.full((len(cut.outputs), num_groups), 1 << (self.bits - 1), dtype=torch.uint8)
+        return unpack_run(tensors["weight_zero_point"].t().contiguous(), self.bits, cut.outputs).t().contiguous()
 
 
 class IntLayout:
@@ -84,11 +99,11 @@ class IntLayout:
     def tensors(self, num_outputs: int, num_inputs: int) -> dict[str, Expected]:
         """Return what stands for a weight [O, C]; `layout.Layout` says more."""
         return {
-            "weight": Expected(("I8",), ((num_outputs, num_inputs),)),
-            "weight_scale": Expected(FLOAT_TYPES, ((num_outputs, 1), (num_outputs,), (1,), ())),
+            "weight": Expected(("I8",), ((num_outputs, num_inputs),), (outputs(), inputs())),
+            "weight_scale": Expected(FLOAT_TYPES, ((num_outputs, 1), (num_outputs,), (1,), ()), (outputs(),)),
         }
 
-    def read(self, tensors: dict[str, torch.Tensor], num_outputs: int, num_inputs: int) -> PartWeight:
+    def read(self, tensors: dict[str, torch.Tensor], cut: Cut) -> PartWeight:
         """Return the weight."""
-        scales = tensors["weight_scale"].float().flatten().expand(num_outputs).contiguous()
-        return PartWeight(Int8Weight(tensors["weight"].view(num_outputs, num_inputs), scales), self.scheme)
+        scales = tensors["weight_scale"].float().flatten().expand(len(cut.outputs)).contiguous()
+        return PartWeight(Int8Weight(tensors["weight"], scales), self.scheme)

@@ -14,7 +14,7 @@ Sources: DeepSeek-V3 (arXiv 2412.19437), section 3.3; transformers, `finegrained
 import torch
 
 from engine.quantization.config import WeightFormat
-from engine.quantization.layout import FLOAT_TYPES, Expected, Shape
+from engine.quantization.layout import FLOAT_TYPES, Cut, Expected, Shape, inputs, outputs
 from engine.quantization.weights import PartWeight
 from kernels.quantized_linear import Float8Weight
 
@@ -28,22 +28,35 @@ class Float8Layout:
 
     def tensors(self, num_outputs: int, num_inputs: int) -> dict[str, Expected]:
         """Return what stands for a weight [O, C]; `layout.Layout` says more."""
+        block = (1, 1) if self.block is None else self.block
+        axes = outputs(block[0]), None if self.block is None else inputs(block[1])
         return {
-            "weight": Expected(("F8_E4M3",), ((num_outputs, num_inputs),)),
-            self.names[0]: Expected(FLOAT_TYPES, self._shapes(num_outputs, num_inputs)),
+            "weight": Expected(("F8_E4M3",), ((num_outputs, num_inputs),), (outputs(), inputs())),
+            self.names[0]: Expected(FLOAT_TYPES, self._shapes(num_outputs, num_inputs), axes),
         }
 
-    def read(self, tensors: dict[str, torch.Tensor], num_outputs: int, num_inputs: int) -> PartWeight:
+    def read(self, tensors: dict[str, torch.Tensor], cut: Cut) -> PartWeight:
         """Return the weight."""
-        scales, block = tensors[self.names[0]].float(), self.block
-        if block is None:
-            is_single = scales.numel() == 1
-            block = (num_outputs if is_single else 1, num_inputs)
-            scales = scales.view(-1, 1)
-        weight = Float8Weight(tensors["weight"].view(num_outputs, num_inputs), scales.contiguous(), block)
-        return PartWeight(weight, "float8")
+        values, scales = tensors["weight"], tensors[self.names[0]].float()
+        if self.block is not None:
+            return _read_blocks(values, scales, self.block, cut)
+        block = (len(values) if scales.numel() == 1 else 1, values.shape[1])
+        return PartWeight(Float8Weight(values, scales.view(-1, 1).contiguous(), block), "float8")
 
     def _shapes(self, num_outputs: int, num_inputs: int) -> tuple[Shape, ...]:
         if self.block is None:
             return (num_outputs, 1), (num_outputs,), (1,), (1, 1), ()
         return ((-(-num_outputs // self.block[0]), -(-num_inputs // self.block[1])),)
+
+
+def _read_blocks(values: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], cut: Cut) -> PartWeight:
+    """Return the weight; where a cut goes through blocks, with scales for each output and zeros before the inputs."""
+    (height, width), above, before = block, cut.outputs.start % block[0], cut.inputs.start % block[1]
+    order = None
+    if above:
+        scales, height = scales.repeat_interleave(height, dim=0)[above : above + len(values)], 1
+    if before:
+        bits = torch.nn.functional.pad(values.view(torch.uint8), (before, 0))
+        values, columns = bits.view(torch.float8_e4m3fn), torch.arange(values.shape[1])
+        order = torch.cat([columns.new_zeros(before), columns])
+    return PartWeight(Float8Weight(values, scales.contiguous(), (height, width)), "float8", order)

@@ -17,7 +17,18 @@ Sources: GPTQ (arXiv 2210.17323); the two versions, GPTQModel's documentation of
 import torch
 
 from engine.quantization.config import WeightFormat
-from engine.quantization.layout import FLOAT_TYPES, WORD_BITS, Expected, dequantize_groups, groups_of, unpack_words
+from engine.quantization.groups import by_group, regular_groups
+from engine.quantization.layout import (
+    FLOAT_TYPES,
+    WORD_BITS,
+    Cut,
+    Expected,
+    dequantize_groups,
+    groups_of,
+    inputs,
+    outputs,
+    unpack_run,
+)
 from engine.quantization.weights import PartWeight
 from kernels.quantized_linear import Int4Weight
 
@@ -38,41 +49,26 @@ class GptqLayout:
         if num_outputs % per_word or num_inputs % per_word or size % 2:
             raise ValueError(f"[{num_outputs}, {num_inputs}] in words of {per_word}, groups of {size}")
         return {
-            "qweight": Expected(("I32",), ((num_inputs // per_word, num_outputs),)),
-            "qzeros": Expected(("I32",), ((num_groups, num_outputs // per_word),)),
-            "scales": Expected(FLOAT_TYPES, ((num_groups, num_outputs),)),
-            "g_idx": Expected(("I32", "I64"), ((num_inputs,),), is_optional=True),
+            "qweight": Expected(("I32",), ((num_inputs // per_word, num_outputs),), (inputs(per_word), outputs())),
+            "qzeros": Expected(("I32",), ((num_groups, num_outputs // per_word),), (None, outputs(per_word))),
+            "scales": Expected(FLOAT_TYPES, ((num_groups, num_outputs),), (None, outputs())),
+            "g_idx": Expected(("I32", "I64"), ((num_inputs,),), (inputs(),), is_optional=True),
         }
 
-    def read(self, tensors: dict[str, torch.Tensor], _num_outputs: int, num_inputs: int) -> PartWeight:
+    def read(self, tensors: dict[str, torch.Tensor], cut: Cut) -> PartWeight:
         """Return the weight, its columns sorted by group.
 
         Raises:
             ValueError: `g_idx` does not give each group its share of the inputs.
         """
-        num_groups, size = groups_of(num_inputs, self.group)
-        values = unpack_words(tensors["qweight"].t().contiguous(), self.bits)
-        stored = unpack_words(tensors["qzeros"], self.bits).t()
+        _, size = groups_of(cut.shape[1], self.group)
+        values = unpack_run(tensors["qweight"].t().contiguous(), self.bits, cut.inputs)
+        stored = unpack_run(tensors["qzeros"], self.bits, cut.outputs).t()
         zeros = (stored.int() + self.zero_offset) & ((1 << self.bits) - 1)  # what wrapped when it was stored wraps back
-        scales = tensors["scales"].t().float().contiguous()
-        order = order_by_group(tensors.get("g_idx"), num_groups, size)
-        sorted_values = values if order is None else values[:, order]
+        groups = tensors.get("g_idx", regular_groups(cut.inputs, size))
+        found = by_group(values, tensors["scales"].t().float(), zeros.to(torch.uint8), groups, size)
         if self.bits != 4:
-            return PartWeight(dequantize_groups(sorted_values, scales, zeros, size), order=order)
-        zeros = zeros.to(torch.uint8).contiguous()
-        return PartWeight(Int4Weight.pack(sorted_values, scales, zeros, size), "int4_weight_only", order)
-
-
-def order_by_group(groups: torch.Tensor | None, num_groups: int, size: int) -> torch.Tensor | None:
-    """Return the inputs sorted by group, None where they are.
-
-    Raises:
-        ValueError: a group has more or fewer inputs than `size`.
-    """
-    regular = torch.arange(num_groups).repeat_interleave(size)
-    if groups is None or torch.equal(groups.long(), regular):
-        return None
-    order = groups.long().argsort(stable=True)
-    if not torch.equal(groups.long()[order], regular):
-        raise ValueError(f"g_idx does not give {size} inputs to each of {num_groups} groups")
-    return order
+            plain = dequantize_groups(found.values, found.scales, found.zeros, found.size)
+            return PartWeight(plain, order=found.order)
+        weight = Int4Weight.pack(found.values, found.scales, found.zeros, found.size)
+        return PartWeight(weight, "int4_weight_only", found.order)

@@ -7,7 +7,9 @@ tensors, and 8 MiB of plain weights where they are rounded row by row (all schem
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ from engine.quantization.layout import Layout, PlainLayout
 from engine.quantization.mxfp4 import Mxfp4Layout
 from engine.quantization.quantized_linear import make_linear
 from engine.quantization.schemes import Quantizer, make_quantizer
-from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, StackReader, ZeroSink
+from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, ZeroSink
 from engine.quantization.slots import Part, Slot, SlotFiller, replace_module
 from engine.quantization.weights import stack_rows
 from engine.weights.safetensors_file import TensorEntry
@@ -37,6 +39,24 @@ SCALE_NAMES = ("weight_scale_inv", "weight_scale")
 UNREAD = (".input_scale", ".output_scale", ".input_zero_point", ".k_scale", ".v_scale", ".kv_scale")
 QUANTIZED_TYPES = ("I8", "F8_E4M3")
 Parts = Mapping[str, list[Part]]
+
+
+@dataclass(slots=True)
+class StoredWeights:
+    """Quantized weights of a checkpoint.
+
+    Attributes:
+        sinks: what takes their tensors, by name.
+        names: what they would be called if they were plain.
+    """
+
+    sinks: dict[str, Sink]
+    names: set[str]
+
+    def add(self, part: Part, sinks: Mapping[str, Sink]) -> None:
+        """Take those of a part."""
+        self.sinks.update(sinks)
+        self.names.add(part.weight_name)
 
 
 def round_on_load(
@@ -59,7 +79,7 @@ def round_on_load(
                 stacked.setdefault(part.name, []).append((slot, part))
     for name, targets in stacked.items():
         if _is_mxfp4(name, entries):
-            sinks |= _mxfp4_sinks(filler, name, targets, quantizer)
+            sinks |= _mxfp4_sinks(filler, targets, quantizer)
         else:
             sinks[name] = StackedRoundingSink(filler, targets, quantizer)
     logger.info("%d linear layers are rounded to %s as they are loaded", len(chosen), scheme.name)
@@ -90,8 +110,12 @@ def read_as_stored(
     checkpoint: CheckpointQuantization,
     entries: Mapping[str, TensorEntry],
     device: torch.device,
-) -> dict[str, Sink]:
+    *,
+    unwanted: Sequence[Part] = (),
+) -> StoredWeights:
     """Put slots where the checkpoint is quantized, and return what reads its tensors for them.
+
+    Tensors of `unwanted` parts, which the model has not, are checked and not read.
 
     A module is quantized where the checkpoint has a tensor that only quantized ones have. A projection some of whose
     parts are quantized becomes plain as a whole.
@@ -100,23 +124,30 @@ def read_as_stored(
         WeightMismatch: a module's shape does not suit its format.
     """
     filler = SlotFiller(model, device)
-    sinks: dict[str, Sink] = {}
+    stored = StoredWeights({}, set())
     stacked: dict[str, list[tuple[Slot, Part]]] = {}
     for path, named in parts.items():
         if named[0].expert is not None:
             if _is_mxfp4(named[0].name, entries):
-                stacked.setdefault(named[0].name, []).append((_put_slot(model, path, named), named[0]))
+                slot = _put_slot(model, path, named)
+                stacked.setdefault(named[0].name, []).extend((slot, part) for part in named)
             continue
-        layouts = [_layout_of(part, checkpoint, entries) for part in named]
-        if not any(layouts):
+        layouts = {part: _layout_of(part, checkpoint, entries) for part in named}
+        if not any(layouts.values()):
             continue
-        slot = _put_slot(model, path, named)
-        for part, layout in zip(named, layouts, strict=True):
-            sinks |= _part_sinks(filler, slot, part, layout or PlainLayout(), entries)
-    for name, targets in stacked.items():
-        sinks |= _mxfp4_sinks(filler, name, targets, None)
-    logger.info("%s: quantized tensors %d", checkpoint.method, len(sinks))
-    return sinks
+        fill = partial(PartReader, filler, _put_slot(model, path, named))
+        for part, layout in layouts.items():
+            same = [other for other in named if other.name == part.name]
+            stored.add(part, _part_sinks(part, layout or PlainLayout(), entries, [partial(fill, one) for one in same]))
+    for targets in stacked.values():
+        stored.add(targets[0][1], _mxfp4_sinks(filler, targets, None))
+    for part in unwanted:
+        if part.expert is not None and part.name not in stacked and _is_mxfp4(part.name, entries):
+            stored.add(part, _stack_sinks(part, []))
+        elif part.expert is None and (layout := _layout_of(part, checkpoint, entries)) is not None:
+            stored.add(part, _part_sinks(part, layout, entries, []))
+    logger.info("%s: quantized tensors %d", checkpoint.method, len(stored.sinks))
+    return stored
 
 
 def is_unread(name: str) -> bool:
@@ -174,26 +205,38 @@ def _is_mxfp4(name: str, entries: Mapping[str, TensorEntry]) -> bool:
 
 
 def _mxfp4_sinks(
-    filler: SlotFiller, name: str, targets: list[tuple[Slot, Part]], quantizer: Quantizer | None
+    filler: SlotFiller, targets: Sequence[tuple[Slot, Part]], quantizer: Quantizer | None
 ) -> dict[str, Sink]:
+    layout = Mxfp4Layout()
+    readers = [PartReader(filler, slot, part, layout, layout.names, quantizer=quantizer) for slot, part in targets]
+    return _stack_sinks(targets[0][1], readers)
+
+
+def _stack_sinks(part: Part, readers: Sequence[PartReader]) -> dict[str, Sink]:
+    """Return what takes the tensors that stack this part of all experts, for the readers of some of them."""
     try:
-        reader = StackReader(filler, targets, Mxfp4Layout(), quantizer)
+        expected = Mxfp4Layout().tensors(*part.cut.shape)
     except ValueError as error:
-        raise WeightMismatch(f"{name!r} cannot be quantized so: {error}") from None
-    return {f"{name}_{kind}": sink for kind, sink in reader.sinks().items()}
+        raise WeightMismatch(f"{part.name!r} cannot be quantized so: {error}") from None
+    stacked = {kind: one.stacked(part.num_experts) for kind, one in expected.items()}
+    return {f"{part.name}_{kind}": RawSink(readers, kind, one) for kind, one in stacked.items()}
 
 
 def _part_sinks(
-    filler: SlotFiller, slot: Slot, part: Part, layout: Layout, entries: Mapping[str, TensorEntry]
+    part: Part,
+    layout: Layout,
+    entries: Mapping[str, TensorEntry],
+    makers: Sequence[Callable[[Layout, Sequence[str]], PartReader]],
 ) -> dict[str, Sink]:
+    """Return what takes the tensors of the part's name, for the readers that `makers` make."""
     try:
-        expected = layout.tensors(part.num_outputs, slot.in_features)
+        expected = layout.tensors(*part.cut.shape)
     except ValueError as error:
         raise WeightMismatch(f"{part.name!r} cannot be quantized so: {error}") from None
     there = {name: one for name, one in expected.items() if not one.is_optional or f"{part.name}.{name}" in entries}
-    reader = PartReader(filler, slot, part, layout, list(there))
-    sinks: dict[str, Sink] = {f"{part.name}.{name}": RawSink(reader, name, one) for name, one in there.items()}
+    readers = [make(layout, list(there)) for make in makers]
+    sinks: dict[str, Sink] = {f"{part.name}.{name}": RawSink(readers, name, one) for name, one in there.items()}
     bias = f"{part.name}.bias"
-    if slot.bias is None and bias in entries:
-        sinks[bias] = ZeroSink(bias, part.num_outputs)
+    if not part.has_bias and bias in entries:
+        sinks[bias] = ZeroSink(bias, part.cut.shape[0])
     return sinks

@@ -6,7 +6,7 @@ sections 5.3.3 (E2M1) and 5.4.1 (E8M0); arXiv 2310.10537.
 
 import torch
 
-from engine.quantization.layout import Expected, groups_of
+from engine.quantization.layout import Cut, Expected, groups_of, inputs, outputs
 from engine.quantization.weights import PartWeight
 
 GROUP = 32
@@ -31,11 +31,11 @@ class Mxfp4Layout:
         """
         num_groups, _ = groups_of(num_inputs, GROUP)
         return {
-            "blocks": Expected(("U8",), ((num_outputs, num_groups, GROUP_BYTES),)),
-            "scales": Expected(("U8",), ((num_outputs, num_groups),)),
+            "blocks": Expected(("U8",), ((num_outputs, num_groups, GROUP_BYTES),), (outputs(), inputs(GROUP), None)),
+            "scales": Expected(("U8",), ((num_outputs, num_groups),), (outputs(), inputs(GROUP))),
         }
 
-    def read(self, tensors: dict[str, torch.Tensor], num_outputs: int, num_inputs: int) -> PartWeight:
+    def read(self, tensors: dict[str, torch.Tensor], cut: Cut) -> PartWeight:
         """Return the weight, plain and exact.
 
         Raises:
@@ -44,6 +44,7 @@ class Mxfp4Layout:
         exponents = tensors["scales"]
         if (exponents == NAN_EXPONENT).any():
             raise ValueError("one of its scales is NaN")
-        numbers = PAIRS.index_select(0, tensors["blocks"].flatten().int()).view(num_outputs, -1, GROUP)
+        numbers = PAIRS.index_select(0, tensors["blocks"].flatten().int()).view(*exponents.shape, GROUP)
         scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - EXPONENT_BIAS)
-        return PartWeight(numbers.mul_(scales.unsqueeze(-1)).view(num_outputs, num_inputs))
+        first = cut.inputs.start % GROUP
+        return PartWeight(numbers.mul_(scales.unsqueeze(-1)).flatten(1)[:, first : first + len(cut.inputs)])

@@ -3,8 +3,7 @@
 Knows tensors that come in pieces. Does not know files, or how a format packs its numbers.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 
@@ -13,8 +12,7 @@ from engine.quantization.layout import FLOAT_TYPES, Expected, Layout
 from engine.quantization.schemes import Quantizer
 from engine.quantization.slots import Part, Slot, SlotFiller
 from engine.quantization.weights import PartWeight, stack_rows
-
-Pieces = Iterator[tuple[int, torch.Tensor]]
+from engine.weights.safetensors_loader import StoredTensor
 
 
 class RoundingSink:
@@ -24,16 +22,16 @@ class RoundingSink:
 
     def __init__(self, filler: SlotFiller, slot: Slot, part: Part, quantizer: Quantizer) -> None:
         """Fill that part of the slot."""
-        self.shapes = ((part.num_outputs, slot.in_features),)
+        self.shapes = (part.cut.shape,)
         self._filler, self._slot, self._part, self._quantizer = filler, slot, part, quantizer
 
-    def take(self, pieces: Pieces) -> None:
+    def take(self, tensor: StoredTensor) -> None:
         """Round the tensor and hand it to the slot."""
         if self._quantizer.is_row_wise:
-            parts = (self._quantizer.quantize(piece.float()) for _, piece in pieces)
-            rounded = stack_rows(self._part.num_outputs, parts)
+            parts = (self._quantizer.quantize(piece.float()) for _, piece in tensor.read())
+            rounded = stack_rows(self._part.cut.shape[0], parts)
         else:
-            rounded = self._quantizer.quantize(torch.cat([piece.float().clone() for _, piece in pieces]))
+            rounded = self._quantizer.quantize(torch.cat([piece.float().clone() for _, piece in tensor.read()]))
         self._filler.fill(self._slot, self._part, rounded)
 
 
@@ -48,62 +46,30 @@ class StackedRoundingSink:
         self.shapes = ((len(targets), slot.in_features, slot.out_features),)
         self._filler, self._targets, self._quantizer = filler, targets, quantizer
 
-    def take(self, pieces: Pieces) -> None:
+    def take(self, tensor: StoredTensor) -> None:
         """Round each expert's weight as it comes."""
-        for row, piece in pieces:
+        for row, piece in tensor.read():
             for offset, weight in enumerate(piece):
                 slot, part = self._targets[row + offset]
                 self._filler.fill(slot, part, self._quantizer.quantize(weight.float().t().contiguous()))
 
 
-class StackReader:
-    """Gathers the tensors that make all experts' weights, each stacked on a new first axis."""
-
-    def __init__(
-        self, filler: SlotFiller, targets: Sequence[tuple[Slot, Part]], layout: Layout, quantizer: Quantizer | None
-    ) -> None:
-        """Fill the slots, one for each expert, with what the layout says, rounded where there is a quantizer.
-
-        Raises:
-            ValueError: no weight of that shape can be stored so.
-        """
-        slot = targets[0][0]
-        self._filler, self._targets, self._layout, self._quantizer = filler, targets, layout, quantizer
-        self._expected = layout.tensors(slot.out_features, slot.in_features)
-        self._tensors: dict[str, torch.Tensor] = {}
-
-    def sinks(self) -> "dict[str, RawSink]":
-        """Return what takes the tensors, by the ends of their names."""
-        count = len(self._targets)
-        return {
-            name: RawSink(self, name, replace(one, shapes=tuple((count, *shape) for shape in one.shapes)))
-            for name, one in self._expected.items()
-        }
-
-    def take(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one; the last makes the weights, one expert's after the other's."""
-        self._tensors[name] = tensor
-        if len(self._tensors) == len(self._expected):
-            for expert, (slot, part) in enumerate(self._targets):
-                self._filler.fill(slot, part, self._read(expert, slot, part))
-            self._tensors = {}
-
-    def _read(self, expert: int, slot: Slot, part: Part) -> PartWeight:
-        tensors = {name: tensor[expert] for name, tensor in self._tensors.items()}
-        try:
-            weight = self._layout.read(tensors, slot.out_features, slot.in_features)
-        except ValueError as error:
-            raise WeightMismatch(f"expert {expert} of {part.name!r} cannot be read: {error}") from None
-        return weight if self._quantizer is None else self._quantizer.quantize(weight.dequantize())
-
-
 class PartReader:
     """Gathers the tensors that make one part's weight in a quantized checkpoint."""
 
-    def __init__(self, filler: SlotFiller, slot: Slot, part: Part, layout: Layout, names: Sequence[str]) -> None:
-        """Wait for the tensors whose names end in `names`."""
-        self._filler, self._slot, self._part, self._layout = filler, slot, part, layout
-        self._missing = set(names)
+    def __init__(
+        self,
+        filler: SlotFiller,
+        slot: Slot,
+        part: Part,
+        layout: Layout,
+        names: Sequence[str],
+        *,
+        quantizer: Quantizer | None = None,
+    ) -> None:
+        """Wait for the tensors whose names end in `names`; round what they say where there is a quantizer."""
+        self._filler, self._slot, self._layout, self._quantizer = filler, slot, layout, quantizer
+        self.part, self._missing = part, set(names)
         self._tensors: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, tensor: torch.Tensor) -> None:
@@ -111,28 +77,35 @@ class PartReader:
         self._tensors[name] = tensor
         self._missing.discard(name)
         if not self._missing:
-            self._filler.fill(self._slot, self._part, self._read())
+            self._filler.fill(self._slot, self.part, self._read())
             self._tensors = {}
 
     def _read(self) -> PartWeight:
         try:
-            return self._layout.read(self._tensors, self._part.num_outputs, self._slot.in_features)
+            weight = self._layout.read(self._tensors, self.part.cut)
         except ValueError as error:
-            raise WeightMismatch(f"{self._part.name!r} cannot be read: {error}") from None
+            expert = "" if self.part.expert is None else f"expert {self.part.expert} of "
+            raise WeightMismatch(f"{expert}{self.part.name!r} cannot be read: {error}") from None
+        return weight if self._quantizer is None else self._quantizer.quantize(weight.dequantize())
 
 
 class RawSink:
-    """Takes one tensor of a quantized part as it is."""
+    """Takes one tensor of a quantized weight as it is, or the boxes of it that this process wants."""
 
-    def __init__(self, reader: PartReader | StackReader, name: str, expected: Expected) -> None:
-        """Hand it to `reader` under the end of its name."""
+    def __init__(self, readers: Sequence[PartReader], name: str, expected: Expected) -> None:
+        """Hand each reader its box under the end of the tensor's name; without readers the tensor is not read."""
         self.dtypes, self.shapes = expected.dtypes, expected.shapes
-        self._reader, self._name = reader, name
+        self._readers, self._name, self._expected = readers, name, expected
 
-    def take(self, pieces: Pieces) -> None:
-        """Copy the tensor and hand it on."""
-        copies = [piece.clone() for _, piece in pieces]
-        self._reader.take(self._name, torch.cat(copies) if len(copies) > 1 else copies[0])
+    def take(self, tensor: StoredTensor) -> None:
+        """Copy the boxes and hand them on."""
+        for reader in self._readers:
+            box, expert = self._expected.box(tensor.shape, reader.part.cut), reader.part.expert
+            if expert is not None:
+                box = (range(expert, expert + 1), *box[1:])
+            copies = [piece.clone() for _, piece in tensor.read(box)]
+            joined = torch.cat(copies) if len(copies) > 1 else copies[0]
+            reader.take(self._name, joined if expert is None else joined[0])
 
 
 class ZeroSink:
@@ -145,11 +118,11 @@ class ZeroSink:
         self.shapes = ((num_outputs,),)
         self._name = name
 
-    def take(self, pieces: Pieces) -> None:
+    def take(self, tensor: StoredTensor) -> None:
         """Refuse anything but zeros.
 
         Raises:
             WeightMismatch: a value is not zero.
         """
-        if any(piece.any() for _, piece in pieces):
+        if any(piece.any() for _, piece in tensor.read()):
             raise WeightMismatch(f"unexpected tensor {self._name!r}: the model has no bias there")

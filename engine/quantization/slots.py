@@ -7,13 +7,14 @@ them in any order, joins them when the last has come, and puts the layer in its 
 loaded at most the unfinished projections exist twice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from engine.layers.checkpoint import Pieces, View
+from engine.quantization.layout import Cut
 from engine.quantization.quantized_linear import make_linear
 from engine.quantization.weights import PartWeight, join
 
@@ -24,15 +25,24 @@ class Part:
 
     Attributes:
         name: of the module, without `.weight`.
-        start: the first output.
-        num_outputs: how many.
+        start: the first of the projection's outputs that are this part's.
+        cut: which part of the checkpoint's weight of that name it is.
+        has_bias: whether the model has a bias there.
         expert: the index within a tensor that stacks this part of all experts; None for a tensor of its own.
+        num_experts: how many that tensor stacks.
     """
 
     name: str
     start: int
-    num_outputs: int
+    cut: Cut
+    has_bias: bool
     expert: int | None = None
+    num_experts: int = 0
+
+    @property
+    def weight_name(self) -> str:
+        """What the checkpoint calls a plain weight of that name."""
+        return self.name if self.expert is not None else f"{self.name}.weight"
 
 
 class Slot(nn.Module):
@@ -76,16 +86,21 @@ def find_parts(model: nn.Module, views: Mapping[str, View]) -> dict[str, list[Pa
     """Return each linear module's parts in order, by its name in the model; `views` are the model's, weights plain."""
     linears = {id(module.weight): path for path, module in model.named_modules() if type(module) is nn.Linear}
     found: dict[str, list[Part]] = {}
-    for name, view in views.items():
-        assert not isinstance(view, Pieces)
-        for expert, piece in enumerate(view) if isinstance(view, list) else ((None, view),):
-            path = linears.get(id(piece if piece._base is None else piece._base))
-            if path is not None:
-                found.setdefault(path, []).append(_part(name, piece, expert))
+    for part, piece in whole_parts(views):
+        path = linears.get(id(piece if piece._base is None else piece._base))
+        if path is not None:
+            found.setdefault(path, []).append(part)
     return {path: sorted(parts, key=lambda part: part.start) for path, parts in found.items()}
 
 
-def _part(name: str, view: torch.Tensor, expert: int | None) -> Part:
-    if expert is not None:  # stacked by transposed views of whole weights
-        return Part(name, 0, view.shape[1], expert)
-    return Part(name.removesuffix(".weight"), view.storage_offset() // view.shape[1], view.shape[0])
+def whole_parts(views: Mapping[str, View]) -> Iterator[tuple[Part, torch.Tensor]]:
+    """Yield what each matrix of a whole model would be a part of if it were a projection's, and the view of it."""
+    for name, view in views.items():
+        assert not isinstance(view, Pieces)
+        if isinstance(view, list) and view[0].ndim == 2:  # stacked by transposed views of whole weights
+            for expert, piece in enumerate(view):
+                cut = Cut.whole(piece.shape[1], piece.shape[0])
+                yield Part(name, 0, cut, f"{name}_bias" in views, expert, len(view)), piece
+        elif isinstance(view, torch.Tensor) and view.ndim == 2:
+            module, start = name.removesuffix(".weight"), int(view.storage_offset()) // view.shape[1]
+            yield Part(module, start, Cut.whole(view.shape[0], view.shape[1]), f"{module}.bias" in views), view

@@ -18,7 +18,8 @@ class PartWeight:
     Attributes:
         weight: the kernels' form, or a plain [O, C] tensor where they have none for it.
         scheme: how the kernels multiply by it, one of their `SCHEMES`; empty for a plain weight.
-        order: [C], the input that each column of the weight is meant for; None where column c is for input c.
+        order: the input that each column of the weight is meant for; None where column c is for input c. An input may
+            be named by further columns, which are zero.
     """
 
     weight: Weight | torch.Tensor
@@ -40,9 +41,8 @@ class PartWeight:
         wide = self.weight.float() if isinstance(self.weight, torch.Tensor) else self.weight.dequantize()
         if self.order is None:
             return wide
-        ordered = torch.empty_like(wide)
-        ordered[:, self.order.long()] = wide
-        return ordered
+        num_inputs = int(self.order.max()) + 1
+        return wide.new_zeros(len(wide), num_inputs).index_add_(1, self.order.long(), wide)
 
 
 def join(parts: Sequence[PartWeight]) -> PartWeight:

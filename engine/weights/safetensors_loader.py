@@ -6,9 +6,10 @@ Invariant: when `load_weights` returns, every view has been filled exactly once 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 
@@ -18,6 +19,23 @@ from engine.weights.safetensors_file import RAW_DTYPES, TensorEntry, read_entrie
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+
+@dataclass(slots=True, frozen=True)
+class StoredTensor:
+    """A tensor in a file that is open."""
+
+    file: BinaryIO
+    entry: TensorEntry
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.entry.shape
+
+    def read(self, box: Sequence[range] | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield it, or a box of it, in pieces; see `safetensors_file.read_rows`."""
+        return read_rows(self.file, self.entry, box, RAW_DTYPES)
 
 
 class Sink(Protocol):
@@ -33,8 +51,8 @@ class Sink(Protocol):
         """Shapes that it may have."""
         ...
 
-    def take(self, pieces: Iterator[tuple[int, torch.Tensor]]) -> None:
-        """Take pieces along the first dimension, each with its first index; one is valid until the next is asked for.
+    def take(self, tensor: StoredTensor) -> None:
+        """Read the tensor, or what is wanted of it.
 
         Raises:
             WeightMismatch: the values are none that the sink can use.
@@ -100,7 +118,7 @@ def _fill(file: Path, entries: list[TensorEntry], views: Mapping[str, Target]) -
         for entry in entries:
             target = views[entry.name]
             if not isinstance(target, list | torch.Tensor | Pieces):
-                target.take(read_rows(reader, entry, dtypes=RAW_DTYPES))
+                target.take(StoredTensor(reader, entry))
                 continue
             for piece in as_pieces(target).pieces:
                 for row, part in read_rows(reader, entry, piece.box):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import WeightMismatch
+from engine.quantization.layout import Cut
 from engine.quantization.mxfp4 import Mxfp4Layout
 from tests.conftest import TinyModel
 from tests.models.checks import check_greedy, check_logits, core_for
@@ -78,7 +79,7 @@ def test_mxfp4_numbers_are_those_of_the_standard() -> None:
     blocks = torch.zeros(1, 2, 16, dtype=torch.uint8)
     blocks[0, 0, 0], blocks[0, 1, 0], blocks[0, 1, 15] = 0xF1, 0x72, 0x4A  # pairs, low bits first
     scales = torch.tensor([[0, 130]], dtype=torch.uint8)  # 2^-127 and 2^3
-    read = Mxfp4Layout().read({"blocks": blocks, "scales": scales}, 1, 64).dequantize()
+    read = Mxfp4Layout().read({"blocks": blocks, "scales": scales}, Cut.whole(1, 64)).dequantize()
     found = {index: value for index, value in enumerate(read[0].tolist()) if value}
     assert found == {0: 0.5 * 2.0**-127, 1: -6 * 2.0**-127, 32: 8.0, 33: 48.0, 62: -8.0, 63: 16.0}
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from engine.errors import ModelError, UnsupportedModel, WeightMismatch
+from engine.errors import ModelError, WeightMismatch
 from tests.conftest import TinyModel
 from tests.models import rounding
 from tests.models.checks import check_logits, core_for
@@ -220,9 +220,3 @@ def test_a_quantized_checkpoint_is_not_rounded_once_more(llama: TinyModel, tmp_p
     quantize(llama, tmp_path / "m", *CHECKPOINTS["awq"])
     with pytest.raises(ModelError, match=r"quantization 'int8' is for plain checkpoints; .* by awq already"):
         core_for(tmp_path / "m", quantization="int8")
-
-
-def test_ranks_do_not_split_a_quantized_checkpoint(llama: TinyModel, tmp_path: Path) -> None:
-    quantize(llama, tmp_path / "m", *CHECKPOINTS["awq"])
-    with pytest.raises(UnsupportedModel, match="not split over several ranks yet"):
-        core_for(tmp_path / "m", tensor_parallel=2)

@@ -57,8 +57,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, int]]] = {
 }
 
 
+def tokens_for(model: TinyModel) -> list[int]:
+    return random_prompts([40], vocab_size=model.oracle.config.vocab_size, seed=9)[0]
+
+
 def both_logits(model: TinyModel, grid: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, ThreadRanks]:
-    (token_ids,) = random_prompts([40], vocab_size=model.oracle.config.vocab_size, seed=9)
+    token_ids = tokens_for(model)
     config = EngineConfig(model=model.path, **(SMALL | grid))  # pyright: ignore[reportArgumentType]
     whole = ModelRunner(one_rank(config), ModelConfig.from_dir(model.path))
     ranks = ThreadRanks(config)
