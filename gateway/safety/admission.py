@@ -3,13 +3,14 @@
 Knows tenants, slots and an order. Does not know what a request is, nor timers.
 
 Invariants:
-1. num_in_flight is the number of admitted tickets that have not left, and never above the limit.
+1. num_in_flight is the number of admitted tickets that have not left, and never above the limit, all workers' together.
 2. A waiting ticket waits at most `max_wait` seconds: then it is refused. At most `queue_size` wait.
 3. Of one tenant's tickets none overtakes another; across tenants the lower priority class goes first, then who came
    first.
 """
 
 from bisect import insort
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from gateway.safety.tenant import Tenant
@@ -121,6 +122,11 @@ class Admission:
             self.row.set(self.num_in_flight)
 
     def _admit(self, now: float) -> list[Ticket]:
+        """Let go on who may: no other worker looks and takes meanwhile."""
+        with nullcontext() if self.row is None else self.row.exclusive():
+            return self._take(now)
+
+    def _take(self, now: float) -> list[Ticket]:
         admitted: list[Ticket] = []
         blocked: set[Tenant] = set()
         for ticket in list(self.waiting):

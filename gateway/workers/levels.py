@@ -2,18 +2,18 @@
 
 Knows places and a lock. Does not know tenants or what is counted.
 
-Invariant: a level is read and written under the lock, so that nothing taken is lost. Two workers that look before
-either takes may both take the last of it: the bucket then owes that, as it does for any estimate that was too low.
+Invariant: a level is read and written under the lock, so that nothing taken is lost. That nobody else takes between a
+look and a take is the business of who asks (`Row.exclusive`).
 """
 
 import contextlib
-import fcntl
 import mmap
 import os
 import weakref
 from collections.abc import Iterator, Sequence
 
 from gateway.safety.bucket import Bucket
+from gateway.workers.table import held
 
 CELL_BYTES = 8
 CELLS = 2  # level, and when it was known; a time of 0 says that nobody has used the bucket
@@ -66,11 +66,8 @@ class SharedBucket(Bucket):
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[None]:
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
-        try:
+        with held(self._lock):
             if self._cells[1]:
                 self.level, self.at = self._cells
             yield
             self._cells[0], self._cells[1] = self.level, self.at
-        finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)

@@ -11,6 +11,8 @@ import fcntl
 import mmap
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -41,21 +43,28 @@ class SharedTable:
             TableFull: no row is free.
         """
         key = int.from_bytes(blake2b(name.encode(), digest_size=CELL_BYTES).digest(), "little", signed=True) or 1
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
-        try:
+        with held(self._lock):
             for number in range(MAX_ROWS):
                 start = (key + number) % MAX_ROWS * self._width
                 if self._cells[start + KEY] in {0, key}:
                     self._cells[start + KEY] = key
-                    return Row(self._cells, start, self._width, worker)
-        finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+                    return Row(self._cells, start, self._width, worker, self._lock)
         raise TableFull(f"more than {MAX_ROWS} names of instances since the start")
 
     def forget(self, worker: int) -> None:
         """Set the counts of a worker that is gone to zero."""
         for start in range(0, len(self._cells), self._width):
             self._cells[start + FIRST_COUNT + worker] = 0
+
+
+@contextmanager
+def held(lock: int) -> Iterator[None]:
+    """Hold the lock of a file, which the kernel takes from a process that dies; it does not nest."""
+    fcntl.lockf(lock, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(lock, fcntl.LOCK_UN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,11 @@ class Row:
     start: int
     width: int
     worker: int
+    lock: int
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep other workers out, for who looks at counts before changing one."""
+        return held(self.lock)
 
     def set(self, count: int) -> None:
         """Say how many requests this worker has in flight there."""

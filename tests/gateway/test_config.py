@@ -88,7 +88,8 @@ def test_every_piece_of_configuration_in_the_docs_is_valid(
         (tmp_path / name).touch()
     file = tmp_path / "gateway.yaml"
     file.write_text(block.replace("/var/lib/scalellm", str(tmp_path)))
-    make_config({"instances": [{"grpc": "h:1"}]} | read_fields(file))
+    fields = {"instances": [{"grpc": "h:1"}]} | read_fields(file)
+    assert make_config(fields).model_fields_set == fields.keys()
 
 
 def test_the_help_names_every_field_with_its_meaning_limits_and_default() -> None:

@@ -136,6 +136,7 @@ def test_a_client_that_leaves_has_both_copies_aborted(run: Any) -> None:
         stream.cancel()
         running.gateway.wait_until(lambda: set(running.aborted()) == set(running.copies("r")))
         running.gateway.wait_until(lambda: running.gateway.metric("gateway_in_flight_requests") == 0)
+        assert len(set(running.aborted())) == 2
 
 
 @pytest.mark.parametrize("seed", range(2))

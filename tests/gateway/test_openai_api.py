@@ -2,10 +2,10 @@
 
 import json
 import math
-import urllib.error
-import urllib.request
 import struct
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 

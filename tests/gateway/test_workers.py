@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import psutil
@@ -14,11 +16,12 @@ import pytest
 
 from gateway.config import ConfigError, make_config
 from gateway.loads import Load, Report
+from gateway.safety.admission import Admission, Ticket
 from gateway.safety.config import TenantConfig
-from gateway.safety.tenant import make_tenant
+from gateway.safety.tenant import Tenant, make_tenant
 from gateway.workers.levels import SharedLevels
 from gateway.workers.seat import Seat, merge
-from gateway.workers.table import SharedTable, TableFull
+from gateway.workers.table import Row, SharedTable, TableFull
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, indices, request
 from tests.gateway.conftest import Start
@@ -96,6 +99,38 @@ def test_slots_are_counted_over_all_workers() -> None:
     assert mine.has_room
 
 
+def _hammer(admission: Admission, tenant: Tenant, row: Row, start: Barrier) -> bool:
+    """Take and leave the only slot many times; return whether somebody else ever had it as well."""
+    start.wait()
+    for number in range(10_000):
+        ticket = Ticket(tenant, 0, float(number))
+        assert admission.enter(ticket, float(number)) is None
+        if ticket.admitted_at is not None and row.others():
+            return True
+        admission.leave(ticket, 0, float(number))
+    return False
+
+
+@pytest.mark.parametrize("whose", ["tenant", "gateway"])
+def test_workers_that_admit_at_once_never_exceed_a_limit(whose: str) -> None:
+    context = multiprocessing.get_context("fork")
+    table, levels, start = SharedTable(2), SharedLevels([]), context.Barrier(2)
+    config = TenantConfig(name="one", max_concurrent=1 if whose == "tenant" else None)
+
+    def work(number: int) -> None:
+        tenant = make_tenant(config, 0.0, Seat(number, table, levels, Path()))
+        rows = {"gateway": table.row("all", number), "tenant": table.row("\0tenant one", number)}
+        admission = Admission(1 if whose == "gateway" else None, 10, 5.0, rows["gateway"])
+        os._exit(_hammer(admission, tenant, rows[whose], start))
+
+    workers = [context.Process(target=work, args=(number,)) for number in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
 @pytest.mark.parametrize("is_unix", [False, True])
 def test_workers_share_limits_and_journal_and_limits_outlive_them(tmp_path: Path, is_unix: bool) -> None:
     backend = Backend("a")
@@ -144,7 +179,7 @@ def test_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) -> Non
 
     call(24)
     gateway.wait_until(lambda: gateway.metric("gateway_relayed_messages_total") == 240)
-    assert gateway.metric("gateway_calls_total") >= 24
+    gateway.wait_until(lambda: gateway.metric("gateway_calls_total") >= 24)  # a call ends after its last message
     workers = psutil.Process(gateway.process.pid).children()
     assert len(workers) == 2
     workers[1].send_signal(signal.SIGKILL)

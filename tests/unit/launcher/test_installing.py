@@ -145,6 +145,7 @@ def test_installation_is_skipped_once_it_is_marked(project: Path, monkeypatch: p
     monkeypatch.setattr(bootstrap, "_ensure_venv", None)  # calling it would fail
     bootstrap.ensure_environment(("dev",))
     bootstrap.ensure_environment(())
+    assert bootstrap.installed_extras() == {"project", "dev", "load"}
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", ".venv/pyvenv.cfg"])

@@ -79,7 +79,10 @@ def test_sweeping_one_tag_leaves_others_alone(tmp_path: Path, tag: str) -> None:
 
 
 def test_stopping_what_never_started_does_nothing(tmp_path: Path, tag: str) -> None:
-    Child("a child", ["true"], {}, tmp_path / "log", tag).stop(1.0)
+    child = Child("a child", ["true"], {}, tmp_path / "log", tag)
+    child.stop(1.0)
+    assert not child.is_running
+    assert not child.log.exists()
 
 
 def test_asking_what_never_started_for_its_pid_is_an_error(tmp_path: Path, tag: str) -> None:
