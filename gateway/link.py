@@ -16,6 +16,7 @@ from gateway.wire.faults import ErrorCode
 from gateway.wire.outbox import Outbox
 
 READ_BYTES = 256 * 1024
+LARGE_READ = 64 * 1024  # bytes; what they bring about is written at once, so that it does not pile up
 HIGH_WATER = 256 * 1024  # bytes a transport may hold before what is queued waits
 LINGER_SECONDS = 5.0  # for a peer to take what is left of a connection that is closing
 GOODBYE_SECONDS = 0.5  # the same when the whole gateway ends
@@ -26,13 +27,22 @@ _view = memoryview(_buffer)
 
 
 class Hub:
-    """Everything that is to be written when the current event has been handled."""
+    """Everything that is to be written when what has been read by now has been handled."""
 
     def __init__(self) -> None:
         self.dirty: list[Outbox] = []
+        self._call_soon = asyncio.get_running_loop().call_soon
+        self._is_due = False
+
+    def flush_soon(self) -> None:
+        """Write when everything has been handled that can be read now: once per connection, whoever wrote to it."""
+        if not self._is_due and self.dirty:
+            self._is_due = True
+            self._call_soon(self.flush)
 
     def flush(self) -> None:
         """Write, once per connection, and again for what the writing itself brought about."""
+        self._is_due = False
         while self.dirty:
             batch = self.dirty.copy()
             self.dirty.clear()
@@ -50,7 +60,8 @@ class Link:
         self.connection = connection
         self.transport: asyncio.Transport | None = None
         self.loop = asyncio.get_running_loop()
-        now = self.loop.time()
+        self._clock = self.loop.time
+        now = self._clock()
         self.vigil = Vigil(patience, now, now)
         self._closing_since: float | None = None
         connection.outbox.sink = self.write
@@ -102,18 +113,23 @@ class Link:
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
         """Hand out the room behind the bytes that are left from the last read."""
         tail = self.connection.tail
-        if tail:
-            _buffer[: len(tail)] = tail
+        if not tail:
+            return _view
+        _buffer[: len(tail)] = tail
         return _view[len(tail) :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Understand what was read, act on it and write."""
         end = len(self.connection.tail) + nbytes
-        now = self.vigil.read_at = self.loop.time()
+        now = self.vigil.read_at = self._clock()
         self.connection.receive(_buffer, end, now, self.handle)
-        self.hub.flush()
         if self.connection.is_closed:
+            self.hub.flush()
             self.close()
+        elif nbytes < LARGE_READ:
+            self.hub.flush_soon()
+        else:
+            self.hub.flush()
 
     def eof_received(self) -> None:
         """Have the transport closed: a peer that sends no more has gone."""
@@ -151,9 +167,10 @@ class Link:
         outbox = self.connection.outbox
         if outbox.chunks and self.transport is not None:
             self.transport.write(outbox.take())
-        released, outbox.released = outbox.released, []
-        for owner, size in released:
-            owner.written(size)
+        if outbox.released:
+            released, outbox.released = outbox.released, []
+            for owner, size in released:
+                owner.written(size)
         if outbox.ended:
             self.connection.sweep()
 

@@ -4,10 +4,12 @@ from gateway.wire.handlers cimport FrameHandlers, HeaderBlock
 
 cdef class Connection(FrameHandlers):
     cdef public Tally tally
-    cdef public bytes _tail, _preface
+    cdef public bytes tail, _preface
     cdef public Py_ssize_t _pos
     cdef public object incomplete_since
     cdef public dict _handlers
+    cpdef receive(self, bytearray buffer, Py_ssize_t end, double now, handle)
+    cpdef Py_ssize_t _skip_preface(self, bytearray buffer, Py_ssize_t end) except -1
     @cython.locals(word=long, flags=long, stream_id=long, length=Py_ssize_t, begin=Py_ssize_t)
     cpdef _frames(self, bytearray buffer, Py_ssize_t pos, Py_ssize_t end, handle)
     cpdef _note_incomplete(self, bint some_complete, double now)

@@ -51,7 +51,7 @@ class Connection(FrameHandlers):
         """
         super().__init__(role, [] if dirty is None else dirty, stream_window, limits)
         self.tally = tally or express.Tally()
-        self._tail = b""
+        self.tail = b""  # of a frame that is not complete; the next `receive` must find it at the buffer's beginning
         self._pos = 0  # up to where the bytes at hand are understood
         self.incomplete_since: float | None = None  # when what has arrived of a frame or header block began to
         self._preface = frames.PREFACE if role is Role.SERVER else b""
@@ -65,11 +65,6 @@ class Connection(FrameHandlers):
             FrameType.WINDOW_UPDATE: self._on_window_update,
             FrameType.CONTINUATION: self._on_continuation,
         }
-
-    @property
-    def tail(self) -> bytes:
-        """Bytes of a frame that is not complete yet; the next `receive` must find them at the buffer's beginning."""
-        return self._tail
 
     @property
     def has_settings(self) -> bool:
@@ -98,18 +93,18 @@ class Connection(FrameHandlers):
             self._pos = end
             self.close(fault.code, fault.message)
             handle(ConnectionFailed(fault))
-        self._tail = bytes(memoryview(buffer)[self._pos : end])
+        self.tail = b"" if self._pos == end else bytes(memoryview(buffer)[self._pos : end])
         self._note_incomplete(self._pos > 0, now)
 
     def feed(self, data: bytes, now: float = 0.0) -> list[Event]:
         """Understand some more bytes; a convenience around `receive`."""
-        buffer = bytearray(self._tail + data)
+        buffer = bytearray(self.tail + data)
         events: list[Event] = []
         self.receive(buffer, len(buffer), now, events.append)
         return events
 
     def _note_incomplete(self, some_complete: bool, now: float) -> None:
-        if self._block is None and not self._tail:
+        if self._block is None and not self.tail:
             self.incomplete_since = None
         elif self.incomplete_since is None or (some_complete and self._block is None):
             self.incomplete_since = now
@@ -124,12 +119,10 @@ class Connection(FrameHandlers):
         return size
 
     def _frames(self, buffer: bytearray, pos: int, end: int, handle: Callable[[Event], None]) -> None:
-        view = memoryview(buffer)
-        while end - pos >= frames.HEADER_SIZE and not self.is_closed:
-            if self.lanes and self._block is None:
-                pos = self._express(buffer, pos, end)
-                if end - pos < frames.HEADER_SIZE:
-                    break
+        if self.lanes and self._block is None:
+            pos = self._express(buffer, pos, end)
+        view = None if pos == end else memoryview(buffer)
+        while view is not None and end - pos >= frames.HEADER_SIZE and not self.is_closed:
             word, flags, stream_id = frames.HEADER.unpack_from(buffer, pos)
             length = word >> 8
             if length > frames.DEFAULT_MAX_FRAME_SIZE:
@@ -141,6 +134,8 @@ class Connection(FrameHandlers):
             event = self._one_frame(word & 0xFF, flags, stream_id & frames.MAX_STREAM_ID, bytes(view[begin:pos]))
             if event is not None:
                 handle(event)
+            if self.lanes and self._block is None:
+                pos = self._express(buffer, pos, end)
         self._pos = pos
 
     def _express(self, buffer: bytearray, pos: int, end: int) -> int:

@@ -20,7 +20,8 @@ from gateway.wire.stream import Stream
 LANE_CREDIT = 16384  # also the largest frame a lane takes, so that it never exceeds a peer's MAX_FRAME_SIZE
 
 _HEAD = Struct(">IBIBIB")  # frame length << 8 | type, flags, stream id; message: compressed, length, first byte
-_ID = Struct(">I")
+_UNPACK, _PACK_INTO = _HEAD.unpack_from, Struct(">I").pack_into
+HEAD_SIZE = 15  # bytes of it
 EMPTY = 5  # bytes of a message that is no more than its prefix
 
 
@@ -39,14 +40,14 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
 
     One loop, so that a frame costs no call.
     """
-    unpack, pack_into, find = _HEAD.unpack_from, _ID.pack_into, lanes.get
+    unpack, pack_into = _UNPACK, _PACK_INTO
     raw = buffer  # compiled: where its bytes lie
     first = pos
-    last = end - _HEAD.size
+    last = end - HEAD_SIZE
     count = 0
     while pos <= last:
         word, flags, stream_id, _, length, tag = unpack(buffer, pos)
-        source = find(stream_id)
+        source = lanes.get(stream_id)
         if source is None:
             break
         length += 5

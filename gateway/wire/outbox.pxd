@@ -8,6 +8,7 @@ cdef class Outbox:
     cdef public dict blocked
     cdef public object sink
     cpdef put(self, chunk)
+    cpdef take(self)
     cpdef send_headers(self, Stream stream, block, end_stream=*)
     cpdef send_data(self, Stream stream, piece, owner=*, end_stream=*)
     cpdef finish(self, Stream stream, trailers=*)
