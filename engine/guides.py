@@ -16,7 +16,8 @@ import numpy as np
 
 from engine.errors import InvalidRequest, RequestFailed
 from engine.guided_options import Guided
-from engine.text.tokenizer import Tokenizer
+from engine.text.token_bytes import TokenBytes
+from engine.text.tokenizer import Tokenizer, TokenKind
 
 if TYPE_CHECKING:
     import llguidance
@@ -86,8 +87,7 @@ class GuideFactory:
 
         with self._lock:
             if self._tokenizer is None:
-                eos_ids = sorted(self._source.eos_ids) or None
-                self._tokenizer = llguidance.LLTokenizer(self._source.backend.to_str(), eos_token=eos_ids)
+                self._tokenizer = _read_tokenizer(self._source)
         try:
             grammar = _grammar(guided)
         except ValueError as error:
@@ -98,6 +98,46 @@ class GuideFactory:
             raise InvalidRequest(f"guided.{guided.kind} is not valid: {_first_line(matcher.get_error())}")
         num_words = -(-self._tokenizer.vocab_size // 32)
         return Guide(matcher, num_words, list(self._tokenizer.eos_tokens))
+
+
+class _SpelledTokenizer:
+    """What llguidance asks of a tokenizer whose file it cannot read, in its names: each token's bytes."""
+
+    def __init__(self, source: Tokenizer) -> None:
+        spell = TokenBytes(source)
+        self.tokens = [spell(token_id) for token_id in range(source.vocab_size)]
+        self.special_token_ids = [i for i in range(source.vocab_size) if source.kind(i) is TokenKind.INVISIBLE]
+        self.bos_token_id = source.bos_id
+        self.eos_token_id = min(source.eos_ids, default=len(self.tokens))
+        if not source.eos_ids:
+            self.tokens.append(b"")  # stands for an end that no model says
+        ordinary = [i for i in range(source.vocab_size) if source.kind(i) is not TokenKind.INVISIBLE]
+        self._ids = {self.tokens[token_id]: token_id for token_id in reversed(ordinary)}
+        self._longest = max(map(len, self.tokens))
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Return ids for what a grammar forces, the longest token first: `encode` would put a space before it."""
+        ids: list[int] = []
+        while text:
+            lengths = range(min(self._longest, len(text)), 0, -1)
+            length = next((n for n in lengths if text[:n] in self._ids), 0)
+            if not length:
+                break
+            ids.append(self._ids[text[:length]])
+            text = text[length:]
+        return ids
+
+
+def _read_tokenizer(source: Tokenizer) -> "llguidance.LLTokenizer":
+    """Return the vocabulary as guides want it; of some decoders (Metaspace alone) llguidance cannot make it itself."""
+    import llguidance
+
+    eos_ids = sorted(source.eos_ids) or None
+    try:
+        return llguidance.LLTokenizer(source.backend.to_str(), eos_token=eos_ids)
+    except ValueError:
+        wrapper = llguidance.TokenizerWrapper(_SpelledTokenizer(source))
+        return llguidance.LLTokenizer(wrapper, eos_token=eos_ids)
 
 
 def _grammar(guided: Guided) -> str:

@@ -1,6 +1,7 @@
 """Tiny tokenizer folders in the manner of Llama-2, Llama-3 and Qwen, built on the spot."""
 
 import json
+import string
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,23 @@ def make_byte_fallback(folder: Path, *, config: dict[str, Any] | None = None) ->
         "legacy": False,
     }
     return _write(folder, tokenizer, {**options, **(config or {})})
+
+
+def make_unigram(folder: Path) -> Path:
+    """Sentencepiece-like Unigram whose decoder is Metaspace alone, as T5 has it; knows some characters."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=180,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        initial_alphabet=list(string.printable),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return _write(folder, tokenizer, {"eos_token": "</s>", "unk_token": "<unk>"})
 
 
 def _with_byte_tokens(trained: Tokenizer) -> Tokenizer:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError, UnsupportedModel, WeightMismatch
+from engine.guided_options import Guided
 from engine.offline import generate
 from engine.sampling_params import SamplingParams
 from tests.conftest import TinyModel
@@ -140,6 +141,37 @@ def test_several_sequences_of_a_request_share_its_adapter(
     completions = generate(core, [[5, 6, 7]], [params], [load(core, adapter)])
     assert len(completions) == 3
     assert all(adapter.merged.confirms([5, 6, 7], completion.token_ids) for completion in completions)
+
+
+def test_drafts_guides_and_prefixes_leave_what_is_said_with_adapters(
+    tiny_llama: TinyModel, adapter_of: Callable[..., TinyAdapter], tmp_path: Path
+) -> None:
+    made = [adapter_of(tiny_llama, "a", seed=1), adapter_of(tiny_llama, "b", seed=2, target_modules=ALL, r=8)]
+    sizes = {"max_num_seqs": 12, "max_speculating_seqs": 12, "max_num_batched_tokens": 48}
+    core = core_for(tiny_llama.path, adapters=tmp_path, draft_model=tiny_llama.path, **sizes)
+    loaded = [load(core, adapter) for adapter in made]
+    options: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "seed": 3, "top_k": 20},
+        {"guided": Guided("regex", "(ab|[x-z]{2,3}){9,}"), "temperature": 0.7, "seed": 4},
+        {"repetition_penalty": 1.2, "stop": ("q", "A")},
+    ]
+    chosen = [loaded[0], loaded[1], None] * len(options)
+    prompts = [random_prompts([21])[0]] * len(chosen)
+    said: list[list[tuple[list[int], str]]] = []
+    for speculation in ("off", "ngram", "draft", 3):
+        params = [
+            SamplingParams(max_tokens=24, ignore_eos=True, speculation=speculation, **given)
+            for given in options
+            for _ in range(3)
+        ]
+        completions = generate(core, prompts, params, chosen)
+        said.append([(completion.token_ids, completion.text) for completion in completions])
+    assert said == [said[0]] * 4
+    assert made[0].merged.confirms(prompts[0], said[0][0][0])
+    assert made[1].merged.confirms(prompts[1], said[0][1][0])
+    assert core.read_stats().num_accepted_draft_tokens > 0
+    core.scheduler.check()
 
 
 def test_an_engine_without_a_folder_of_adapters_wraps_nothing(tiny_llama: TinyModel) -> None:

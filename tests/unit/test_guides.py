@@ -23,7 +23,7 @@ from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.text.tokenizer import Tokenizer
 from tests.conftest import TinyModel
-from tests.tokenizer_folders import make_byte_fallback, make_byte_level
+from tests.tokenizer_folders import make_byte_fallback, make_byte_level, make_unigram
 
 SCHEMA = {
     "type": "object",
@@ -64,11 +64,12 @@ def core(tiny_llama: TinyModel) -> EngineCore:
     return EngineCore(EngineConfig(model=tiny_llama.path, block_size=4, num_blocks=400, num_threads=1))
 
 
-@pytest.fixture(scope="module", params=["demo", "byte level", "byte fallback"])
+@pytest.fixture(scope="module", params=["demo", "byte level", "byte fallback", "unigram"])
 def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     if request.param == "demo":
         return Tokenizer.from_dir(EngineConfig().model)
-    make = {"byte level": make_byte_level, "byte fallback": make_byte_fallback}[request.param]
+    makers = {"byte level": make_byte_level, "byte fallback": make_byte_fallback, "unigram": make_unigram}
+    make = makers[request.param]
     return Tokenizer.from_dir(make(tmp_path_factory.mktemp("tokenizer")))
 
 
