@@ -67,6 +67,7 @@ class EngineConfig:
         overlap: `on` lays out a step while the one before it is computed; `auto` does so on a GPU, `off` never.
         kv_cache_dtype: what keys and values are kept in: `auto` (as they are computed), or, with a scale for each token
             and head, `int8` or `fp8` (e4m3).
+        kernel_tuning: folder of what `scripts/bench tune` has measured; a GPU's kernels take it where it fits.
         num_threads: compute threads; 0 means one for each core.
         adapters: folder whose folders are adapters in PEFT's format, each named by its own; None serves none.
         max_adapters: most adapters in memory at once.
@@ -110,6 +111,7 @@ class EngineConfig:
     cuda_graphs: bool = True
     overlap: str = "auto"
     kv_cache_dtype: str = "auto"
+    kernel_tuning: Path = Path("~/.cache/scalellm-triton/tuning")
     num_threads: int = 0
     adapters: Path | None = None
     max_adapters: int = 8

@@ -3,13 +3,12 @@
 Knows the model, its cache and the device. Does not know queues, stopping or clients.
 """
 
+import importlib.util
 import logging
 import os
 from dataclasses import replace
 
-import numba
 import torch
-from numba.core import config as numba_config
 
 from engine.batch import Batch, build_batch, find_late_tokens
 from engine.config import EngineConfig
@@ -28,6 +27,7 @@ from engine.placement import choose_placement, num_gpus
 from engine.sampler import start_sampling
 from engine.step_plan import StepPlan
 from engine.step_run import PendingStep, StepRun, log_prompts
+from kernels import tuning
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class ModelRunner:
         device = self.placement.device
         self.cache_dtype = cache_dtype(config, self.placement)
         logger.info("computing on %s in %s, cache in %s", device, self.placement.dtype, self.cache_dtype)
+        if device.type == "cuda":
+            tuning.use(config.kernel_tuning.expanduser(), torch.cuda.get_device_name(device))
         self.link = link_to(device)
         self.block_size = config.block_size
         self.max_num_seqs, self.max_num_batched_tokens = config.max_num_seqs, config.max_num_batched_tokens
@@ -178,5 +180,13 @@ def set_threads(num_threads: int) -> None:
     """
     count = num_threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
+    if importlib.util.find_spec("numba") is not None:  # a machine whose models are on a GPU may lack it
+        _set_numba_threads(count)
+
+
+def _set_numba_threads(count: int) -> None:
+    import numba
+    from numba.core import config as numba_config
+
     numba_config.THREADING_LAYER_PRIORITY = ["omp", "workqueue", "tbb"]  # pyright: ignore[reportAttributeAccessIssue]
     numba.set_num_threads(min(count, os.cpu_count() or 1))

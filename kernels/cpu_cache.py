@@ -5,23 +5,16 @@ files too: after an update it would go on running the old one. So the folder's n
 A kernel that is to be kept says `cache=CACHE`, which makes sure that this module came first.
 """
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from numba.core import config
 
+from kernels.source_digest import digest_of
+
 KEPT_FOLDERS = 3  # of other states, the newest
 PREFIX = "numba-"
-
-
-def digest_of(sources: list[Path]) -> str:
-    """Return a short name for these files' content."""
-    digest = hashlib.sha256()
-    for path in sources:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def prepare(base: Path, digest: str) -> Path:

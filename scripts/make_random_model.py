@@ -8,13 +8,10 @@ Invariants:
 2. The tokenizer has exactly the vocabulary asked for, and every text comes back from it unchanged.
 """
 
-import itertools
-import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -22,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig
 
-BASE_TOKENIZER = Path(__file__).resolve().parents[1] / "demo_model"
+from scripts.random_tokenizer import write_tokenizer
+
 SMALLEST_VOCABULARY = 259  # three special tokens and the 256 bytes
 EMBEDDING_STD = 0.02
 LOGIT_STD = 2.0
 GAINS = {"q_proj": 1.5, "k_proj": 1.5, "down_proj": 2.0}  # over 1 / sqrt(fan-in); 1 for the other matrices
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,34 +94,6 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tenso
     return (1 + 0.1 * values) * (spread if name == "model.norm.weight" else 1.0)
 
 
-def filler_tokens() -> Iterator[str]:
-    """Yield made-up words with a leading space, spelled in the byte-level alphabet, without end."""
-    for length in itertools.count(2):
-        for letters in itertools.product(LETTERS, repeat=length):
-            yield "Ġ" + "".join(letters)
-
-
-def resize_tokenizer(tokenizer: dict[str, Any], size: int) -> dict[str, Any]:
-    """Cut a byte-level BPE's vocabulary to its first tokens, or pad it with words that no merge makes."""
-    model = tokenizer["model"]
-    vocab = {token: i for token, i in model["vocab"].items() if i < size}
-    fillers = (token for token in filler_tokens() if token not in model["vocab"])
-    vocab |= {next(fillers): i for i in range(len(vocab), size)}
-    merges = [pair for pair in model["merges"] if "".join(pair) in vocab]
-    return {**tokenizer, "model": {**model, "vocab": vocab, "merges": merges}}
-
-
-def write_tokenizer(out: Path, shape: Shape) -> None:
-    """Write the demo model's tokenizer, resized to the vocabulary asked for."""
-    base = json.loads((BASE_TOKENIZER / "tokenizer.json").read_text("utf-8"))
-    resized = resize_tokenizer(base, shape.vocabulary)
-    (out / "tokenizer.json").write_text(json.dumps(resized, ensure_ascii=False), "utf-8")
-    settings = json.loads((BASE_TOKENIZER / "tokenizer_config.json").read_text("utf-8"))
-    settings["model_max_length"] = shape.positions
-    (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    shutil.copyfile(BASE_TOKENIZER / "special_tokens_map.json", out / "special_tokens_map.json")
-
-
 def write_config(out: Path, shape: Shape, dtype: str) -> None:
     """Write the model and generation configurations."""
     config = LlamaConfig(
@@ -166,7 +135,7 @@ def write_model(out: Path, shape: Shape, dtype: Literal["float32", "bfloat16"] =
     shape.check()
     out.mkdir(parents=True, exist_ok=True)
     write_config(out, shape, dtype)
-    write_tokenizer(out, shape)
+    write_tokenizer(out, shape.vocabulary, shape.positions)
     write_weights(out, shape, getattr(torch, dtype), seed)
 
 

@@ -10,7 +10,6 @@ import socket
 from datetime import timedelta
 from typing import Protocol
 
-import psutil
 import torch
 from torch import distributed as dist
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -131,6 +130,8 @@ def join_ranks(place: Place, store: TCPStore, host: str, timeout_seconds: float)
 def interface_towards(host: str) -> str:
     """Return the name of the network device whose address this machine has towards `host`."""
     family, kind, _, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
+    import psutil
+
     with socket.socket(family, kind) as probe:
         probe.connect(address)  # sends nothing
         own = probe.getsockname()[0]

@@ -60,7 +60,18 @@ def _kernel(
                 out[row] = _draw(weights, point[row])
 
 
-@numba.njit(cache=CACHE, parallel=True)
+EDIT_SIGNATURE = numba.void(  # compiled at the start: the first step with edits is a request's
+    numba.types.Array(numba.float32, 2, "A"),  # logits
+    numba.types.Array(numba.int32, 1, "C"),  # starts
+    numba.types.Array(numba.int64, 1, "C"),  # ids
+    numba.types.Array(numba.float32, 1, "C"),  # penalties
+    numba.types.Array(numba.float32, 1, "C"),  # added
+    numba.types.Array(numba.int32, 1, "C"),  # guides
+    numba.types.Array(numba.boolean, 2, "C"),  # allowed
+)
+
+
+@numba.njit(EDIT_SIGNATURE, cache=CACHE, parallel=True)
 def _edit(logits: Any, starts: Any, ids: Any, penalties: Any, added: Any, guides: Any, allowed: Any):
     for row in numba.prange(logits.shape[0]):
         line = logits[row]

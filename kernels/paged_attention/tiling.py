@@ -11,8 +11,10 @@ programs for each multiprocessor; a split gets 128 positions at least. The numbe
 T, S, K and the width of the block tables.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Literal
+
+from kernels.tuning import Choices
 
 Kind = Literal["decode", "prefill"]
 KINDS: tuple[Kind, Kind] = ("decode", "prefill")
@@ -72,6 +74,25 @@ TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
     (100, "prefill", 2, 64): Tiling(128, 32, 8, 5),
 }
 PADDED_DIMS = (64, 128, 256)
+TUNED_DIMS = (64, 128)  # of halves as they are; others have one tiling, which leaves no registers to choose with
+FEWEST_POSITIONS, FEWEST_STAGES = 32, 3
+
+
+def options_of(key: tuple[int, Kind, int, int]) -> tuple[Tiling, ...]:
+    """Return a tiling of the table and the smaller ones that may be faster: half the positions, a shorter pipeline."""
+    tiling, (_, _, element_bytes, head_dim) = TILINGS[key], key
+    if element_bytes != 2 or head_dim not in TUNED_DIMS:
+        return (tiling,)
+    fewer = replace(tiling, positions=max(FEWEST_POSITIONS, tiling.positions // 2))
+    return tuple(dict.fromkeys((tiling, fewer, replace(tiling, num_stages=FEWEST_STAGES))))
+
+
+def _class(key: tuple[int, Kind, int, int]) -> str:
+    capability, kind, element_bytes, head_dim = key
+    return f"sm_{capability} {kind}, {element_bytes} bytes, {head_dim} channels"
+
+
+CHOICES = Choices({_class(key): tuple(astuple(option) for option in options_of(key)) for key in TILINGS})
 
 
 def choose_kind(num_tokens: int, num_sequences: int) -> Kind:
@@ -89,7 +110,7 @@ def choose_tiling(capability: int, kind: Kind, element_bytes: int, head_dim: int
     known = [key for key in TILINGS if key[0] <= max(capability, 80) and key[1:] == (kind, element_bytes, padded)]
     if not known:
         raise ValueError(f"attention on a GPU takes heads of at most 256 channels, in fp32 128, not {head_dim}")
-    tiling = TILINGS[max(known)]
+    tiling = Tiling(*CHOICES.of(_class(max(known))))
     return replace(tiling, rows=max(tiling.rows, 1 << (num_groups - 1).bit_length()))
 
 

@@ -8,6 +8,7 @@ they are the same, the result of a sequence's only token, or of any token in a t
 on what else is in the batch; otherwise it may differ by rounding.
 """
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,10 +16,22 @@ import torch
 import triton
 
 from kernels.aot import CAPABILITIES, Build
-from kernels.paged_attention.tiling import KINDS, Kind, Tiling, choose_kind, choose_num_splits, choose_tiling
+from kernels.paged_attention.tiling import (
+    CHOICES,
+    KINDS,
+    TILINGS,
+    TUNED_DIMS,
+    Kind,
+    Tiling,
+    choose_kind,
+    choose_num_splits,
+    choose_tiling,
+    options_of,
+)
 from kernels.paged_attention.triton_programs import attend, combine
 from kernels.triton_math import float8_as_bytes
 
+__all__ = ["CHOICES", "paged_attention_triton", "shipped"]
 LOG2_E = 1.4426950408889634
 INTERPRETED_AS = (80, 8)  # capability and multiprocessors where there is no GPU
 SPLITS_AT_ONCE = 8
@@ -121,7 +134,8 @@ def _combine_constants(head_dim: int) -> dict[str, Any]:
 def shipped() -> list[Build]:
     """Return the configurations that `paged_attention_triton` launches, at blocks of 16 and four heads a KV head.
 
-    Every head size and type without variations; the variations of the families that have them, in bf16.
+    Every head size and type without variations; the variations of the families that have them, in bf16; and tilings
+    that tuning may choose, without variations.
     """
     plain = [
         (element, stored, head_dim, frozenset[str]())
@@ -137,7 +151,7 @@ def shipped() -> list[Build]:
         for capability in CAPABILITIES
         if configuration[1] != ("fp8e4nv" if capability < FLOAT8_FROM else "u8")
     ]
-    return attending + [
+    return [*attending, *_tuned_builds()] + [
         _build_combine(element, head_dim) for element in ("bf16", "fp32") for head_dim in (64, 80, 128, 256)
     ]
 
@@ -154,6 +168,22 @@ VARIED = (
     (256, frozenset({"cap"})),
     (256, frozenset({"window", "cap"})),
 )
+
+
+def _tuned_builds() -> list[Build]:
+    return [
+        replace(
+            build,
+            name=f"{build.name}, {option.positions} positions, {option.num_stages} stages",
+            constants={**build.constants, "BLOCK_POSITIONS": option.positions},
+            num_stages=option.num_stages,
+            is_sampled=False,
+        )
+        for capability, kind, element_bytes, head_dim in TILINGS
+        if element_bytes == 2 and head_dim in TUNED_DIMS
+        for build in (_build(capability, kind, "bf16", "bf16", head_dim, frozenset()),)
+        for option in options_of((capability, kind, element_bytes, head_dim))[1:]
+    ]
 
 
 def _build(capability: int, kind: Kind, element: str, stored: str, head_dim: int, variations: frozenset[str]) -> Build:

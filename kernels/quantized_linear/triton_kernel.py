@@ -16,16 +16,39 @@ from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import triton_products as products
 from kernels.quantized_linear.weights import Float8Weight, Int4Weight, Int8Weight
 from kernels.triton_math import float8_as_bytes
+from kernels.tuning import Choices, Configuration
 
 SMALLEST_BLOCK = 32  # channels that the matrix units take at least, 8 bits each
 BLOCK = 128  # channels at a time
 INT4_BLOCK = 64  # both halves of unpacked bytes want registers; 128 spill
+SMALL_TILES = ((16, (16, 32, 4, 5)), (32, (32, 64, 4, 4)))  # up to so many rows: rows, outputs, warps, stages
+TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (math.inf, (128, 128, 8, 3)))
+TILES_BY_GROUPS = (*SMALL_TILES, (math.inf, (64, 64, 8, 3)))
+TILES_OF: dict[str, tuple[tuple[float, Configuration], ...]] = {
+    "int8": TILES,
+    "int8_weight_only": TILES,
+    "float8": TILES,
+    "float8 by groups": TILES_BY_GROUPS,
+    "int4_weight_only": TILES_BY_GROUPS,
+}
+
+
+def _options() -> dict[str, tuple[Configuration, ...]]:
+    """Return for each product and number of rows its tile, then those of other numbers."""
+    return {
+        f"{product}, up to {limit} rows": (tile, *(other for _, other in tiles if other != tile))
+        for product, tiles in TILES_OF.items()
+        for limit, tile in tiles
+    }
+
+
+CHOICES = Choices(_options())
 
 
 def int8_linear_triton(inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply 8-bit integers; see the contract in `kernels.quantized_linear`."""
     rows, row_scales = quantize_rows_triton(inputs, torch.int8, inputs.shape[1])
-    out, grid, options = _prepare(inputs, weight.values, BLOCK)
+    out, grid, options = _prepare("int8", inputs, weight.values, BLOCK)
     sizes = *out.shape, inputs.shape[1]
     products.int8_kernel[grid](rows, row_scales, weight.values, weight.scales, bias, out, *sizes, **options)
     return out
@@ -33,7 +56,7 @@ def int8_linear_triton(inputs: torch.Tensor, weight: Int8Weight, bias: torch.Ten
 
 def int8_weight_only_linear_triton(inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply by 8-bit integers; see the contract in `kernels.quantized_linear`."""
-    out, grid, options = _prepare(inputs, weight.values, BLOCK)
+    out, grid, options = _prepare("int8_weight_only", inputs, weight.values, BLOCK)
     sizes = *out.shape, inputs.shape[1]
     products.int8_weight_only_kernel[grid](inputs, weight.values, weight.scales, bias, out, *sizes, **options)
     return out
@@ -46,7 +69,7 @@ def float8_linear_triton(inputs: torch.Tensor, weight: Float8Weight, bias: torch
     rows, row_scales = quantize_rows_triton(inputs, torch.float8_e4m3fn, group)
     is_grouped = group < num_channels
     block_c = block_within(group, BLOCK) if is_grouped else BLOCK
-    out, grid, options = _prepare(inputs, weight.values, block_c, by_groups=is_grouped)
+    out, grid, options = _prepare("float8 by groups" if is_grouped else "float8", inputs, weight.values, block_c)
     products.float8_kernel[grid](
         float8_as_bytes(rows), row_scales, float8_as_bytes(weight.values), weight.scales, bias, out,
         *out.shape, num_channels, weight.block[0], group, row_scales.shape[1], GROUPED=is_grouped, **options,
@@ -56,7 +79,8 @@ def float8_linear_triton(inputs: torch.Tensor, weight: Float8Weight, bias: torch
 
 def int4_weight_only_linear_triton(inputs: torch.Tensor, weight: Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiply by 4-bit integers; see the contract in `kernels.quantized_linear`."""
-    out, grid, options = _prepare(inputs, weight.packed, block_within(weight.group, INT4_BLOCK), by_groups=True)
+    block_c = block_within(weight.group, INT4_BLOCK)
+    out, grid, options = _prepare("int4_weight_only", inputs, weight.packed, block_c)
     sizes = *out.shape, inputs.shape[1], weight.group
     products.int4_kernel[grid](inputs, weight.packed, weight.scales, weight.zeros, bias, out, *sizes, **options)
     return out
@@ -74,28 +98,23 @@ def block_within(group: int, largest: int) -> int:
     return block
 
 
-def launch_options(num_rows: int, block_c: int, *, by_groups: bool) -> dict[str, Any]:
+def launch_options(product: str, num_rows: int, block_c: int) -> dict[str, Any]:
     """Return what is constant in a launch with that many rows: narrow tiles of outputs while rows are few.
 
     Few rows are bound by reading the weight, many by the matrix units. `block_c` does not depend on the number of rows.
     Sums by groups of channels need registers for a group's own sum.
     """
-    tiles = TILES_BY_GROUPS if by_groups else TILES
-    block_t, block_o, warps, stages = next(tile for limit, tile in tiles if num_rows <= limit)
+    limit = next(limit for limit, _ in TILES_OF[product] if num_rows <= limit)
+    block_t, block_o, warps, stages = CHOICES.of(f"{product}, up to {limit} rows")
     return {"BLOCK_T": block_t, "BLOCK_O": block_o, "BLOCK_C": block_c, "num_warps": warps, "num_stages": stages}
 
 
-SMALL_TILES = ((16, (16, 32, 4, 5)), (32, (32, 64, 4, 4)))  # up to so many rows: rows, outputs, warps, stages
-TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (math.inf, (128, 128, 8, 3)))
-TILES_BY_GROUPS = (*SMALL_TILES, (math.inf, (64, 64, 8, 3)))
-
-
 def _prepare(
-    inputs: torch.Tensor, weight: torch.Tensor, block_c: int, *, by_groups: bool = False
+    product: str, inputs: torch.Tensor, weight: torch.Tensor, block_c: int
 ) -> tuple[torch.Tensor, tuple[int], Any]:
     """Return an output, the grid that covers it and what is constant in the launch."""
     num_rows, num_outputs = inputs.shape[0], weight.shape[0]
-    options = launch_options(num_rows, block_c, by_groups=by_groups)
+    options = launch_options(product, num_rows, block_c)
     out = torch.empty(num_rows, num_outputs, dtype=inputs.dtype, device=inputs.device)
     grid = triton.cdiv(num_rows, options["BLOCK_T"]) * triton.cdiv(num_outputs, options["BLOCK_O"])
     return out, (grid,), options
@@ -147,7 +166,7 @@ def _build(name: str, kernel: Any, element: str, types: dict[str, str], options:
 
 
 def _int8_builds(rows: int, element: str) -> list[Build]:
-    options = launch_options(rows, BLOCK, by_groups=False)
+    options = launch_options("int8", rows, BLOCK)  # and those of weights only: their tables are one
     both = {"rows": "*i8", "row_scales": "*fp32", "values": "*i8"}
     only = {"inputs": f"*{element}", "values": "*i8"}
     return [
@@ -164,7 +183,7 @@ def _float8_builds(rows: int, element: str) -> list[Build]:
             element,
             {"rows": f"*{stored}", "row_scales": "*fp32", "values": f"*{stored}"}
             | dict.fromkeys(("block_rows", "group", "num_groups"), "i32"),
-            launch_options(rows, BLOCK, by_groups=is_grouped) | {"GROUPED": is_grouped},
+            launch_options("float8 by groups" if is_grouped else "float8", rows, BLOCK) | {"GROUPED": is_grouped},
             capabilities=capabilities,
         )
         for is_grouped in (False, True)
@@ -174,4 +193,4 @@ def _float8_builds(rows: int, element: str) -> list[Build]:
 
 def _int4_build(rows: int, element: str) -> Build:
     types = {"inputs": f"*{element}", "packed": "*u8", "zeros": "*u8", "group": "i32"}
-    return _build("int4", products.int4_kernel, element, types, launch_options(rows, INT4_BLOCK, by_groups=True))
+    return _build("int4", products.int4_kernel, element, types, launch_options("int4_weight_only", rows, INT4_BLOCK))

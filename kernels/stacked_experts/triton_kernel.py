@@ -4,6 +4,7 @@ Knows shapes. Does not know how a tile is computed (`triton_products`). Nothing 
 that hold for any routing, and programs past the last tile end at once.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,15 @@ import triton
 
 from kernels.aot import Build
 from kernels.stacked_experts import triton_products as products
+from kernels.tuning import Choices
 
 if TYPE_CHECKING:
     from kernels.stacked_experts import Activation
+
+
+def _class(limit: float) -> str:
+    return f"up to {limit} pairs an expert"
+
 
 PAIRS_AT_ONCE = 128  # that one program counts or sorts
 COMBINED_CHANNELS = 1024  # of one token, that one program adds up
@@ -21,8 +28,9 @@ TILES = (
     (4, (16, 32, 128, 4, 4)),
     (32, (32, 64, 64, 4, 4)),
     (128, (64, 128, 64, 4, 4)),
-    (None, (128, 128, 64, 8, 3)),
+    (math.inf, (128, 128, 64, 8, 3)),
 )  # up to so many pairs an expert: rows, outputs, channels, warps, stages
+CHOICES = Choices({_class(limit): (tile, *(other for _, other in TILES if other != tile)) for limit, tile in TILES})
 
 
 def stacked_experts_triton(
@@ -64,7 +72,7 @@ def sort_pairs(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor
 def launch_options(num_pairs: int, num_experts: int) -> dict[str, Any]:
     """Return what is constant in a product: narrow tiles while an expert has few rows on average."""
     share = num_pairs / num_experts
-    block_t, block_o, block_c, warps, stages = next(tile for limit, tile in TILES if limit is None or share <= limit)
+    block_t, block_o, block_c, warps, stages = CHOICES.of(_class(next(limit for limit, _ in TILES if share <= limit)))
     return {
         "BLOCK_T": block_t,
         "BLOCK_O": block_o,

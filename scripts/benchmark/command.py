@@ -37,8 +37,11 @@ ModelOption = Annotated[
 
 
 def _model(path: Path | None) -> Path:
-    if path is not None:
-        return path
+    return random_model() if path is None else path
+
+
+def random_model() -> Path:
+    """Return the folder of a Llama of 135M random parameters, made when it is missing."""
     if not (RANDOM_MODEL / "config.json").is_file():
         from scripts.make_random_model import Shape, write_model
 
@@ -133,6 +136,19 @@ def kernels(
         save(json, ceilings, results)
     if not all(result.is_correct for result in results):
         raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    seconds: Annotated[float, typer.Option(help="When to stop beginning new measurements.")] = 540.0,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the result is kept; by default where engines look.")
+    ] = None,
+) -> None:
+    """Measure on this machine's GPU which configurations of kernels are the fastest, and keep that for engines."""
+    from scripts.benchmark.tuning import run
+
+    raise typer.Exit(run(seconds, folder))
 
 
 @app.command()

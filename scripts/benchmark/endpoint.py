@@ -3,11 +3,9 @@
 import statistics
 from pathlib import Path
 
-from rich.progress import Progress
-
 from scripts.benchmark.endpoint_side import EndpointSide
 from scripts.benchmark.engine_side import EngineSide
-from scripts.benchmark.report import Report
+from scripts.benchmark.report import Progress, Report
 from scripts.benchmark.workload import BATCH, SINGLE, Workload
 from scripts.launcher.cluster import Cluster
 

@@ -17,7 +17,7 @@ from engine.models.config import ModelConfig
 from engine.models.registry import lay_out
 from engine.parallel.member import Member
 from engine.placement import Placement
-from scripts.make_random_model import Shape, write_tokenizer
+from scripts.random_tokenizer import write_tokenizer
 
 WEIGHT_STD = 0.02
 LLAMA_3_8B = ("LlamaConfig", {
@@ -90,7 +90,7 @@ def write_sizes(folder: Path, shape: str, dtype: str) -> None:
     config = getattr(transformers, name)(**sizes, dtype=dtype, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     config.architectures = [name.replace("Config", "ForCausalLM")]
     config.save_pretrained(folder)
-    write_tokenizer(folder, Shape(vocabulary=sizes["vocab_size"], positions=sizes["max_position_embeddings"]))
+    write_tokenizer(folder, sizes["vocab_size"], sizes["max_position_embeddings"])
 
 
 def load_random(

@@ -10,11 +10,19 @@ import sys
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import psutil
-from rich.console import Console
-from rich.table import Table
+
+class Progress(Protocol):
+    """What is told how far it is: rich's, or lines of text."""
+
+    def add_task(self, description: str, /, *, total: float) -> Any:
+        """Begin something of so many parts; return what names it."""
+        ...
+
+    def advance(self, task_id: Any, /) -> None:
+        """Say that a part is done."""
+        ...
 
 
 @dataclass(slots=True)
@@ -59,6 +67,9 @@ class Report:
 
     def show(self) -> None:
         """Print the table to the terminal."""
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(title=self.title, caption=f"held equal: {self.held_equal}")
         for column in ("quantity", "unit", "median", "lowest", "highest", "runs"):
             table.add_column(column, justify="left" if column in {"quantity", "unit"} else "right")
@@ -70,6 +81,14 @@ class Report:
         console.print(table)
         for name, ratio in self.ratios.items():
             console.print(f"{name}: [bold]{ratio:.3g}[/bold]")
+
+    def markdown(self) -> str:
+        """Return a section of `docs/performance.md`, of medians."""
+        rows = [f"| {series.name} | {series.median:,.4g} | {series.unit} |" for series in self.series]
+        rows += [f"| {name} | {ratio:.3g} | times |" for name, ratio in self.ratios.items()]
+        return "\n".join(
+            [f"## {self.title}", f"Held equal: {self.held_equal}.", "", "| | | |", "|---|---|---|", *rows, ""]
+        )
 
     def save(self, path: Path) -> None:
         """Write everything as JSON, with the date, the command and the machine."""
@@ -87,6 +106,8 @@ def context() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Describe this machine."""
+    import psutil
+
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

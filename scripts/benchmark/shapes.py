@@ -4,6 +4,7 @@ Weights are random and made on the device. Ceilings are measured in the same run
 of a matrix product. The peer is transformers' continuous batching, on the same shape, device and type.
 """
 
+import gc
 import statistics
 import time
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from rich.progress import Progress
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -22,7 +22,7 @@ from engine.outputs import RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.step_plan import StepPlan
 from scripts.benchmark.random_model import Traffic, load_random, write_sizes
-from scripts.benchmark.report import Report
+from scripts.benchmark.report import Progress, Report
 from scripts.benchmark.workload import Workload
 from scripts.kernel_cases.ceilings import Ceilings, make_timer, measure_ceilings
 
@@ -86,6 +86,7 @@ def peer_seconds(
     folder: Path, device: torch.device, dtype: torch.dtype, prompts: list[list[int]], num_output: int
 ) -> float:
     """Return how long transformers' continuous batching takes for the prompts, warmed up by one of them."""
+    gc.collect()  # the engine before
     if device.type == "cuda":
         torch.cuda.empty_cache()
     with device:

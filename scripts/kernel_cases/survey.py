@@ -8,6 +8,8 @@ Invariants:
 """
 
 import gc
+import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +19,7 @@ from scripts.kernel_cases.case import Case, Kind
 from scripts.kernel_cases.ceilings import Ceilings, Timer
 
 OUT_OF_TIME = "no time was left"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, frozen=True)
@@ -94,12 +97,12 @@ class Survey:
             return result
         if not self.is_time_left():
             return replace(result, problem=OUT_OF_TIME)
-        seconds = self._seconds(case, self.kind)
+        seconds = self.seconds(case, self.kind)
         by_memory = case.num_bytes / ceilings.bytes_per_second >= case.num_flops / ceilings.flops_per_second
         return replace(
             result,
             seconds=seconds,
-            reference_seconds=self._seconds(case, "reference"),
+            reference_seconds=self.seconds(case, "reference"),
             floor_seconds=ceilings.floor(case.num_bytes, case.num_flops),
             rate=(case.num_bytes if by_memory else case.num_flops) / seconds,
             unit="byte/s" if by_memory else "FLOP/s",
@@ -114,11 +117,16 @@ class Survey:
             self._tidy()
         return replace(self._result(case, ""), is_correct=True)
 
-    def _seconds(self, case: Case, kind: Kind) -> float:
+    def seconds(self, case: Case, kind: Kind) -> float:
+        """Return the time of a run; infinity where it fails."""
         inputs, implementation = case.make(self.device), case.implementation(kind)
-        seconds = self.timer.seconds(lambda: case.run(implementation, *inputs), self.seconds_each)
-        self._tidy()
-        return seconds
+        try:
+            return self.timer.seconds(lambda: case.run(implementation, *inputs), self.seconds_each)
+        except Exception:  # a compiler or a device may raise anything, such as too little shared memory
+            logger.exception("%s of %s fails", kind, case.name)
+            return math.inf
+        finally:
+            self._tidy()
 
     def _result(self, case: Case, problem: str) -> Result:
         return Result(case.op, case.name, self.kind, problem)

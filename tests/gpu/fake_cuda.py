@@ -263,6 +263,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "set_device": lambda _device: None,
+        "get_device_name": lambda _device=None: "no GPU",
         "Stream": FakeStream,
         "Event": lambda: FakeEvent(fake),
         "current_stream": lambda _device=None: current,

@@ -17,7 +17,7 @@ from engine.offline import Completion, generate
 from engine.placement import Placement, choose_placement
 from engine.sampling_params import SamplingParams
 from engine.task_params import TaskParams
-from kernels import rms_norm
+from kernels import rms_norm, tuning
 from tests.conftest import TinyModel
 from tests.gpu.fake_cuda import FakeCuda, fake_cuda
 
@@ -78,6 +78,15 @@ def test_what_a_part_answers_is_added_by_the_norm_behind_it(
     monkeypatch.setattr(rms_norm, "select_adding", lambda device: sums.append(device) or chosen(device))
     generate(core, PROMPTS[:1], [SamplingParams(max_tokens=1)])
     assert len(sums) == 2 * core.model_config.num_layers - 1  # the last answer: only sampled rows are normalized then
+
+
+def test_what_was_tuned_for_the_device_is_taken_at_the_start(
+    tiny_llama: TinyModel, fake: FakeCuda, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuning.save(tmp_path, torch.cuda.get_device_name(), {})
+    with caplog.at_level("INFO"):
+        EngineCore(EngineConfig(model=tiny_llama.path, kernel_tuning=tmp_path, **SIZES))
+    assert "kernels take what was measured on this kind of device" in caplog.text
 
 
 def test_a_step_waits_for_the_device_once(tiny_llama: TinyModel, fake: FakeCuda) -> None:

@@ -7,7 +7,8 @@ import pytest
 from numba.core import config
 
 from kernels import cpu_cache
-from kernels.cpu_cache import KEPT_FOLDERS, digest_of, prepare
+from kernels.cpu_cache import KEPT_FOLDERS, prepare
+from kernels.source_digest import digest_of
 
 KERNELS = Path(cpu_cache.__file__).parent
 

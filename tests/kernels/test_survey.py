@@ -113,7 +113,8 @@ def test_cases_have_names_of_their_own_and_traffic(size: str) -> None:
 
 def test_the_gpu_check_checks_all_before_it_measures_any(capsys: pytest.CaptureFixture[str]) -> None:
     cases = [*some_cases()[:2], wrong(some_cases()[2])]
-    results = gpu_check.run(make_survey(), cases, CEILINGS)
+    survey = make_survey()
+    results = gpu_check.measure(survey, cases, gpu_check.check(survey, cases), CEILINGS)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["right", "right", "WRONG"]
     assert [result.is_correct for result in results] == [True, True, False]
@@ -123,10 +124,22 @@ def test_the_gpu_check_checks_all_before_it_measures_any(capsys: pytest.CaptureF
     assert len(document(CEILINGS, results)["results"]) == 3
 
 
-def test_without_a_gpu_the_check_says_so_and_needs_nothing_but_torch_triton_and_numpy() -> None:
-    absent = ["numba", "rich", "typer", "pydantic", "psutil", "safetensors", "tokenizers", "tritonclient"]
+def test_without_a_gpu_the_check_says_so_and_needs_nothing_but_torch_triton_transformers_and_numpy() -> None:
+    absent = [
+        "numba",
+        "llvmlite",
+        "rich",
+        "typer",
+        "pydantic",
+        "psutil",
+        "tritonclient",
+        "llguidance",
+        "uvloop",
+        "hpack",
+    ]
     program = (
         f"import sys, runpy; sys.modules.update(dict.fromkeys({absent})); sys.path = [p for p in sys.path if p]\n"
+        f"sys.path.insert(0, {str(ROOT)!r}); import scripts.benchmark.gpu_engines, engine.core\n"
         f"sys.argv = ['gpu_check']; runpy.run_path({str(ROOT / 'scripts' / 'gpu_check')!r}, run_name='__main__')"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)

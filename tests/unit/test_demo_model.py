@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scripts.make_random_model import Shape, resize_tokenizer, tensor_shapes, write_model
+from scripts.make_random_model import Shape, tensor_shapes, write_model
+from scripts.random_tokenizer import resize_tokenizer
 
 DEMO = Path(__file__).resolve().parents[2] / "demo_model"
 LARGEST_FOLDER = 16_000_000

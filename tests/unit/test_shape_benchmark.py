@@ -1,13 +1,14 @@
 """The benchmark of known shapes counts what a step must read and compute, and runs without a checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from rich.progress import Progress
 
 from engine.models.config import ModelConfig
+from scripts.benchmark.gpu_engines import measure_engines
 from scripts.benchmark.random_model import Traffic, write_sizes
-from scripts.benchmark.shapes import Sizes, run
+from scripts.benchmark.shapes import Sizes
 from scripts.benchmark.workload import Workload
 
 SMALL = Sizes(
@@ -41,10 +42,15 @@ def test_a_prompt_costs_two_operations_a_weight_and_its_attention(tmp_path: Path
     assert traffic.prefill_flops(8192) == pytest.approx(products + attention, rel=0.002)
 
 
-def test_a_tiny_shape_is_measured_on_the_cpu(tmp_path: Path) -> None:
-    with Progress(disable=True) as progress:
-        report = run("tiny", tmp_path, progress, device="cpu", dtype="float32", sizes=SMALL)
-    assert not list(tmp_path.glob("*.safetensors"))
+def test_shapes_are_measured_one_after_the_other_on_the_cpu_while_time_is_left() -> None:
+    times = iter([True, True, False])
+    given: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+    unknown, tiny, late = measure_engines(["unknown", "tiny", "tiny"], lambda: next(times), SMALL, **given)
+    assert (unknown.report, unknown.is_failure, unknown.problem) == (None, True, "KeyError: 'unknown'")
+    assert (late.report, late.is_failure, late.problem) == (None, False, "no time was left")
+    report = tiny.report
+    assert report is not None
+    assert "| decode, batch 3 |" in report.markdown()
     for name in (
         "decode, batch 1",
         "decode, batch 3",
