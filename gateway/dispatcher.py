@@ -128,7 +128,8 @@ class Dispatcher:
 
     def first_answer(self, request: Request) -> None:
         """Note the first response to a request."""
-        self._hedges.answered(request)
+        if self._hedges.is_used:
+            self._hedges.answered(request)
         self._note_seconds(request)
         if request.instance is not None:
             request.instance.endpoint.answered()
@@ -218,7 +219,8 @@ class Dispatcher:
     def _conclude(self, request: Request, outcome: str, code: int | None) -> None:
         name = request.instance.name if request.instance is not None else ""
         self._leave_line(request)
-        self._hedges.settle(request)
+        if self._hedges.is_used:
+            self._hedges.settle(request)
         request.detach(code)
         request.step(END)
         self._ended(request, name, outcome)
@@ -266,7 +268,8 @@ class Dispatcher:
         request.key = request.key or next(self._keys)
         request.copy_key = request.next_key()
         request.send_message(engine_facts(request, request.copy_key, self._loop.time()))
-        self._hedges.sent(request)
+        if self._hedges.is_used:
+            self._hedges.sent(request)
 
     def _give_up(self, request: Request) -> None:
         message = f"no instance became usable within {self.config.queue_timeout_s:g} s"

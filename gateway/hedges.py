@@ -115,6 +115,7 @@ class Hedges:
     ) -> None:
         """Begin with none; `choose` finds an instance for a request, `late` learns of a first copy that has lost."""
         self._plan = HedgePlan(config) if config is not None else None
+        self.is_used = config is not None  # ever: who never hedges need not ask about each request
         self._choose = choose
         self._observation = observation
         self._metrics = metrics
@@ -127,6 +128,7 @@ class Hedges:
         """Use another configuration for requests to come."""
         if config != (self._plan.config if self._plan is not None else None):
             self._plan = HedgePlan(config) if config is not None else None
+            self.is_used = True
 
     def sent(self, request: Request) -> None:
         """Begin to wait for the first answer to a request that has just been sent."""

@@ -69,9 +69,8 @@ class Load:
 
     def total(self, now: float) -> float:
         """Return the load in requests."""
+        here = self.prefill + (self.in_flight if self.row is None else self.in_flight_everywhere)
         if self.reported_at is None or not self.others:
-            return self.in_flight_everywhere + self.prefill
+            return here
         age = now - self.reported_at
-        return (
-            self.in_flight_everywhere + self.prefill + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))
-        )
+        return here + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))

@@ -31,11 +31,13 @@ def pick(
         candidates = keep(request, candidates, rng) or candidates
     if policy.num_choices is not None and len(candidates) > policy.num_choices:
         candidates = rng.sample(candidates, policy.num_choices)
-
-    def rank(candidate: Candidate) -> tuple[float, int, float]:
+    best: tuple[float, int, float] | None = None
+    chosen = candidates[0]
+    for candidate in candidates:
         total = 0.0
         for score, weight in policy.scorers:
             total += weight * score(request, candidate)
-        return -total, candidate.load.last_picked, rng.random()
-
-    return min(candidates, key=rank).endpoint
+        rank = -total, candidate.load.last_picked, rng.random()
+        if best is None or rank < best:
+            best, chosen = rank, candidate
+    return chosen.endpoint

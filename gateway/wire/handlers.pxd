@@ -1,4 +1,5 @@
 cimport cython
+from gateway.wire.headers cimport HeaderDecoder
 from gateway.wire.stream cimport Stream
 from gateway.wire.table cimport StreamTable
 
@@ -8,9 +9,10 @@ cdef class HeaderBlock:
     cdef public bytearray data
 
 cdef class FrameHandlers(StreamTable):
-    cdef public object limits, _guards, _decoder
+    cdef public object limits, _guards
+    cdef public HeaderDecoder _decoder
     cdef public HeaderBlock _block
-    cdef public long _window, _pinged_at_window
+    cdef public long _window, _pinged_at_window, _max_block
     cdef public double _now
     cdef public bint _settings_seen
     cdef public object _plain_request

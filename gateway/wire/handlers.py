@@ -38,6 +38,7 @@ class FrameHandlers(StreamTable):
         super().__init__(role, dirty, stream_window)
         self.limits = limits
         self._guards = Guards(limits)
+        self._max_block = limits.max_header_block_bytes
         self._decoder = HeaderDecoder(limits.max_header_list_bytes)
         self._block: HeaderBlock | None = None
         self._window = CONNECTION_WINDOW
@@ -100,7 +101,8 @@ class FrameHandlers(StreamTable):
         if not flags & frames.END_HEADERS:
             self._block = HeaderBlock(stream_id, end_stream)
             return self._extend_block(flags, payload)
-        self._guards.check_header_block(len(payload), 0)
+        if len(payload) > self._max_block:
+            self._guards.check_header_block(len(payload), 0)
         return self._take_headers(stream_id, self._decoder.decode(payload), end_stream)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> Event | None:

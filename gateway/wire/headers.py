@@ -55,8 +55,9 @@ class HeaderDecoder:
             ConnectionFault: the block is malformed or unpacks to too much.
         """
         known = self._known.get(block)
-        if known is not None:
-            return known
+        return self._decode_new(block) if known is None else known
+
+    def _decode_new(self, block: bytes) -> Headers:
         size, newest, room = self._table_state()
         try:
             headers = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))

@@ -10,4 +10,4 @@ from gateway.routing.candidates import Candidate
 
 def score(_request: Asked, candidate: Candidate) -> float:
     """Return the score."""
-    return candidate.endpoint.share(candidate.now) / (1.0 + candidate.depth)
+    return candidate.endpoint.share(candidate.now) / (1.0 + candidate.load.total(candidate.now))
