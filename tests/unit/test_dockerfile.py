@@ -57,7 +57,8 @@ def test_triton_image_is_a_build_argument_with_a_default() -> None:
 
 
 def test_gateway_image_installs_the_projects_own_versions_and_no_torch() -> None:
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["fast"]
     versions = {package(requirement): requirement.partition(">")[2] for requirement in wanted}
     for requirement in installed_by("gateway"):
         assert versions[package(requirement)] == requirement.partition(">")[2], requirement
