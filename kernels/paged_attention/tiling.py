@@ -75,13 +75,14 @@ TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
 }
 PADDED_DIMS = (64, 128, 256)
 TUNED_DIMS = (64, 128)  # of halves as they are; others have one tiling, which leaves no registers to choose with
+TUNED_CAPABILITIES = (80, 90)  # what stands for 100 alone spills in a shorter pipeline
 FEWEST_POSITIONS, FEWEST_STAGES = 32, 3
 
 
 def options_of(key: tuple[int, Kind, int, int]) -> tuple[Tiling, ...]:
     """Return a tiling of the table and the smaller ones that may be faster: half the positions, a shorter pipeline."""
-    tiling, (_, _, element_bytes, head_dim) = TILINGS[key], key
-    if element_bytes != 2 or head_dim not in TUNED_DIMS:
+    tiling, (capability, _, element_bytes, head_dim) = TILINGS[key], key
+    if element_bytes != 2 or head_dim not in TUNED_DIMS or capability not in TUNED_CAPABILITIES:
         return (tiling,)
     fewer = replace(tiling, positions=max(FEWEST_POSITIONS, tiling.positions // 2))
     return tuple(dict.fromkeys((tiling, fewer, replace(tiling, num_stages=FEWEST_STAGES))))

@@ -36,6 +36,7 @@ class Case:
         num_bytes: that any implementation has to read and write.
         num_flops: operations of the matrix units, 0 where there are none worth counting.
         check: raises AssertionError where an answer is not the expected one.
+        everywhere: the file of an implementation of torch's operations that serves every device, empty for none.
     """
 
     op: str
@@ -47,6 +48,7 @@ class Case:
     num_bytes: float
     num_flops: float = 0.0
     check: Callable[[Any, Any], None] = assert_close
+    everywhere: str = ""
 
     @property
     def name(self) -> str:
@@ -55,13 +57,20 @@ class Case:
 
     def implementation(self, kind: Kind) -> Callable[..., Any] | None:
         """Return the implementation of that kind, or None where the operation has none."""
+        if self.everywhere and kind != "reference":
+            return getattr(
+                importlib.import_module(f"kernels.{self.op}.{self.everywhere}"), self._named(self.everywhere)
+            )
         try:
             module = importlib.import_module(f"kernels.{self.op}.{FILES[kind]}")
         except ModuleNotFoundError as error:
             if error.name != f"kernels.{self.op}.{FILES[kind]}":
                 raise
             return None
-        return getattr(module, f"{self.function}_{kind}", None)
+        return getattr(module, self._named(kind), None)
+
+    def _named(self, ending: str) -> str:
+        return f"{self.function}_{ending}"
 
     def expected(self, device: torch.device) -> Any:
         """Return the reference's answer to the inputs in fp32."""

@@ -1,10 +1,12 @@
-"""Cases of operations that only CPUs have kernels for: linear layers and feed-forward blocks on packed weights."""
+"""Cases of operations that only CPUs have kernels for: linear layers and feed-forward blocks, plain or of integers."""
 
 from typing import Any
 
 import torch
 
 from kernels.linear import Norm
+from kernels.quantized_linear import Int8Weight
+from scripts.kernel_cases.accuracy import assert_close
 from scripts.kernel_cases.case import Case, Size, normal
 
 LINEARS: dict[Size, tuple[tuple[int, int, int], ...]] = {  # T, O, C
@@ -18,54 +20,85 @@ BLOCKS: dict[Size, tuple[tuple[int, int, int], ...]] = {  # T, C, F
     "gpu": (),
 }
 EPS = 1e-5
+INT8_TOLERANCE = 5e-3
 
 
 def cases(size: Size) -> list[Case]:
     """Return the cases of that size."""
-    return [*(_linear(shape) for shape in LINEARS[size]), *(_block(shape) for shape in BLOCKS[size])]
+    return [
+        case
+        for is_int8 in (False, True)
+        for case in (
+            *(_linear(shape, is_int8=is_int8) for shape in LINEARS[size]),
+            *(_block(shape, is_int8=is_int8) for shape in BLOCKS[size]),
+        )
+    ]
 
 
-def _linear(shape: tuple[int, int, int]) -> Case:
+def _linear(shape: tuple[int, int, int], *, is_int8: bool) -> Case:
     num_rows, num_outputs, num_channels = shape
 
     def make(device: torch.device) -> tuple[Any, ...]:
         weight = normal(1, num_outputs, num_channels, device=device, scale=num_channels**-0.5)
-        return normal(2, num_rows, num_channels, device=device), weight, _pack(weight), _norm(num_channels, device)
+        plain, packed = _weights(weight, is_int8=is_int8)
+        return normal(2, num_rows, num_channels, device=device), plain, packed, _norm(num_channels, device)
 
     def run(implementation: Any, x: Any, weight: Any, packed: Any, norm: Norm) -> torch.Tensor:
-        is_cpu = implementation.__name__ == "linear_cpu"
+        is_cpu = implementation.__name__.endswith("_cpu")
         return implementation(x, packed, norm) if is_cpu else implementation(x, weight, None, norm)
 
-    num_bytes = 4.0 * (num_outputs * num_channels + num_rows * (num_outputs + num_channels))
+    num_weights = num_outputs * num_channels
+    num_bytes = num_weights * _bytes_each(is_int8=is_int8) + 4.0 * num_rows * (num_outputs + num_channels)
     text = f"{num_rows} x {num_channels} -> {num_outputs}, normed"
-    num_flops = 2.0 * num_rows * num_outputs * num_channels
-    return Case("linear", "linear", text, torch.float32, make, run, num_bytes, num_flops)
+    sizes = {"num_bytes": num_bytes, "num_flops": 2.0 * num_rows * num_weights}
+    return _case("linear", text, make, run, **sizes, is_int8=is_int8)
 
 
-def _block(shape: tuple[int, int, int]) -> Case:
+def _block(shape: tuple[int, int, int], *, is_int8: bool) -> Case:
     num_rows, width, inner = shape
 
     def make(device: torch.device) -> tuple[Any, ...]:
-        gate_up = normal(1, 2 * inner, width, device=device, scale=width**-0.5)
-        down = normal(2, width, inner, device=device, scale=inner**-0.5)
-        x = normal(3, num_rows, width, device=device)
-        return x, (gate_up, down), (_pack(gate_up), _pack(down)), _norm(width, device)
+        gate_up = _weights(normal(1, 2 * inner, width, device=device, scale=width**-0.5), is_int8=is_int8)
+        down = _weights(normal(2, width, inner, device=device, scale=inner**-0.5), is_int8=is_int8)
+        return normal(3, num_rows, width, device=device), *zip(gate_up, down, strict=True), _norm(width, device)
 
     def run(implementation: Any, x: Any, weights: Any, packed: Any, norm: Norm) -> torch.Tensor:
-        is_cpu = implementation.__name__ == "gated_mlp_cpu"
+        is_cpu = implementation.__name__.endswith("_cpu")
         parts = packed if is_cpu else [(weight, None) for weight in weights]
         return implementation(x, *parts, "silu", norm)
 
-    num_bytes = 4.0 * (3 * width * inner + 2 * num_rows * width)
+    num_bytes = 3 * width * inner * _bytes_each(is_int8=is_int8) + 8.0 * num_rows * width
     text = f"silu {num_rows} x {width} x {inner}, normed"
-    num_flops = 6.0 * num_rows * width * inner
-    return Case("gated_mlp", "gated_mlp", text, torch.float32, make, run, num_bytes, num_flops)
+    sizes = {"num_bytes": num_bytes, "num_flops": 6.0 * num_rows * width * inner}
+    return _case("gated_mlp", text, make, run, **sizes, is_int8=is_int8)
 
 
-def _pack(weight: torch.Tensor) -> Any:
-    from kernels.linear.packing import pack  # brings numba, which machines with a GPU may lack
+def _case(name: str, text: str, make: Any, run: Any, *, num_bytes: float, num_flops: float, is_int8: bool) -> Case:
+    op = f"int8_{name}" if is_int8 else name
+    check = _is_near if is_int8 else assert_close
+    return Case(op, op, text, torch.float32, make, run, num_bytes, num_flops, check=check)
 
-    return pack(weight, None)
+
+def _weights(weight: torch.Tensor, *, is_int8: bool) -> tuple[Any, Any]:
+    """Return a weight as references take it, and packed."""
+    if is_int8:
+        from kernels.int8_linear.packing import pack_int8  # brings numba, which machines with a GPU may lack
+
+        quantized = Int8Weight.quantize(weight)
+        return quantized, pack_int8(quantized.values, quantized.scales, None)
+    from kernels.linear.packing import pack
+
+    return weight, pack(weight, None)
+
+
+def _bytes_each(*, is_int8: bool) -> float:
+    return 1.0 if is_int8 else 4.0
+
+
+def _is_near(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Compare as a whole: a value between two integers may be rounded either way."""
+    distance, size = float((actual - expected).norm()), float(expected.norm())
+    assert distance <= INT8_TOLERANCE * size, f"{distance / size:.1e} of the answer's size away"
 
 
 def _norm(width: int, device: torch.device) -> Norm:

@@ -1,6 +1,6 @@
 """All cases."""
 
-from scripts.kernel_cases import attention, cpu_layers, products, rows, sampling
+from scripts.kernel_cases import attention, cpu_layers, products, rows, sampling, shared
 from scripts.kernel_cases.case import Case, Size
 
 
@@ -12,4 +12,5 @@ def all_cases(size: Size) -> list[Case]:
         *attention.cases(size),
         *sampling.cases(size),
         *cpu_layers.cases(size),
+        *shared.cases(size),
     ]

@@ -4,10 +4,12 @@ Triton's kernels run in its interpreter; what they do not write stays NaN.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import kernels
 from kernels.aot import OPS
 from scripts.kernel_cases.case import Case, Kind
 from scripts.kernel_cases.table import all_cases
@@ -39,6 +41,11 @@ def test_an_implementation_answers_as_the_reference_does(case: Case, kind: Kind)
 def test_every_operation_with_a_triton_kernel_has_cases_for_every_size() -> None:
     for size in ("tiny", "cpu", "gpu"):
         assert {case.op for case in all_cases(size)} >= set(OPS)
+
+
+def test_every_operation_has_cases() -> None:
+    folders = {path.parent.name for path in Path(kernels.__file__).parent.glob("*/reference.py")}
+    assert {case.op for case in TINY} == folders
 
 
 def test_what_is_not_written_is_noticed() -> None:
