@@ -15,6 +15,7 @@ from scripts.launcher.instance import TritonInstance, child_environment
 from scripts.launcher.process import Child
 
 CUT_SECONDS = 3.0
+HEALING_SECONDS = 30.0  # that requests wait where all instances are down: a killed one is ready again after 4 to 15 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def gateway_fields(
             {"grpc": instance.grpc_url, "metrics": instance.metrics_url, "pool": instance.pool}
             for instance in instances
         ],
+        "queue_timeout_s": HEALING_SECONDS,
         "routing": routing.model_dump(mode="json", exclude_unset=True),
     }
 
