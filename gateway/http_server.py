@@ -14,9 +14,11 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 BACKLOG = 1024
+HEAD_SECONDS = 20.0  # that a request's head may take to arrive
 GRACE_SECONDS = 2  # for answers that are written but not yet read when the server stops
 
 
@@ -32,15 +34,49 @@ class Answer:
 Handler = Callable[[str, str, Sequence[tuple[bytes, bytes]]], Answer]
 
 
+class _PatientProtocol(H11Protocol):
+    """Closes a connection on which no whole request head comes in time; uvicorn itself waits for ever."""
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._stop()
+        self._head = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def _stop(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+
+    def _late(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
 class HttpServer:
     """Serves on one address within the running loop."""
 
-    def __init__(self, host: str, port: int, app: Starlette) -> None:
-        """Bind and listen; requests wait until `start`."""
+    def __init__(self, host: str, port: int, app: Starlette, max_connections: int | None = None) -> None:
+        """Bind and listen; requests wait until `start`. One more connection than allowed is answered with 503."""
         self._socket = _listen(host, port)
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=_PatientProtocol,
+            limit_concurrency=None if max_connections is None else max_connections + 1,  # uvicorn counts the new one
             ws="none",
             lifespan="off",
             log_config=None,

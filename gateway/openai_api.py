@@ -35,6 +35,7 @@ from gateway.safety.guard import Denied, Guard
 
 T = TypeVar("T")
 MAX_BODY_BYTES = 16 * 1024 * 1024
+BODY_SECONDS = 120.0  # that a body may take to arrive
 CLOSED = Response(status_code=499)  # nobody reads it
 FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate", "x-ledger")
 TIMEOUT = "x-request-timeout"  # seconds
@@ -170,10 +171,14 @@ def _timeout(request: Request) -> float | None:
 
 async def _read_body(request: Request) -> bytes:
     raw = bytearray()
-    async for piece in request.stream():
-        raw += piece
-        if len(raw) > MAX_BODY_BYTES:
-            raise ApiError(400, f"the body has more than {MAX_BODY_BYTES} bytes")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                raw += piece
+                if len(raw) > MAX_BODY_BYTES:
+                    raise ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+    except TimeoutError as error:
+        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from error
     return bytes(raw)
 
 

@@ -112,7 +112,9 @@ class Server:
         self._tasks.append(asyncio.get_running_loop().create_task(feed.run()))
         routes = [*OpenAiApi(self._kserve, self.dispatcher.guard, self.config.openai).routes(), *dashboard_routes(feed)]
         plain = PlainAnswers(self.dispatcher, self.metrics, self.seat, self.stopping.is_set)
-        self._http = HttpServer(*split_address(self.config.http_address), make_app(plain.answer, routes))
+        self._http = HttpServer(
+            *split_address(self.config.http_address), make_app(plain.answer, routes), self.config.max_connections
+        )
         self._http.start().add_done_callback(self._task_ended)
         return self._http.address
 

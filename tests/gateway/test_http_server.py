@@ -1,0 +1,63 @@
+"""The HTTP port waits for nobody for ever."""
+
+import asyncio
+
+import pytest
+from starlette.requests import Request
+
+from gateway import http_server, openai_api
+from gateway.http_server import Answer, HttpServer, make_app
+from gateway.openai_errors import ApiError
+
+WHOLE = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def connect(server: HttpServer, *pieces: bytes) -> bytes:
+    """Send pieces, then read until the other side closes."""
+    reader, writer = await asyncio.open_connection(*server.address.split(":"))
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+    answer = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("sent", [b"", WHOLE[:10], WHOLE + WHOLE[:10]])
+def test_a_request_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.05)
+
+    async def run() -> bytes:
+        server = HttpServer("127.0.0.1", 0, make_app(lambda *_: Answer(200, b"here\n")))
+        server.start()
+        answer = await connect(server, sent)
+        await server.stop()
+        return answer
+
+    assert asyncio.run(run()).endswith(b"here\n" if sent.startswith(WHOLE) else b"")
+
+
+def test_more_connections_than_allowed_are_answered_with_503() -> None:
+    async def run() -> bytes:
+        server = HttpServer("127.0.0.1", 0, make_app(lambda *_: Answer(200, b"here\n")), max_connections=2)
+        server.start()
+        idle = [await asyncio.open_connection(*server.address.split(":")) for _ in range(2)]
+        answer = await connect(server, WHOLE)
+        for _, writer in idle:
+            writer.close()
+        await server.stop()
+        return answer
+
+    assert asyncio.run(run()).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_api, "BODY_SECONDS", 0.01)
+
+    async def run() -> None:
+        nothing = asyncio.get_running_loop().create_future()
+        await openai_api._read_body(Request({"type": "http"}, receive=lambda: nothing))
+
+    with pytest.raises(ApiError, match=r"did not come within 0.01 s") as refused:
+        asyncio.run(run())
+    assert refused.value.status == 408
