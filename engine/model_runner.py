@@ -132,7 +132,7 @@ class ModelRunner:
         if before is not None:
             sequences = [item.sequence for item in before.items]
             host.late = find_late_tokens(plan, sequences, before.tokens.token_ids)
-        self.adapter_rows.assign([item.sequence.adapter for item in plan.scheduled], host.token_to_seq, self.link)
+        self.adapter_rows.assign([item.sequence.adapter for item in plan.scheduled], host, self.link)
         logits, batch = self.compute(host)
         items = [item for item in plan.scheduled if item.samples]
         num_drafts = sum(len(item.draft_ids) for item in items)

@@ -95,8 +95,8 @@ class AdapterConfig:
         rank, alpha = self.rank_of(module), _by_pattern(self.alphas, module, self.alpha)
         return alpha / (rank**0.5 if self.is_rank_stabilized else rank)
 
-    def names(self, module: str, layer: int) -> bool:
-        """Whether `targets` surely name the module in the layer of that index; unknown of `ALL_LINEAR`."""
+    def names(self, module: str, layer: int | None) -> bool:
+        """Whether `targets` surely name the module in the layer of that index, if any; unknown of `ALL_LINEAR`."""
         if self.targets == ALL_LINEAR or _fits(self.excluded, module):
             return False
         return _fits(self.targets, module) and (self.layers is None or layer in self.layers)

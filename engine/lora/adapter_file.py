@@ -3,9 +3,11 @@
 Knows PEFT's names of tensors and the model's targets. Does not know which adapters are wanted, or when.
 
 Invariant: every tensor of the file is used, and every module that the configuration names has its two tensors; anything
-else has been refused by name.
+else has been refused by name. Passed over are copies of the base model's embedding and head, which PEFT puts beside an
+update of the head; had they been trained, `modules_to_save` would name them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,12 +19,17 @@ from engine.errors import ModelError, UnsupportedModel, WeightMismatch
 from engine.lora.adapter_config import CONFIG_FILE, AdapterConfig
 from engine.lora.lora_linear import LoadedAdapter
 from engine.lora.targets import ModuleName, Target
+from engine.models.decoder import HEAD
 from engine.placement import ON_HOST, Placement
 from engine.weights.safetensors_file import TensorEntry, read_entries, read_rows
 from kernels.lora import LowRankUpdate, UpdatePart
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+DEFAULT_PREFIX = "model."
+COPY = re.compile(
+    rf"{re.escape(PREFIX)}(?:(?:language_model|model)\.)*(?:{HEAD}|embed_tokens)(?:\.base_layer)?\.weight"
+)
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 DIGEST_BYTES = 16
 FLOAT_BYTES = 4
@@ -66,7 +73,8 @@ def inspect_adapter(name: str, path: Path, targets: Mapping[str, Target], max_ra
         raise ModelError(f"{path} has the rank {config.max_rank}; max_lora_rank is {max_rank}")
     if not (path / WEIGHTS_FILE).is_file():
         raise ModelError(f"{path / WEIGHTS_FILE} does not exist")
-    entries = {entry.name: entry for entry in read_entries(path / WEIGHTS_FILE)}
+    found = read_entries(path / WEIGHTS_FILE)
+    entries = {entry.name: entry for entry in found if not _is_copy(path, entry, targets[HEAD])}
     pairs = tuple(
         _pair(path, config, targets, module, entries)
         for module in sorted({_module_of(path, entry_name) for entry_name in entries})
@@ -92,6 +100,14 @@ def load_adapter(inspected: InspectedAdapter, placement: Placement = ON_HOST) ->
     return LoadedAdapter(inspected.name, _digest(inspected.path), inspected.num_bytes, updates)
 
 
+def _is_copy(path: Path, entry: TensorEntry, head: Target) -> bool:
+    if COPY.fullmatch(entry.name) is None:
+        return False
+    if entry.shape != head.shape:
+        raise WeightMismatch(f"{path}: {entry.name!r} has shape {list(entry.shape)}, expected {list(head.shape)}")
+    return True
+
+
 def _module_of(path: Path, name: str) -> str:
     for suffix in (DOWN, UP):
         if name.startswith(PREFIX) and name.endswith(suffix):
@@ -105,7 +121,9 @@ def _pair(
     parsed = ModuleName.parse(module)
     target = None if parsed is None else targets.get(parsed.key)
     if target is None:
-        raise UnsupportedModel(f"{path} changes {module!r}; here adapters change linear modules of layers, but experts")
+        raise UnsupportedModel(
+            f"{path} changes {module!r}; here adapters change linear modules of layers, but no experts, and lm_head"
+        )
     rank, (num_outputs, num_inputs) = config.rank_of(module), target.shape
     found: list[TensorEntry] = []
     for suffix, shape in ((DOWN, (rank, num_inputs)), (UP, (num_outputs, rank))):
@@ -120,12 +138,15 @@ def _pair(
 
 def _check_complete(path: Path, config: AdapterConfig, targets: Mapping[str, Target], modules: set[str]) -> None:
     """Refuse an adapter without tensors, or without those of a module that its configuration surely names."""
-    parsed = next((ModuleName.parse(module) for module in sorted(modules)), None)
-    if parsed is None:
+    found = [parsed for module in sorted(modules) if (parsed := ModuleName.parse(module)) is not None]
+    if not found:
         raise WeightMismatch(f"{path / WEIGHTS_FILE} holds no tensors")
-    for key in targets:
-        module, layer = f"{parsed.prefix}{key}", int(key.split(".")[1])
-        if config.names(module, layer) and module not in modules:
+    prefix = next((parsed.prefix for parsed in found if parsed.layer is not None), DEFAULT_PREFIX)
+    keys = {parsed.key for parsed in found}
+    for key in targets.keys() - keys:
+        layer = None if key == HEAD else int(key.split(".")[1])
+        module = key if key == HEAD else f"{prefix}{key}"
+        if config.names(module, layer):
             raise WeightMismatch(f"{path} lacks {PREFIX}{module}{DOWN}, which its target_modules name")
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine.batch import Batch
 from engine.device_link import DeviceLink
+from engine.models.decoder import HEAD
 from kernels import lora
 from kernels.lora import LowRankUpdate, RowGroup
 
@@ -37,24 +39,38 @@ class LoadedAdapter:
 
 @dataclass(slots=True)
 class AdapterRows:
-    """Which of the step's rows have which adapter; one object is shared by all wrapped layers of a model."""
+    """Which of the step's rows have which adapter; one object is shared by all wrapped layers of a model.
+
+    Attributes:
+        groups: the rows of each adapter's tokens.
+        head_groups: those of the tokens whose logits are wanted, among these; of adapters that change the head.
+    """
 
     groups: list[tuple[torch.Tensor, LoadedAdapter]] = field(default_factory=list)
+    head_groups: list[tuple[torch.Tensor, LoadedAdapter]] = field(default_factory=list)
 
-    def assign(self, adapters: Sequence[object], token_to_seq: torch.Tensor, link: DeviceLink) -> None:
+    def assign(self, adapters: Sequence[object], batch: Batch, link: DeviceLink) -> None:
         """Take the next step's rows.
 
         Args:
             adapters: the `LoadedAdapter` of each sequence, or None.
-            token_to_seq: [T], the sequence of each row, on the host.
+            batch: the step, on the host.
             link: the way to the model's device.
         """
         used = list({id(a): a for a in adapters if isinstance(a, LoadedAdapter)}.values())
         if not used and not self.groups:
             return
-        of_tokens = token_to_seq.numpy()
-        rows = [np.flatnonzero(np.array([other is adapter for other in adapters])[of_tokens]) for adapter in used]
-        self.groups = list(zip(link.upload([torch.from_numpy(each) for each in rows]), used, strict=True))
+        of_tokens = batch.token_to_seq.numpy()
+        of_logits = of_tokens[batch.logits_indices.numpy()]
+        at_head = [adapter for adapter in used if HEAD in adapter.updates]
+        rows = [_rows_of(adapter, adapters, of_tokens) for adapter in used]
+        rows += [_rows_of(adapter, adapters, of_logits) for adapter in at_head]
+        groups = list(zip(link.upload(rows), [*used, *at_head], strict=True))
+        self.groups, self.head_groups = groups[: len(used)], groups[len(used) :]
+
+    def groups_at(self, path: str) -> list[tuple[torch.Tensor, LoadedAdapter]]:
+        """Return those that matter to the linear module of that name."""
+        return self.head_groups if path == HEAD else self.groups
 
 
 class LoraLinear(nn.Module):
@@ -71,14 +87,18 @@ class LoraLinear(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map [T, C] to [T, O]."""
         out = self.inner(inputs)
-        if self.rows.groups:
+        if found := self.rows.groups_at(self.path):
             groups = [
                 RowGroup(rows, update)
-                for rows, adapter in self.rows.groups
-                if (update := adapter.updates.get(self.path)) is not None
+                for rows, adapter in found
+                if (update := adapter.updates.get(self.path)) is not None and len(rows)
             ]
             self.add_updates(out, inputs, groups)
         return out
+
+
+def _rows_of(adapter: LoadedAdapter, adapters: Sequence[object], sequence_of_rows: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.flatnonzero(np.array([other is adapter for other in adapters])[sequence_of_rows]))
 
 
 def wrap_linears(model: nn.Module, paths: Iterable[str], device: torch.device) -> AdapterRows:

@@ -3,7 +3,7 @@
 Knows the model's parameters and the checkpoint's names for them. Does not know adapters' weights or requests.
 
 Checkpoints name projections that are fused here; a view of a fused weight says by its place which outputs are meant.
-Left out are projections whose rows are not the batch's tokens in order: the head, which gets some of them, and experts.
+Left out are experts, whose rows are not the batch's in order.
 """
 
 import re
@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from engine.layers.checkpoint import View
+from engine.models.decoder import HEAD
 
-LAYER = re.compile(r"(?P<prefix>(?:(?:language_model|model)\.)*)layers\.(?P<layer>\d+)\.(?P<rest>.+)")
+MODULE = re.compile(rf"(?P<prefix>(?:(?:language_model|model)\.)*)(?P<key>{HEAD}|layers\.(?P<layer>\d+)\.(?P<rest>.+))")
 EXPERTS = ".experts."
 
 
@@ -36,31 +37,36 @@ class Target:
 
 @dataclass(slots=True, frozen=True)
 class ModuleName:
-    """A module's name as an adapter spells it: wrappers' names, the layer and the name within it."""
+    """A module's name as an adapter spells it.
+
+    Attributes:
+        prefix: wrappers' names.
+        key: the name without wrappers, by which modules are found.
+        layer: the layer's index; None for the head.
+    """
 
     prefix: str
-    layer: int
-    rest: str
+    key: str
+    layer: int | None
 
     @classmethod
     def parse(cls, name: str) -> "ModuleName | None":
-        """Take the name apart; None for a module outside the layers of the language model."""
-        found = LAYER.fullmatch(name)
-        return None if found is None else cls(found["prefix"], int(found["layer"]), found["rest"])
-
-    @property
-    def key(self) -> str:
-        """The name without wrappers, by which modules are found."""
-        return f"layers.{self.layer}.{self.rest}"
+        """Take the name apart; None for a module that is neither in the language model's layers nor its head."""
+        found = MODULE.fullmatch(name)
+        if found is None:
+            return None
+        return cls(found["prefix"], found["key"], None if found["layer"] is None else int(found["layer"]))
 
 
 def find_targets(model: nn.Module, views: Mapping[str, View]) -> dict[str, Target]:
     """Return what adapters may change, by `ModuleName.key`; `views` are the model's, its weights still plain."""
     linears = {id(module.weight): (path, module) for path, module in model.named_modules() if type(module) is nn.Linear}
-    targets: dict[str, Target] = {}
+    head = model.get_submodule(HEAD)
+    assert isinstance(head, nn.Linear)
+    targets = {HEAD: Target(HEAD, 0, _shape(head.weight))}  # has no view where it is tied
     for name, view in views.items():
         module = ModuleName.parse(name.removesuffix(".weight"))
-        if module is None or not isinstance(view, torch.Tensor) or view.ndim != 2 or EXPERTS in module.rest:
+        if module is None or not isinstance(view, torch.Tensor) or view.ndim != 2 or EXPERTS in module.key:
             continue
         path, linear = linears[id(view if view._base is None else view._base)]
         start = (view.storage_offset() - linear.weight.storage_offset()) // linear.in_features

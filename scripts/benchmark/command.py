@@ -154,15 +154,18 @@ def tune(
 @app.command()
 def speculation(
     model: Annotated[Path, typer.Option(help="Model folder.")] = paths.DEFAULT_MODEL,
+    draft: Annotated[
+        str | None, typer.Option(help="Folder of a draft model, or how many of the model's own first layers draft.")
+    ] = None,
     threads: ThreadsOption = 0,
     repeats: RepeatsOption = 3,
     json: JsonOption = None,
 ) -> None:
-    """Measure one stream with and without draft tokens looked up in its text."""
+    """Measure one stream with and without draft tokens looked up in its text, or said by a draft model."""
     from scripts.benchmark.speculation import run
 
     with _progress() as progress:
-        report = run(model, _threads(threads), repeats, progress)
+        report = run(model, draft, _threads(threads), repeats, progress)
     _finish(report, json)
 
 

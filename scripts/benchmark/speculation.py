@@ -1,13 +1,18 @@
-"""`scripts/bench speculation`: what draft tokens looked up in the text gain for one stream.
+"""`scripts/bench speculation`: what draft tokens, looked up in the text or said by a draft model, gain for one stream.
 
 Knows an engine core and three texts. Does not know how drafts are made.
 """
 
+import json
+import re
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
+from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
@@ -29,17 +34,33 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Report:
+def run(model: Path, draft: str | None, num_threads: int, repeats: int, progress: Progress) -> Report:
     """Let one stream write each text with and without drafts, in turn.
+
+    Args:
+        model: the model that is served.
+        draft: the draft model's folder, or how many of the model's own first layers draft; None for n-grams.
+        num_threads: of the engine.
+        repeats: how often each text is written each way.
+        progress: shows how far it is.
 
     Raises:
         ValueError: drafts have changed an answer.
     """
+    if draft is None or not draft.isdecimal():
+        return _run(model, None if draft is None else Path(draft), num_threads, repeats, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        path = keep_first_layers(model, int(draft), Path(folder) / f"its first {draft} layers")
+        return _run(model, path, num_threads, repeats, progress)
+
+
+def _run(model: Path, draft: Path | None, num_threads: int, repeats: int, progress: Progress) -> Report:
+    drafts = "n-grams" if draft is None else draft.name
     report = Report(
-        f"one stream, {model.name}, fp32, {num_threads} threads, drafts by n-grams",
+        f"one stream, {model.name}, fp32, {num_threads} threads, drafts by {drafts}",
         f"{NUM_TOKENS} tokens, greedy, the same ones every way; acceptance does not depend on the machine",
     )
-    core = EngineCore(EngineConfig.from_env(model=model, num_threads=num_threads))
+    core = EngineCore(EngineConfig.from_env(model=model, draft_model=draft, num_threads=num_threads))
     task = progress.add_task("speculation", total=repeats * len(TEXTS) * len(WAYS))
     for _ in range(repeats):
         for name in TEXTS:
@@ -48,6 +69,20 @@ def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Repo
             if any(answer.token_ids != answers[0].token_ids for answer in answers):
                 raise ValueError(f"drafts have changed what the engine says to {name}")
     return report
+
+
+def keep_first_layers(model: Path, count: int, path: Path) -> Path:
+    """Write a model of the first `count` layers of one whose weights are in a single file; return its folder."""
+    path.mkdir()
+    for file in model.glob("*token*.json"):
+        shutil.copy(file, path)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": count}), encoding="utf-8")
+    tensors = load_file(model / "model.safetensors")
+    layer_of = {name: re.search(r"\.layers\.(\d+)\.", name) for name in tensors}
+    kept = {name: tensors[name] for name, found in layer_of.items() if found is None or int(found[1]) < count}
+    save_file(kept, path / "model.safetensors")
+    return path
 
 
 def _measure(core: EngineCore, name: str, way: str | int, report: Report) -> Completion:

@@ -44,7 +44,7 @@ def engine_logits(core: EngineCore, token_ids: list[int], adapter: Adapter | Non
     sequence.first_rope_row = core.runner.model.rope_tables.first_row(len(token_ids))
     batch = build_batch(StepPlan([ScheduledSequence(sequence, len(token_ids))], len(token_ids)), core.runner.block_size)
     batch.logits_indices = torch.arange(len(token_ids))
-    core.runner.adapter_rows.assign([adapter], batch.token_to_seq, core.runner.link)
+    core.runner.adapter_rows.assign([adapter], batch, core.runner.link)
     return core.runner.model(batch, core.runner.cache)
 
 

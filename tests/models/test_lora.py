@@ -1,5 +1,6 @@
 """Adapters against PEFT: what the engine says with one is what the model says with its weights merged in."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from engine.errors import ModelError, UnsupportedModel, WeightMismatch
 from engine.guided_options import Guided
@@ -18,7 +20,10 @@ from tests.conftest import TinyModel
 from tests.models.adapters import MAX_RANK, TinyAdapter, load, make_adapter
 from tests.models.checks import TOLERANCE, core_for, engine_logits, greedy, random_prompts
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT reads it
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT reads it
+    pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers.:UserWarning"),
+]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ODD = {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 42, "head_dim": 14, "intermediate_size": 53}
 QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
@@ -49,6 +54,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen3, norms on heads": ("Qwen3", {}, {"target_modules": ALL}),
     "gemma3": ("Gemma3", {"head_dim": 16}, {"target_modules": ALL}),
     "mixtral, attention": ("Mixtral", {"num_local_experts": 3}, {"target_modules": ALL[:4]}),
+    "llama, the head too": ("Llama", {}, {"target_modules": ["lm_head", "q_proj", "down_proj"], "r": 6}),
+    "llama, the head alone": ("Llama", {"vocab_size": 277}, {"target_modules": ["lm_head"], "lora_alpha": 3}),
     "qwen2-moe, attention and shared expert": (
         "Qwen2Moe",
         QWEN_MOE | {"shared_expert_intermediate_size": 37},
@@ -80,6 +87,25 @@ def test_logits_with_an_adapter_are_those_of_merged_weights(
     assert float((theirs - plain).abs().max()) > 0.1 * float(plain.abs().max())
     without = engine_logits(core, token_ids)
     torch.testing.assert_close(without, plain, rtol=0.0, atol=TOLERANCE * float(plain.abs().max()))
+
+
+def test_a_tied_heads_update_leaves_the_embedding_alone(
+    make_model: Callable[..., TinyModel], adapter_of: Callable[..., TinyAdapter], tmp_path: Path
+) -> None:
+    model = make_model("Llama", tie_word_embeddings=True, seed=1)
+    untied = copy.deepcopy(model.oracle)
+    untied.config.tie_word_embeddings = False
+    untied.lm_head.weight = nn.Parameter(untied.lm_head.weight.detach().clone())
+    adapter = adapter_of(TinyModel(model.path, untied), target_modules=["lm_head", "v_proj"])
+    core = core_for(model.path, adapters=tmp_path)
+    prompts = random_prompts([9, 9, 4])
+    params = [SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True, prompt_logprobs=True)] * 3
+    loaded = load(core, adapter)
+    completions = generate(core, prompts, params, [loaded, None, loaded])
+    for prompt, oracle, completion in zip(prompts, (adapter.merged, model, adapter.merged), completions, strict=True):
+        assert oracle.confirms(prompt, completion.token_ids)
+        theirs = oracle.logits(prompt)[:-1].log_softmax(dim=-1).gather(1, torch.tensor(prompt[1:]).unsqueeze(1))
+        assert completion.prompt_log_probs == pytest.approx(theirs.flatten().tolist(), abs=1e-3)
 
 
 def test_peft_and_plain_torch_merge_alike(tiny_llama: TinyModel, adapter_of: Callable[..., TinyAdapter]) -> None:
@@ -196,7 +222,8 @@ def edited(adapter: TinyAdapter, config: dict[str, Any], **tensors: torch.Tensor
 
 EXPERT = "base_model.model.model.layers.0.mlp.experts.0.up_proj.lora_A.weight"
 EMBEDDING = "base_model.model.model.embed_tokens.lora_embedding_A"
-HEAD = "base_model.model.lm_head.lora_A.weight"
+COPY = "base_model.model.model.embed_tokens.weight"
+PROJECTOR = "base_model.model.multi_modal_projector.linear.lora_A.weight"
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor | None], type[ModelError], str]] = {
     "dora": ({"use_dora": True}, {}, UnsupportedModel, "sets use_dora to True"),
     "modules to save": ({"modules_to_save": ["lm_head"]}, {}, UnsupportedModel, "sets modules_to_save to"),
@@ -220,7 +247,15 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor | None], type[Mo
         {}, {EMBEDDING: torch.ones(4, 300)}, UnsupportedModel, "holds the tensor .*embed_tokens",
     ),
     "experts": ({}, {EXPERT: torch.ones(4, 64)}, UnsupportedModel, "changes 'model.layers.0.mlp.experts.0.up_proj'"),
-    "the head": ({}, {HEAD: torch.ones(4, 64)}, UnsupportedModel, "changes 'lm_head'"),
+    "a larger vocabulary": (
+        {}, {COPY: torch.ones(303, 64)}, WeightMismatch, r"embed_tokens.weight' has shape \[303, 64\], expected \[300",
+    ),
+    "something else": (
+        {}, {PROJECTOR: torch.ones(4, 64)}, UnsupportedModel, "changes 'multi_modal_projector.linear'; here",
+    ),
+    "the head without tensors": (
+        {"target_modules": ["q_proj", "v_proj", "lm_head"]}, {}, WeightMismatch, "lacks .*model.lm_head.lora_A",
+    ),
 }  # fmt: skip
 
 
