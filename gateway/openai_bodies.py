@@ -19,6 +19,7 @@ from gateway.openai_parts import ForModel, Message, ResponseFormat, Strict, Text
 MAX_INT32 = 2**31 - 1
 MAX_TOP = 20
 FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+EXTRAS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids")  # vLLM's, not OpenAI's
 NEUTRAL: dict[str, list[Any]] = {
     "best_of": [1],
     "suffix": [""],
@@ -66,6 +67,12 @@ class Body(ForModel):
     logit_bias: dict[TokenKey, Bias] | None = None
     user: str | None = None
     adapter: Text | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[TokenId] | None = None
 
     @property
     def limit(self) -> int | None:
@@ -88,7 +95,8 @@ class Body(ForModel):
 
     def options(self) -> dict[str, Any]:
         """Return what goes into `sampling_parameters`."""
-        made: dict[str, Any] = {}
+        extras = {name: getattr(self, name) for name in EXTRAS}
+        made: dict[str, Any] = {name: value for name, value in extras.items() if value is not None}
         if self.n not in {None, 1}:
             made["n"] = self.n
         if self.logit_bias:

@@ -195,7 +195,7 @@ def test_options_arrive_as_tensors_and_absent_ones_are_left_out(client: OpenAI, 
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"seed": -1}, "seed"),
-        ({"extra_body": {"top_k": 3}}, "top_k"),
+        ({"extra_body": {"top_a": 3}}, "top_a"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
     ],
 )
@@ -306,6 +306,12 @@ def test_tools_and_their_calls_go_to_the_template(client: OpenAI, fake: Backend)
     ]
     client.chat.completions.create(model="llm", messages=CHAT, tools=tools, tool_choice="none")
     assert "tools" not in inputs_of(fake.requests[-1])
+
+
+def test_options_that_vllm_adds_are_taken(client: OpenAI, fake: Backend) -> None:
+    asked: dict[str, Any] = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.0, "min_tokens": 2, "ignore_eos": True}
+    client.completions.create(model="llm", prompt="Hi", extra_body=asked | {"stop_token_ids": [7]})
+    assert options_of(fake.requests[-1]) == asked | {"stop_token_ids": [7]}
 
 
 def test_several_prompts_are_refused_and_one_in_a_list_is_taken(client: OpenAI) -> None:
