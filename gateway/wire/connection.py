@@ -134,7 +134,7 @@ class Connection(FrameHandlers):
             event = self._one_frame(word & 0xFF, flags, stream_id & frames.MAX_STREAM_ID, bytes(view[begin:pos]))
             if event is not None:
                 handle(event)
-            if self.lanes and self._block is None:
+            if self.lanes and self._block is None and not self.is_closed:
                 pos = self._express(buffer, pos, end)
         self._pos = pos
 
