@@ -29,7 +29,8 @@ from scripts.planner.devices import Device
 NUM_OUT, NUM_IN = 8192, 2048  # 64 MiB: no cache holds it, and some call in many is left alone by other work
 FEW_ROWS, MANY_ROWS = 8, 64
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 16, 4, 64, 16
-NUM_SEQUENCES, CONTEXT = 32, 256
+NUM_SEQUENCES, CONTEXT = 32, 256  # 16 MiB of keys and values
+NUM_NEAR = 2  # of these sequences, whose keys and values a cache holds
 REPEATS = 40
 FEW_LAYERS, MANY_LAYERS = 4, 16
 MANY_SEQUENCES = 32
@@ -47,7 +48,7 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
     seen: list[_Seen] = []
     for _ in range(repeats):
         seen.append(
-            _Seen(*_linear_seconds(clock), _attention_seconds(clock), *measure_link(), *_step_seconds(num_threads))
+            _Seen(*_linear_seconds(clock), *_attention_seconds(clock), *measure_link(), *_step_seconds(num_threads))
         )
         progress.advance(task)
     best = _Seen(*(min(column) for column in zip(*seen, strict=True)))
@@ -62,7 +63,8 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
         memory=float(psutil.virtual_memory().total),
         bandwidth=4 * num_weights / best.one_row,
         compute={"fp32": 2 * MANY_ROWS * num_weights / best.many_rows},
-        attention=4 * NUM_SEQUENCES * CONTEXT * NUM_HEADS * HEAD_DIM / best.attention,
+        attention=4 * NUM_NEAR * CONTEXT * NUM_HEADS * HEAD_DIM / best.near_attention,
+        kv_bandwidth=8 * NUM_SEQUENCES * CONTEXT * NUM_KV_HEADS * HEAD_DIM / best.attention,
         near=link,
         far=link,
         layer_s=layer,
@@ -79,6 +81,7 @@ class _Seen(NamedTuple):
     few_rows: float
     many_rows: float
     attention: float
+    near_attention: float
     small_sum: float
     large_sum: float
     few_layers: float
@@ -96,16 +99,22 @@ def _linear_seconds(clock: Clock) -> tuple[float, float, float]:
     return one, few, many
 
 
-def _attention_seconds(clock: Clock) -> float:
-    """Return what one layer's attention takes for decodes over equal contexts."""
+def _attention_seconds(clock: Clock) -> tuple[float, float]:
+    """Return what one layer's attention takes for decodes over equal contexts: for all, and for few in a cache."""
     attend = paged_attention.select(torch.device("cpu"))
     num_blocks = NUM_SEQUENCES * CONTEXT // BLOCK_SIZE
     keys, values = torch.randn(2, num_blocks, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)
     query = torch.randn(NUM_SEQUENCES, NUM_HEADS, HEAD_DIM)
-    tables = torch.arange(num_blocks, dtype=torch.int32).view(NUM_SEQUENCES, -1)
+    tables = torch.randperm(num_blocks, dtype=torch.int32).view(NUM_SEQUENCES, -1)  # scattered, as they come to be
     rows = torch.arange(NUM_SEQUENCES, dtype=torch.int32)
     positions = torch.full((NUM_SEQUENCES,), CONTEXT - 1, dtype=torch.int32)
-    return _fastest(lambda: attend(query, keys, values, tables, rows, positions, HEAD_DIM**-0.5), clock)
+    everyone, few = (
+        _fastest(
+            lambda n=n: attend(query[:n], keys, values, tables[:n], rows[:n], positions[:n], HEAD_DIM**-0.5), clock
+        )
+        for n in (NUM_SEQUENCES, NUM_NEAR)
+    )
+    return everyone, few
 
 
 def _step_seconds(num_threads: int) -> tuple[float, float, float]:

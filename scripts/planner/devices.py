@@ -45,7 +45,8 @@ class Device:
         memory: bytes for weights and KV cache.
         bandwidth: bytes/s that weights are read at.
         compute: FLOP/s of matrix products by the type of their operands.
-        attention: FLOP/s of attention.
+        attention: FLOP/s of attention whose keys and values are at hand.
+        kv_bandwidth: bytes/s that attention reads these at from memory, block by block; 0 is as fast as weights.
         near, far: links within a node and between nodes.
         devices_per_node: devices that share the near link.
         layer_s: seconds of a layer that depend on nothing: launches.
@@ -71,6 +72,7 @@ class Device:
     bandwidth_share: float = 1.0
     link_share: float = 1.0
     overlap: float = 1.0
+    kv_bandwidth: float = 0.0
 
     @property
     def default_weights(self) -> str:

@@ -154,7 +154,7 @@ class StepModel:
         operations = 4.0 * self.model.num_heads * self._heads * self.model.head_dim
         computing = operations / (self.device.attention * self.device.compute_share)
         value_bytes = self.work.kv_values * self._kv_heads * BYTES[self.types.kv_cache]
-        reading = value_bytes / (self.device.bandwidth * self.device.bandwidth_share)
+        reading = value_bytes / (self.device.kv_bandwidth or self.device.bandwidth * self.device.bandwidth_share)
         decode = decoding * max(computing, reading)
         return decode + max(load.prefill_tokens * chunk * computing, chunk * reading)
 
