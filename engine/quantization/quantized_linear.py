@@ -23,7 +23,7 @@ class QuantizedLinear(nn.Module):
         """Take a quantized weight [O, C] and a bias [O], both on the device."""
         super().__init__()
         assert not isinstance(part.weight, torch.Tensor)
-        self.weight, self.bias, self.order = part.weight, bias, part.order
+        self.weight, self.bias, self.order, self.scheme = part.weight, bias, part.order, part.scheme
         self.multiply = quantized_linear.select(device, part.scheme)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -135,11 +135,11 @@ def shipped() -> list[Build]:
     """Return the configurations that `paged_attention_triton` launches, at blocks of 16 and four heads a KV head.
 
     Every head size and type without variations; the variations of the families that have them, in bf16; and tilings
-    that tuning may choose, without variations.
+    that tuning may choose, without variations. Models in fp32 store what they compute.
     """
     plain = [
         (element, stored, head_dim, frozenset[str]())
-        for head_dim in (64, 80, 96, 128, 256)
+        for head_dim in HEAD_DIMS
         for element, stored in (*PLAIN, *QUANTIZED)
         if (element, head_dim) != ("fp32", 256)
     ]
@@ -152,13 +152,17 @@ def shipped() -> list[Build]:
         if configuration[1] != ("fp8e4nv" if capability < FLOAT8_FROM else "u8")
     ]
     return [*attending, *_tuned_builds()] + [
-        _build_combine(element, head_dim) for element in ("bf16", "fp32") for head_dim in (64, 80, 128, 256)
+        _build_combine(element, head_dim)
+        for head_dim in HEAD_DIMS
+        for element, _ in PLAIN
+        if (element, head_dim) != ("fp32", 256)
     ]
 
 
+HEAD_DIMS = (64, 96, 128, 256)
 FLOAT8_FROM = 89  # compute capability; below, float8 is read as bytes
 PLAIN = (("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"))
-QUANTIZED = tuple((element, stored) for element in ("bf16", "fp16", "fp32") for stored in ("i8", "fp8e4nv", "u8"))
+QUANTIZED = tuple((element, stored) for element in ("bf16", "fp16") for stored in ("i8", "fp8e4nv", "u8"))
 VARIED = (
     (64, frozenset({"sinks"})),  # gpt-oss
     (64, frozenset({"window", "sinks"})),
@@ -219,5 +223,5 @@ def _build_combine(element: str, head_dim: int) -> Build:
         types={"out": f"*{element}", "parts": "*fp32", "log_sums": "*fp32", "num_splits": "i32"},
         constants=_combine_constants(head_dim),
         num_warps=4,
-        is_sampled=(element, head_dim) == ("bf16", 80),
+        is_sampled=(element, head_dim) == ("bf16", 96),
     )

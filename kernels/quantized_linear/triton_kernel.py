@@ -15,6 +15,7 @@ from kernels.aot import Build
 from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import triton_products as products
 from kernels.quantized_linear.weights import Float8Weight, Int4Weight, Int8Weight
+from kernels.stacked_experts.triton_kernel import MOST_EXPERTS, Grouped
 from kernels.triton_math import float8_as_bytes
 from kernels.tuning import Choices, Configuration
 
@@ -45,44 +46,50 @@ def _options() -> dict[str, tuple[Configuration, ...]]:
 CHOICES = Choices(_options())
 
 
-def int8_linear_triton(inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply 8-bit integers; see the contract in `kernels.quantized_linear`."""
+def int8_linear_triton(
+    inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
+) -> torch.Tensor:
+    """Multiply 8-bit integers; see the contract in `kernels.quantized_linear`, and `Grouped` for stacks of weights."""
     rows, row_scales = quantize_rows_triton(inputs, torch.int8, inputs.shape[1])
-    out, grid, options = _prepare("int8", inputs, weight.values, BLOCK)
-    sizes = *out.shape, inputs.shape[1]
-    products.int8_kernel[grid](rows, row_scales, weight.values, weight.scales, bias, out, *sizes, **options)
+    out, grid, arguments = _prepare("int8", inputs, weight.values, BLOCK, grouped)
+    products.int8_kernel[grid](rows, row_scales, weight.values, weight.scales, bias, out, **arguments)
     return out
 
 
-def int8_weight_only_linear_triton(inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply by 8-bit integers; see the contract in `kernels.quantized_linear`."""
-    out, grid, options = _prepare("int8_weight_only", inputs, weight.values, BLOCK)
-    sizes = *out.shape, inputs.shape[1]
-    products.int8_weight_only_kernel[grid](inputs, weight.values, weight.scales, bias, out, *sizes, **options)
+def int8_weight_only_linear_triton(
+    inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
+) -> torch.Tensor:
+    """Multiply by 8-bit integers; see `int8_linear_triton`."""
+    out, grid, arguments = _prepare("int8_weight_only", inputs, weight.values, BLOCK, grouped)
+    products.int8_weight_only_kernel[grid](inputs, weight.values, weight.scales, bias, out, **arguments)
     return out
 
 
-def float8_linear_triton(inputs: torch.Tensor, weight: Float8Weight, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply 8-bit floats; see the contract in `kernels.quantized_linear`."""
+def float8_linear_triton(
+    inputs: torch.Tensor, weight: Float8Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
+) -> torch.Tensor:
+    """Multiply 8-bit floats; see `int8_linear_triton`."""
     num_channels = inputs.shape[1]
     group = min(weight.block[1], num_channels)
     rows, row_scales = quantize_rows_triton(inputs, torch.float8_e4m3fn, group)
     is_grouped = group < num_channels
     block_c = block_within(group, BLOCK) if is_grouped else BLOCK
-    out, grid, options = _prepare("float8 by groups" if is_grouped else "float8", inputs, weight.values, block_c)
-    products.float8_kernel[grid](
-        float8_as_bytes(rows), row_scales, float8_as_bytes(weight.values), weight.scales, bias, out,
-        *out.shape, num_channels, weight.block[0], group, row_scales.shape[1], GROUPED=is_grouped, **options,
-    )  # fmt: skip
+    product = "float8 by groups" if is_grouped else "float8"
+    out, grid, arguments = _prepare(product, inputs, weight.values, block_c, grouped)
+    blocks = {"block_rows": weight.block[0], "group": group, "num_groups": row_scales.shape[1], "GROUPED": is_grouped}
+    values = float8_as_bytes(rows), row_scales, float8_as_bytes(weight.values), weight.scales
+    products.float8_kernel[grid](*values, bias, out, **arguments, **blocks)
     return out
 
 
-def int4_weight_only_linear_triton(inputs: torch.Tensor, weight: Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
-    """Multiply by 4-bit integers; see the contract in `kernels.quantized_linear`."""
+def int4_weight_only_linear_triton(
+    inputs: torch.Tensor, weight: Int4Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
+) -> torch.Tensor:
+    """Multiply by 4-bit integers; see `int8_linear_triton`."""
     block_c = block_within(weight.group, INT4_BLOCK)
-    out, grid, options = _prepare("int4_weight_only", inputs, weight.packed, block_c)
-    sizes = *out.shape, inputs.shape[1], weight.group
-    products.int4_kernel[grid](inputs, weight.packed, weight.scales, weight.zeros, bias, out, *sizes, **options)
+    out, grid, arguments = _prepare("int4_weight_only", inputs, weight.packed, block_c, grouped)
+    values = inputs, weight.packed, weight.scales, weight.zeros
+    products.int4_kernel[grid](*values, bias, out, group=weight.group, **arguments)
     return out
 
 
@@ -98,7 +105,7 @@ def block_within(group: int, largest: int) -> int:
     return block
 
 
-def launch_options(product: str, num_rows: int, block_c: int) -> dict[str, Any]:
+def launch_options(product: str, num_rows: float, block_c: int) -> dict[str, Any]:
     """Return what is constant in a launch with that many rows: narrow tiles of outputs while rows are few.
 
     Few rows are bound by reading the weight, many by the matrix units. `block_c` does not depend on the number of rows.
@@ -109,18 +116,26 @@ def launch_options(product: str, num_rows: int, block_c: int) -> dict[str, Any]:
     return {"BLOCK_T": block_t, "BLOCK_O": block_o, "BLOCK_C": block_c, "num_warps": warps, "num_stages": stages}
 
 
+ALONE = dict.fromkeys(("pairs", "counts", "num_experts", "num_chosen", "BLOCK_E"))  # what tells of experts, without
+
+
 def _prepare(
-    product: str, inputs: torch.Tensor, weight: torch.Tensor, block_c: int
-) -> tuple[torch.Tensor, tuple[int], Any]:
-    """Return an output, the grid that covers it and what is constant in the launch."""
-    num_rows, num_outputs = inputs.shape[0], weight.shape[0]
-    options = launch_options(product, num_rows, block_c)
-    out = torch.empty(num_rows, num_outputs, dtype=inputs.dtype, device=inputs.device)
-    grid = triton.cdiv(num_rows, options["BLOCK_T"]) * triton.cdiv(num_outputs, options["BLOCK_O"])
-    return out, (grid,), options
+    product: str, inputs: torch.Tensor, weight: torch.Tensor, block_c: int, grouped: Grouped | None
+) -> tuple[torch.Tensor, tuple[int], dict[str, Any]]:
+    """Return an output, the grid that covers it, and the launch's sizes and constants."""
+    num_rows, num_channels = inputs.shape
+    num_outputs = weight.shape[-2]
+    options = launch_options(product, num_rows if grouped is None else grouped.share, block_c)
+    height = options["BLOCK_T"]
+    num_answers = num_rows if grouped is None else len(grouped.pairs)
+    num_tiles = triton.cdiv(num_rows, height) if grouped is None else grouped.num_tiles(height)
+    out = torch.empty(num_answers, num_outputs, dtype=inputs.dtype, device=inputs.device)
+    sizes = {"num_rows": num_rows, "num_outputs": num_outputs, "num_channels": num_channels}
+    experts = ALONE if grouped is None else grouped.arguments
+    return out, (num_tiles * triton.cdiv(num_outputs, options["BLOCK_O"]),), sizes | experts | options
 
 
-TRITON_LINEARS: dict[str, Callable[[torch.Tensor, Any, torch.Tensor | None], torch.Tensor]] = {
+TRITON_LINEARS: dict[str, Callable[..., torch.Tensor]] = {
     "int8": int8_linear_triton,
     "int8_weight_only": int8_weight_only_linear_triton,
     "float8": float8_linear_triton,
@@ -129,21 +144,37 @@ TRITON_LINEARS: dict[str, Callable[[torch.Tensor, Any, torch.Tensor | None], tor
 
 
 def shipped() -> list[Build]:
-    """Return every tile of every scheme, for half-precision inputs and models whose channels are multiples of 16."""
+    """Return every tile of every scheme, for half-precision inputs and models whose channels are multiples of 16.
+
+    With a bias, and for experts, in the type that such checkpoints are published in: 4-bit ones fp16, others bf16.
+    """
     plain = [
         build
         for rows in (16, 32, 64, 128)
         for element in ("bf16", "fp16")
         for build in (*_int8_builds(rows, element), *_float8_builds(rows, element), _int4_build(rows, element))
     ]
-    builds = plain + [_with_bias(build) for build in plain if build.types["out"] == "*bf16"]
-    return list({build.name: build for build in builds}.values())  # more rows may have the same tile
+    usual = [build for build in plain if build.types["out"] == ("*fp16" if "packed" in build.types else "*bf16")]
+    varied = [change(build) for build in usual for change in (_with_bias, _of_experts)]
+    return list({build.name: build for build in plain + varied}.values())  # more rows may have the same tile
 
 
 def _with_bias(build: Build) -> Build:
     constants = {name: value for name, value in build.constants.items() if name != "bias"}
     types = {**build.types, "bias": build.types["out"]}
     return replace(build, name=f"{build.name}, bias", types=types, constants=constants, is_sampled=False)
+
+
+def _of_experts(build: Build) -> Build:
+    types = {"pairs": "*i32", "counts": "*i32", "num_experts": "i32", "num_chosen": "i32"}
+    constants = {name: value for name, value in build.constants.items() if name not in ALONE}
+    return replace(
+        build,
+        name=f"{build.name}, experts",
+        types={**build.types, **types},
+        constants=constants | {"BLOCK_E": MOST_EXPERTS},
+        is_sampled=False,
+    )
 
 
 SIZES = {"num_rows": "i32", "num_outputs": "i32", "num_channels": "i32"}
@@ -156,7 +187,7 @@ def _build(name: str, kernel: Any, element: str, types: dict[str, str], options:
         name=f"{name}, {element}, {options['BLOCK_T']} x {options['BLOCK_O']}",
         kernel=kernel,
         types=types | {"scales": "*fp32", "out": f"*{element}"} | SIZES,
-        constants=constants | {"bias": None},
+        constants=constants | ALONE | {"bias": None},
         divisible=DIVISIBLE & types.keys() | {"num_outputs", "num_channels"},
         num_warps=options["num_warps"],
         num_stages=options["num_stages"],

@@ -4,65 +4,81 @@ It walks over the channels, `BLOCK_C` at a time. Rows, outputs and channels past
 nothing. int8 sums are int32, all others fp32. Scales that are the same for all channels multiply the sums at the end;
 those of groups of channels multiply each group's sum, so that what goes into the matrix units is exact: integers up to
 127 in bf16 or fp16, and float8 as it is.
+
+With `pairs` and `counts` weights, scales and bias are stacks, one of each expert, and a program's rows are those that
+`kernels.stacked_experts` gives it; without them (None) they are one weight's.
 """
 
 import triton
 import triton.language as tl
 
+from kernels.stacked_experts.triton_products import expert_tile
 from kernels.triton_math import from_e4m3_bytes
 
 ROWS_TOGETHER = tl.constexpr(8)  # tiles of rows that share a tile of outputs while it is in the cache
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def int8_kernel(
-    rows, row_scales, values, scales, bias, out, num_rows, num_outputs, num_channels,
+    rows, row_scales, values, scales, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
+    num_chosen, BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Out = (rows values^T) * row_scales * scales + bias, summed in int32."""
-    t, o = _tile(num_rows, num_outputs, BLOCK_T, BLOCK_O)
+    t, o, target, expert, end = _tile(
+        pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
+    )
+    weight = values + expert * num_outputs * num_channels
     sums = tl.zeros((BLOCK_T, BLOCK_O), tl.int32)
-    for start in range(0, num_channels, BLOCK_C):
+    for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(rows, t, c, num_rows, num_channels)
-        w = _load(values, o, c, num_outputs, num_channels)
+        w = _load(weight, o, c, num_outputs, num_channels)
         sums = tl.dot(x, tl.trans(w), sums, out_dtype=tl.int32)
     scaled = sums.to(tl.float32) * tl.load(row_scales + t, mask=t < num_rows, other=0.0)[:, None]
-    scaled *= tl.load(scales + o, mask=o < num_outputs, other=0.0)[None, :]
-    _store(scaled, bias, out, t, o, num_rows, num_outputs)
+    scaled *= tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
+    _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def int8_weight_only_kernel(
-    inputs, values, scales, bias, out, num_rows, num_outputs, num_channels,
+    inputs, values, scales, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
+    num_chosen, BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Out = (inputs values^T) * scales + bias."""
-    t, o = _tile(num_rows, num_outputs, BLOCK_T, BLOCK_O)
+    t, o, target, expert, end = _tile(
+        pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
+    )
+    weight = values + expert * num_outputs * num_channels
     sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
-    for start in range(0, num_channels, BLOCK_C):
+    for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(inputs, t, c, num_rows, num_channels)
-        w = _load(values, o, c, num_outputs, num_channels).to(x.dtype)
+        w = _load(weight, o, c, num_outputs, num_channels).to(x.dtype)
         sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
-    scaled = sums * tl.load(scales + o, mask=o < num_outputs, other=0.0)[None, :]
-    _store(scaled, bias, out, t, o, num_rows, num_outputs)
+    scaled = sums * tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
+    _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def float8_kernel(
-    rows, row_scales, values, scales, bias, out, num_rows, num_outputs, num_channels, block_rows, group, num_groups,
+    rows, row_scales, values, scales, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
+    num_chosen, block_rows, group, num_groups, BLOCK_E: tl.constexpr,
     GROUPED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Out = sum over groups of (rows values^T) * row_scales * scales, + bias."""
-    t, o = _tile(num_rows, num_outputs, BLOCK_T, BLOCK_O)
+    t, o, target, expert, end = _tile(
+        pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
+    )
+    weight = values + expert * num_outputs * num_channels
     sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
     row_scale = row_scales + t * num_groups
-    scale = scales + o // block_rows * num_groups
-    for start in range(0, num_channels, BLOCK_C):
+    scale = scales + (expert * tl.cdiv(num_outputs, block_rows) + o // block_rows) * num_groups
+    for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _as_float(_load(rows, t, c, num_rows, num_channels))
-        w = _as_float(_load(values, o, c, num_outputs, num_channels))
+        w = _as_float(_load(weight, o, c, num_outputs, num_channels))
         part = tl.dot(x, tl.trans(w))
         if GROUPED:
             part *= tl.load(row_scale + start // group, mask=t < num_rows, other=0.0)[:, None]
@@ -71,44 +87,66 @@ def float8_kernel(
     if not GROUPED:
         sums *= tl.load(row_scale, mask=t < num_rows, other=0.0)[:, None]
         sums *= tl.load(scale, mask=o < num_outputs, other=0.0)[None, :]
-    _store(sums, bias, out, t, o, num_rows, num_outputs)
+    _store(sums, bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def int4_kernel(
-    inputs, packed, scales, zeros, bias, out, num_rows, num_outputs, num_channels, group,
+    inputs, packed, scales, zeros, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
+    num_chosen, group, BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Out = sum over groups of (inputs (q - zeros)^T) * scales, + bias; even and odd channels are summed apart."""
-    t, o = _tile(num_rows, num_outputs, BLOCK_T, BLOCK_O)
+    t, o, target, expert, end = _tile(
+        pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
+    )
+    weight = packed + expert * num_outputs * (num_channels // 2)
     sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
     num_groups = num_channels // group
-    for start in range(0, num_channels, BLOCK_C):
+    for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(inputs, t, c, num_rows, num_channels)
         even, odd = tl.split(tl.reshape(x, (BLOCK_T, BLOCK_C // 2, 2)))
-        byte = _load(packed, o, start // 2 + tl.arange(0, BLOCK_C // 2), num_outputs, num_channels // 2)
-        place = o * num_groups + start // group
+        byte = _load(weight, o, start // 2 + tl.arange(0, BLOCK_C // 2), num_outputs, num_channels // 2)
+        place = (expert * num_outputs + o) * num_groups + start // group
         zero = tl.load(zeros + place, mask=o < num_outputs, other=0).to(tl.int8)[:, None]
         low = ((byte & 15).to(tl.int8) - zero).to(x.dtype)
         high = ((byte >> 4).to(tl.int8) - zero).to(x.dtype)
         part = tl.dot(even, tl.trans(low), input_precision="ieee")
         part = tl.dot(odd, tl.trans(high), part, input_precision="ieee")
         sums += part * tl.load(scales + place, mask=o < num_outputs, other=0.0).to(tl.float32)[None, :]
-    _store(sums, bias, out, t, o, num_rows, num_outputs)
+    _store(sums, bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
 @triton.jit
-def _tile(num_rows, num_outputs, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr):
-    """Return this program's rows and outputs, int64: down a few tiles of rows, then to the next outputs."""
-    tiles_down = tl.cdiv(num_rows, BLOCK_T)
-    in_band = ROWS_TOGETHER * tl.cdiv(num_outputs, BLOCK_O)
-    first = tl.program_id(0) // in_band * ROWS_TOGETHER
-    height = tl.minimum(tiles_down - first, ROWS_TOGETHER)
-    within = tl.program_id(0) % in_band
-    t = (first + within % height) * BLOCK_T + tl.arange(0, BLOCK_T)
-    o = within // height * BLOCK_O + tl.arange(0, BLOCK_O)
-    return t.to(tl.int64), o.to(tl.int64)
+def _tile(
+    pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen,
+    BLOCK_E: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """Find this program's tile: of one weight, down a few tiles of rows, then to the next outputs; or of an expert's.
+
+    Returns:
+        t, o, target: rows of the inputs, outputs and rows of the answers, int64; where t is num_rows or more is no row.
+        expert: whose weight it is, 0 without experts.
+        end: the number of channels, 0 where there is nothing to do.
+    """
+    if pairs is None:
+        tiles_down = tl.cdiv(num_rows, BLOCK_T)
+        in_band = ROWS_TOGETHER * tl.cdiv(num_outputs, BLOCK_O)
+        first = tl.program_id(0) // in_band * ROWS_TOGETHER
+        height = tl.minimum(tiles_down - first, ROWS_TOGETHER)
+        within = tl.program_id(0) % in_band
+        t = ((first + within % height) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+        o = within // height * BLOCK_O + tl.arange(0, BLOCK_O)
+        return t, o.to(tl.int64), t, 0, num_channels
+    else:
+        expert, source, target, is_row, first_output = expert_tile(
+            pairs, counts, num_experts, num_outputs, num_chosen, BLOCK_T, BLOCK_O, BLOCK_E
+        )
+        t = tl.where(is_row, source, num_rows)
+        o = first_output + tl.arange(0, BLOCK_O)
+        end = tl.where(first_output < num_outputs, num_channels, 0)
+        return t.to(tl.int64), o.to(tl.int64), target.to(tl.int64), expert.to(tl.int64), end
 
 
 @triton.jit
@@ -128,8 +166,8 @@ def _as_float(values):
 
 
 @triton.jit
-def _store(sums, bias, out, t, o, num_rows, num_outputs):
+def _store(sums, bias, out, is_row, o, target, num_outputs, expert):
     if bias is not None:
-        sums += tl.load(bias + o, mask=o < num_outputs, other=0.0).to(tl.float32)[None, :]
-    mask = (t < num_rows)[:, None] & (o < num_outputs)[None, :]
-    tl.store(out + t[:, None] * num_outputs + o[None, :], sums.to(out.dtype.element_ty), mask=mask)
+        sums += tl.load(bias + expert * num_outputs + o, mask=o < num_outputs, other=0.0).to(tl.float32)[None, :]
+    mask = is_row[:, None] & (o < num_outputs)[None, :]
+    tl.store(out + target[:, None] * num_outputs + o[None, :], sums.to(out.dtype.element_ty), mask=mask)

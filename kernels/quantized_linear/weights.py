@@ -3,7 +3,8 @@
 Knows layouts. Does not know products, checkpoints or models.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch.nn import functional as F
@@ -113,6 +114,32 @@ class Int4Weight:
 
 
 Weight = Int8Weight | Float8Weight | Int4Weight
+
+
+def stack(weights: Sequence[Weight]) -> Weight | None:
+    """Return weights as one, each tensor with an axis in front; None where kinds, shapes, blocks or groups differ."""
+    first = weights[0]
+    if any(type(weight) is not type(first) or _sizes(weight) != _sizes(first) for weight in weights):
+        return None
+    names = [item.name for item in fields(first) if isinstance(getattr(first, item.name), torch.Tensor)]
+    return replace(first, **{name: _stack_tensors([getattr(weight, name) for weight in weights]) for name in names})
+
+
+def weight_of(stacked: Weight, index: int) -> Weight:
+    """Return one of the weights of a stack, a view of it."""
+    values = {item.name: getattr(stacked, item.name) for item in fields(stacked)}
+    return replace(stacked, **{name: part[index] for name, part in values.items() if isinstance(part, torch.Tensor)})
+
+
+def _sizes(weight: Weight) -> list[object]:
+    """Return what must be the same in all weights of a stack."""
+    values = [getattr(weight, item.name) for item in fields(weight)]
+    return [(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def _stack_tensors(tensors: list[torch.Tensor]) -> torch.Tensor:
+    bytes_of = [tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor for tensor in tensors]
+    return torch.stack(bytes_of).view(tensors[0].dtype)
 
 
 def _or_one(scales: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ that hold for any routing, and programs past the last tile end at once.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -23,6 +23,7 @@ def _class(limit: float) -> str:
 
 
 PAIRS_AT_ONCE = 128  # that one program counts or sorts
+MOST_EXPERTS = 128  # that one compilation serves; programs look through a table of that many
 COMBINED_CHANNELS = 1024  # of one token, that one program adds up
 TILES = (
     (4, (16, 32, 128, 4, 4)),
@@ -47,10 +48,54 @@ def stacked_experts_triton(
     """Compute; see the contract in `kernels.stacked_experts`."""
     if not hidden.numel():
         return torch.empty_like(hidden)
-    pairs, counts = sort_pairs(expert_ids, len(gate_up))
-    inner = activate(_multiply(hidden, gate_up, gate_up_bias, pairs, counts, expert_ids.shape[1]))
-    answers = _multiply(inner, down, down_bias, pairs, counts, 0)
-    return _combine(answers, expert_ids, weights, len(gate_up))
+    grouped = group_pairs(expert_ids, len(gate_up))
+    inner = activate(_multiply(hidden, gate_up, gate_up_bias, grouped))
+    answers = _multiply(inner, down, down_bias, grouped.back())
+    return combine(answers, expert_ids, weights, len(gate_up))
+
+
+class Grouped(NamedTuple):
+    """Pairs of token and expert, sorted by expert, and what a product's rows are.
+
+    Attributes:
+        pairs: [T A] int32, see `sort_pairs`.
+        counts: [E + 1] int32, how many each expert has.
+        num_experts: E.
+        num_chosen: A, where rows are those of tokens and answers come in the order of `pairs`; 0 for the reverse.
+    """
+
+    pairs: torch.Tensor
+    counts: torch.Tensor
+    num_experts: int
+    num_chosen: int
+
+    def back(self) -> "Grouped":
+        """Return the same for the product that takes the answers of this one."""
+        return self._replace(num_chosen=0)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a kernel that calls `expert_tile` is told."""
+        return self._asdict() | {"BLOCK_E": block_of(self.num_experts)}
+
+    @property
+    def share(self) -> float:
+        """Pairs an expert has on average."""
+        return len(self.pairs) / self.num_experts
+
+    def num_tiles(self, num_rows: int) -> int:
+        """Return how many tiles of so many rows there are at most."""
+        return len(self.pairs) // num_rows + min(self.num_experts, len(self.pairs))
+
+
+def group_pairs(expert_ids: torch.Tensor, num_experts: int) -> Grouped:
+    """Sort tokens' choices, [T, A], for the first product."""
+    return Grouped(*sort_pairs(expert_ids, num_experts), num_experts, expert_ids.shape[1])
+
+
+def block_of(num_experts: int) -> int:
+    """Return the width of the table of experts."""
+    return max(MOST_EXPERTS, triton.next_power_of_2(num_experts))
 
 
 def sort_pairs(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,51 +109,30 @@ def sort_pairs(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor
     grid = (triton.cdiv(num_pairs, PAIRS_AT_ONCE),)
     options: dict[str, Any] = {"BLOCK": PAIRS_AT_ONCE}
     products.count_kernel[grid](expert_ids, counts, ranks, num_pairs, **options)
-    options["BLOCK_E"] = triton.next_power_of_2(num_experts)
+    options["BLOCK_E"] = block_of(num_experts)
     products.sort_kernel[grid](expert_ids, counts, ranks, pairs, num_pairs, num_experts, **options)
     return pairs, counts
 
 
-def launch_options(num_pairs: int, num_experts: int) -> dict[str, Any]:
+def launch_options(share: float) -> dict[str, Any]:
     """Return what is constant in a product: narrow tiles while an expert has few rows on average."""
-    share = num_pairs / num_experts
     block_t, block_o, block_c, warps, stages = CHOICES.of(_class(next(limit for limit, _ in TILES if share <= limit)))
-    return {
-        "BLOCK_T": block_t,
-        "BLOCK_O": block_o,
-        "BLOCK_C": block_c,
-        "BLOCK_E": triton.next_power_of_2(num_experts),
-        "num_warps": warps,
-        "num_stages": stages,
-    }
+    return {"BLOCK_T": block_t, "BLOCK_O": block_o, "BLOCK_C": block_c, "num_warps": warps, "num_stages": stages}
 
 
-def _multiply(
-    rows: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    pairs: torch.Tensor,
-    counts: torch.Tensor,
-    num_chosen: int,
-) -> torch.Tensor:
-    """Multiply each pair's row by its expert's weight [E, O, C]; returns [T A, O].
-
-    With `num_chosen` rows are those of tokens and the answers are in the order of `pairs`; with 0 it is the reverse:
-    rows are in the order of `pairs`, answers in that of token and place.
-    """
-    (num_experts, num_outputs, num_channels), num_pairs = weight.shape, len(pairs)
-    out = torch.empty(num_pairs, num_outputs, dtype=rows.dtype, device=rows.device)
-    options = launch_options(num_pairs, num_experts)
-    num_tiles = num_pairs // options["BLOCK_T"] + min(num_experts, num_pairs)
-    grid = (num_tiles * triton.cdiv(num_outputs, options["BLOCK_O"]),)
-    products.multiply_kernel[grid](
-        rows, weight, bias, out, pairs, counts, num_experts, num_outputs, num_channels, num_chosen,
-        BY_TOKEN=num_chosen > 0, **options,
-    )  # fmt: skip
+def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, grouped: Grouped) -> torch.Tensor:
+    """Multiply each pair's row by its expert's weight [E, O, C]; returns [T A, O]."""
+    _, num_outputs, num_channels = weight.shape
+    out = torch.empty(len(grouped.pairs), num_outputs, dtype=rows.dtype, device=rows.device)
+    options = launch_options(grouped.share)
+    grid = (grouped.num_tiles(options["BLOCK_T"]) * triton.cdiv(num_outputs, options["BLOCK_O"]),)
+    sizes = {"num_outputs": num_outputs, "num_channels": num_channels}
+    products.multiply_kernel[grid](rows, weight, bias, out, **grouped.arguments, **sizes, **options)
     return out
 
 
-def _combine(answers: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_experts: int) -> torch.Tensor:
+def combine(answers: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """Add up each token's answers, [T A, C] in the order of token and place, by its weights; returns [T, C]."""
     (num_tokens, num_chosen), width = weights.shape, answers.shape[1]
     out = torch.empty(num_tokens, width, dtype=answers.dtype, device=answers.device)
     grid = (num_tokens, triton.cdiv(width, COMBINED_CHANNELS))
@@ -118,56 +142,49 @@ def _combine(answers: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Ten
 
 
 def shipped() -> list[Build]:
-    """Return sorting, every tile of both products, and combining, for the numbers of experts we serve."""
-    sorting = [_count_build(), *(_sort_build(block_e) for block_e in (8, 32, 64, 128))]
-    products_of_halves = [
-        _multiply_build(element, block_e, share, by_token=by_token)
+    """Return sorting, every tile of a product, and combining, in the types that experts come in."""
+    multiplying = [
+        _multiply_build(element, share, has_bias=has_bias)
         for element in ("bf16", "fp16")
-        for block_e in (8, 32, 64, 128)
         for share in (1, 32, 128, 1024)
-        for by_token in (True, False)
+        for has_bias in (False, True)
     ]
-    return (
-        sorting + products_of_halves + [_combine_build(element, n) for element in ("bf16", "fp16") for n in (2, 4, 8)]
-    )
+    return [
+        *_sort_builds(),
+        *multiplying,
+        *(_combine_build(element, n) for element in ("bf16", "fp16") for n in (2, 4, 8)),
+    ]
 
 
-def _count_build() -> Build:
+def _sort_builds() -> list[Build]:
     types = {"expert_ids": "*i64", "counts": "*i32", "ranks": "*i32", "num_pairs": "i32"}
-    return Build("count", products.count_kernel, types, {"BLOCK": PAIRS_AT_ONCE})
+    sizes: dict[str, Any] = {"BLOCK": PAIRS_AT_ONCE}
+    return [
+        Build("count", products.count_kernel, types, sizes),
+        Build(
+            "sort",
+            products.sort_kernel,
+            types | {"pairs": "*i32", "num_experts": "i32"},
+            sizes | {"BLOCK_E": MOST_EXPERTS},
+            is_sampled=True,
+        ),
+    ]
 
 
-def _sort_build(block_e: int) -> Build:
-    types = {"expert_ids": "*i64", "counts": "*i32", "ranks": "*i32", "pairs": "*i32"}
-    return Build(
-        f"sort, {block_e} experts",
-        products.sort_kernel,
-        types | {"num_pairs": "i32", "num_experts": "i32"},
-        {"BLOCK": PAIRS_AT_ONCE, "BLOCK_E": block_e},
-        is_sampled=block_e == 128,
-    )
-
-
-def _multiply_build(element: str, block_e: int, share: int, *, by_token: bool) -> Build:
-    options = launch_options(share * block_e, block_e)
+def _multiply_build(element: str, share: int, *, has_bias: bool) -> Build:
+    options = launch_options(share)
+    elements = dict.fromkeys(("rows", "weight", "out", *(("bias",) if has_bias else ())), f"*{element}")
     sizes = dict.fromkeys(("num_experts", "num_outputs", "num_channels", "num_chosen"), "i32")
-    tile = f"{options['BLOCK_T']} x {options['BLOCK_O']}"
+    constants = {key: value for key, value in options.items() if key.isupper()} | {"BLOCK_E": MOST_EXPERTS}
     return Build(
-        f"{element}, {tile}, {block_e} experts, rows of {'tokens' if by_token else 'pairs'}",
+        f"{element}, {options['BLOCK_T']} x {options['BLOCK_O']}{', bias' if has_bias else ''}",
         products.multiply_kernel,
-        {
-            "rows": f"*{element}",
-            "weight": f"*{element}",
-            "out": f"*{element}",
-            "pairs": "*i32",
-            "counts": "*i32",
-            **sizes,
-        },
-        {key: value for key, value in options.items() if key.isupper()} | {"bias": None, "BY_TOKEN": by_token},
+        elements | {"pairs": "*i32", "counts": "*i32"} | sizes,
+        constants if has_bias else constants | {"bias": None},
         frozenset({"num_outputs", "num_channels"}),
         num_warps=options["num_warps"],
         num_stages=options["num_stages"],
-        is_sampled=element == "bf16" and block_e == 8 and share == 1024 and by_token,
+        is_sampled=element == "bf16" and share == 1024 and not has_bias,
     )
 
 

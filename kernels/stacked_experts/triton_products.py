@@ -31,42 +31,60 @@ def sort_kernel(expert_ids, counts, ranks, pairs, num_pairs, num_experts, BLOCK:
 
 
 @triton.jit
-def multiply_kernel(
-    rows, weight, bias, out, pairs, counts, num_experts, num_outputs, num_channels, num_chosen,
-    BY_TOKEN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+def expert_tile(
+    pairs, counts, num_experts, num_outputs, num_chosen,
+    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Out = rows weight[expert]^T + bias[expert], a tile of one expert's; down the tiles of rows first."""
+    """Find this program's tile, down the tiles of rows first.
+
+    With `num_chosen` rows are those of tokens and the answers are in the order of `pairs`; with 0 it is the reverse:
+    rows are in the order of `pairs`, answers in that of token and place.
+
+    Returns:
+        expert: whose weight it multiplies by.
+        source, target, is_row: [BLOCK_T], rows that it reads and writes, and whether there is one.
+        first_output: at least num_outputs where the program is past the last tile.
+    """
     experts = tl.arange(0, BLOCK_E)
     count = tl.load(counts + experts, mask=experts < num_experts, other=0)
     tiles_until = tl.cumsum(tl.cdiv(count, BLOCK_T), axis=0)
     num_tiles = tl.max(tiles_until, axis=0)
     tile = tl.program_id(0) % num_tiles
     first_output = tl.program_id(0) // num_tiles * BLOCK_O
-    if first_output >= num_outputs:
-        return
     expert = tl.sum((tiles_until <= tile).to(tl.int32), axis=0)
     is_before = experts < expert
     within = (tile - tl.sum(tl.where(is_before, tl.cdiv(count, BLOCK_T), 0), axis=0)) * BLOCK_T + tl.arange(0, BLOCK_T)
     is_row = within < tl.sum(tl.where(experts == expert, count, 0), axis=0)
     place = tl.sum(tl.where(is_before, count, 0), axis=0) + within
-    pair = tl.load(pairs + place, mask=is_row, other=0)
-    if BY_TOKEN:
-        source, target = pair // num_chosen, place
-    else:
-        source, target = place, pair
+    pair = tl.load(pairs + place, mask=is_row & (first_output < num_outputs), other=0)
+    source = tl.where(num_chosen > 0, pair // tl.maximum(num_chosen, 1), place)
+    target = tl.where(num_chosen > 0, place, pair)
+    return expert, source, target, is_row, first_output
+
+
+@triton.jit(do_not_specialize=["num_experts", "num_chosen"])
+def multiply_kernel(
+    rows, weight, bias, out, pairs, counts, num_experts, num_outputs, num_channels, num_chosen,
+    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """Out = rows weight[expert]^T + bias[expert], a tile of one expert's."""
+    expert, source, target, is_row, first_output = expert_tile(
+        pairs, counts, num_experts, num_outputs, num_chosen, BLOCK_T, BLOCK_O, BLOCK_E
+    )
+    if first_output >= num_outputs:
+        return
     o = first_output + tl.arange(0, BLOCK_O)
     c = tl.arange(0, BLOCK_C)
     x = rows + source.to(tl.int64)[:, None] * num_channels + c[None, :]
     w = weight + (expert.to(tl.int64) * num_outputs + o.to(tl.int64))[:, None] * num_channels + c[None, :]
     sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
+    if bias is not None:  # first: on sm_100 its place, kept for the end, was spilled in the loop
+        sums += tl.load(bias + expert * num_outputs + o, mask=o < num_outputs, other=0.0).to(tl.float32)[None, :]
     for start in range(0, num_channels, BLOCK_C):
         is_channel = (start + c < num_channels)[None, :]
         left = tl.load(x + start, mask=is_row[:, None] & is_channel, other=0.0)
         right = tl.load(w + start, mask=(o < num_outputs)[:, None] & is_channel, other=0.0)
         sums = tl.dot(left, tl.trans(right), sums, input_precision="ieee")
-    if bias is not None:
-        sums += tl.load(bias + expert * num_outputs + o, mask=o < num_outputs, other=0.0).to(tl.float32)[None, :]
     targets = out + target.to(tl.int64)[:, None] * num_outputs + o[None, :]
     tl.store(targets, sums.to(out.dtype.element_ty), mask=is_row[:, None] & (o < num_outputs)[None, :])
 

@@ -8,6 +8,9 @@ from engine.layers.moe import MixtureOfExperts, SharedMixtureOfExperts
 from engine.layers.stacked_experts import StackedDispatch, stack_experts
 from engine.models.gpt_oss import GptOssExperts
 from engine.models.moe_config import MoEConfig
+from engine.quantization.config import LoadScheme
+from engine.quantization.quantized_linear import QuantizedLinear
+from engine.quantization.schemes import make_quantizer
 from kernels.stacked_experts.triton_kernel import stacked_experts_triton
 
 CPU = torch.device("cpu")
@@ -34,6 +37,23 @@ def test_a_stacked_block_answers_as_before(
     stack_experts(nn.ModuleList([block]))
     assert isinstance(block.dispatch, StackedDispatch)
     torch.testing.assert_close(block(hidden), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8_dynamic", "fp8", "fp8:block", "int4:16"])
+def test_a_block_of_quantized_experts_answers_as_before_stacked(scheme: str) -> None:
+    block, hidden = make_block(MixtureOfExperts), torch.randn(9, 32)
+    quantizer = make_quantizer(LoadScheme.parse(scheme))
+    for expert in block.experts:
+        for name in ("gate_up", "down"):
+            plain = expert.get_submodule(name).get_parameter("weight")
+            setattr(expert, name, QuantizedLinear(quantizer.quantize(plain), None, CPU))
+    expected = block(hidden)
+    stack_experts(nn.ModuleList([block]))
+    assert isinstance(block.dispatch, StackedDispatch)
+    torch.testing.assert_close(block(hidden), expected, atol=1e-4, rtol=1e-4)
+    last = block.experts[4].get_submodule("down")
+    assert isinstance(last, QuantizedLinear)
+    assert last.weight.scales.untyped_storage().data_ptr() == block.dispatch.down.scales.untyped_storage().data_ptr()
 
 
 def test_weights_are_held_once_and_are_still_what_the_checkpoint_names() -> None:
