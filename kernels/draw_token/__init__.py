@@ -77,7 +77,7 @@ class DrawTokens(Protocol):
         """Choose.
 
         Args:
-            logits: [R, V] fp32, rows contiguous; the edits are made in place.
+            logits: [R, V] fp32, contiguous; the edits are made in place.
             draws: how.
             edits: what is changed before; None for nothing.
 

@@ -25,6 +25,7 @@ NUM_BINS = (0x3F800000 >> BIN_SHIFT) + 1  # 0x3F800000 is the largest weight, 1.
 COLDEST = 1e-30  # below it no two different fp32 logits both keep a weight above 0
 LOWEST_POWER = np.float32(-126)  # of 2 in a normal fp32 number
 HALF = np.float32(0.5)
+NOWHERE = np.float32(-np.inf)  # the logit of what may not be chosen; in fp32, or the loop is no vector code
 LOG2_E = 1.4426950408889634
 EXP2 = tuple(np.float32(math.log(2) ** n / math.factorial(n)) for n in range(7))  # 2 ** r, |r| <= 1/2, to 2e-7
 
@@ -61,7 +62,7 @@ def _kernel(
 
 
 EDIT_SIGNATURE = numba.void(  # compiled at the start: the first step with edits is a request's
-    numba.types.Array(numba.float32, 2, "A"),  # logits
+    numba.types.Array(numba.float32, 2, "C"),  # logits
     numba.types.Array(numba.int32, 1, "C"),  # starts
     numba.types.Array(numba.int64, 1, "C"),  # ids
     numba.types.Array(numba.float32, 1, "C"),  # penalties
@@ -81,7 +82,7 @@ def _edit(logits: Any, starts: Any, ids: Any, penalties: Any, added: Any, guides
         if guides[row] >= 0:
             is_allowed = allowed[guides[row]]
             for i in range(len(line)):
-                line[i] = line[i] if is_allowed[i] else -np.inf
+                line[i] = line[i] if is_allowed[i] else NOWHERE
 
 
 @numba.njit(cache=CACHE)
