@@ -32,6 +32,7 @@ from engine.quantization.loading import (
 )
 from engine.quantization.slots import find_parts
 from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
+from kernels.cpu_memory import returning
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class LoadedModel:
 Loader = Callable[[EngineConfig, ModelConfig, int, Placement, Member | None], LoadedModel]
 
 
+@returning()
 def load_model(
     config: EngineConfig, model_config: ModelConfig, num_positions: int, placement: Placement, member: Member | None
 ) -> LoadedModel:

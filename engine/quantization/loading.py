@@ -3,7 +3,7 @@
 Knows which layers are meant. Does not know how formats pack numbers or how files are read. The functions here are
 passes over a model that is laid out and has no memory yet: they put a slot in each such layer's place and return what
 takes the checkpoint's tensors for it. A model in memory is never twice there: beyond it loading needs one projection's
-tensors, and 8 MiB of plain weights where they are rounded row by row (all schemes but `fp8:tensor` and `fp8:block`).
+tensors, and 2 MiB of plain weights where they are rounded row by row (all schemes but `fp8:tensor` and `fp8:block`).
 """
 
 import logging
@@ -34,7 +34,7 @@ from engine.weights.safetensors_loader import Sink
 logger = logging.getLogger(__name__)
 
 STAY_PLAIN = ("router", "shared_gate")  # a few outputs that decide much
-ROUNDED_ROWS = 8192  # of a loaded weight that are rounded at once
+ROUNDED_VALUES = 2**19  # of a loaded weight that are rounded at once: 2 MiB in fp32, as in the pieces of a file
 SCALE_NAMES = ("weight_scale_inv", "weight_scale")
 UNREAD = (".input_scale", ".output_scale", ".input_zero_point", ".k_scale", ".v_scale", ".kv_scale")
 QUANTIZED_TYPES = ("I8", "F8_E4M3")
@@ -160,7 +160,8 @@ def _round_linear(model: nn.Module, path: str, quantizer: Quantizer, device: tor
     assert isinstance(linear, nn.Linear)
     weight = linear.weight.detach()
     if quantizer.is_row_wise:
-        parts = (quantizer.quantize(rows.float()) for rows in weight.split(ROUNDED_ROWS))
+        pieces = weight.split(max(1, ROUNDED_VALUES // weight.shape[1]))
+        parts = (quantizer.quantize(rows.float()) for rows in pieces)
         rounded = stack_rows(len(weight), parts)
     else:
         rounded = quantizer.quantize(weight.float())

@@ -28,7 +28,7 @@ RAW_DTYPES = DTYPES | {
     "F8_E4M3": torch.float8_e4m3fn,
 }  # of tensors that are parts of quantized weights
 LENGTH_BYTES = 8
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 2 * 2**20
 
 
 @dataclass(slots=True, frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from kernels.cpu_int8 import GROUP, OFFSET
+from kernels.cpu_memory import RELEASED_AT_ONCE, WeightMemory, aligned, release
 from kernels.cpu_vectors import COLUMNS
-from kernels.linear.packing import aligned
 
 
 @dataclass(slots=True, frozen=True)
@@ -34,17 +34,27 @@ class PackedInt8Weight:
     in_features: int
 
 
-def pack_int8(values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None) -> PackedInt8Weight:
-    """Copy values [N, K] int8, their outputs' scales [N] and a bias [N] into panels."""
+def pack_int8(
+    values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory | None = None
+) -> PackedInt8Weight:
+    """Copy values [N, K] int8, their outputs' scales [N] and a bias [N] into panels.
+
+    With `memory` the panels lie there, and the values' own memory is given back as they are copied: they are lost.
+    """
     out_features, depth = values.shape
     num_panels, num_groups = -(-out_features // COLUMNS), -(-depth // GROUP)
-    panels = aligned(num_panels, num_groups, COLUMNS, GROUP, dtype=torch.int8)
-    for panel in range(num_panels):  # one at a time: the weight is never held twice
-        rows = torch.zeros(COLUMNS, num_groups * GROUP, dtype=torch.int8)
-        part = values[panel * COLUMNS : (panel + 1) * COLUMNS]
-        rows[: len(part), :depth] = part
-        panels[panel].copy_(rows.view(COLUMNS, num_groups, GROUP).transpose(0, 1))
-    corrections = values.sum(dim=1, dtype=torch.int32) * OFFSET
+    panels = (aligned if memory is None else memory.take)(num_panels, num_groups, COLUMNS, GROUP, dtype=torch.int8)
+    corrections = torch.empty(out_features, dtype=torch.int32)
+    step = max(1, RELEASED_AT_ONCE // (COLUMNS * depth))
+    for first in range(0, num_panels, step):
+        rows = values[first * COLUMNS : (first + step) * COLUMNS]
+        part = panels[first : first + step]
+        padded = torch.zeros(len(part) * COLUMNS, num_groups * GROUP, dtype=torch.int8)
+        padded[: len(rows), :depth] = rows
+        part.copy_(padded.view(-1, COLUMNS, num_groups, GROUP).transpose(1, 2))
+        corrections[first * COLUMNS : (first + step) * COLUMNS] = rows.sum(dim=1, dtype=torch.int32) * OFFSET
+        if memory is not None:
+            release(rows)
     return PackedInt8Weight(
         panels,
         _filled(scales.float(), num_panels),

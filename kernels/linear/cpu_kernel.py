@@ -12,11 +12,12 @@ import torch
 from kernels.cpu_cache import CACHE
 from kernels.cpu_workers import new_counters
 from kernels.linear import Norm
+from kernels.linear.lookup import lookup_cpu
 from kernels.linear.packing import PackedWeight, pack
 from kernels.linear.rows import INTEGER, ROW_TYPES, row_arguments
 from kernels.linear.tiles import multiply, normalize
 
-__all__ = ["linear_cpu", "pack"]
+__all__ = ["linear_cpu", "lookup_cpu", "pack"]
 NUM_PHASES = 2
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cpu_memory import RELEASED_AT_ONCE, WeightMemory, aligned, release
 from kernels.cpu_vectors import COLUMNS
-
-ALIGNMENT = 64  # bytes, of the widest vector
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,27 +32,31 @@ class PackedWeight:
         return self.panels.shape[1]
 
 
-def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedWeight:
-    """Copy a weight, [N, K] fp32, and its bias, [N], into panels."""
+def pack(weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory | None = None) -> PackedWeight:
+    """Copy a weight, [N, K] fp32, and its bias, [N], into panels.
+
+    With `memory` the panels lie there, and the weight's own memory is given back as it is copied: its values are lost,
+    and beyond one weight there are never more than RELEASED_AT_ONCE bytes.
+    """
     out_features, depth = weight.shape
     num_panels = -(-out_features // COLUMNS)
-    panels = aligned(num_panels, depth, COLUMNS)
-    whole = out_features // COLUMNS
-    rows = whole * COLUMNS
-    panels[:whole].copy_(weight[:rows].view(whole, COLUMNS, depth).transpose(1, 2))
-    if rows < out_features:
-        panels[whole].zero_()
-        panels[whole, :, : out_features - rows].copy_(weight[rows:].t())
+    panels = (aligned if memory is None else memory.take)(num_panels, depth, COLUMNS)
+    step = max(1, RELEASED_AT_ONCE // (COLUMNS * depth * weight.itemsize))
+    for first in range(0, num_panels, step):
+        rows = weight[first * COLUMNS : (first + step) * COLUMNS]
+        _fill(panels[first : first + step], rows)
+        if memory is not None:
+            release(rows)
     starts = torch.zeros(num_panels * COLUMNS)
     if bias is not None:
         starts[:out_features].copy_(bias)
     return PackedWeight(panels, starts, out_features)
 
 
-def aligned(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return undefined memory that begins at a multiple of ALIGNMENT."""
-    size = dtype.itemsize
-    count = int(torch.Size(shape).numel())
-    memory = torch.empty(count + ALIGNMENT // size, dtype=dtype)
-    first = -memory.data_ptr() % ALIGNMENT // size
-    return memory[first : first + count].view(shape)
+def _fill(panels: torch.Tensor, rows: torch.Tensor) -> None:
+    whole = len(rows) // COLUMNS
+    panels[:whole].copy_(rows[: whole * COLUMNS].view(whole, COLUMNS, rows.shape[1]).transpose(1, 2))
+    if whole < len(panels):
+        last = rows[whole * COLUMNS :]
+        panels[whole].zero_()
+        panels[whole, :, : len(last)].copy_(last.t())

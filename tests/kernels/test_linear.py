@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from kernels.cpu_memory import ALIGNMENT
 from kernels.cpu_vectors import COLUMNS, TILE_ROWS
 from kernels.gated_activation import CPU_ACTIVATIONS
 from kernels.gated_mlp.cpu_kernel import gated_mlp_cpu
 from kernels.gated_mlp.reference import gated_mlp_reference
 from kernels.linear import Norm
 from kernels.linear.cpu_kernel import linear_cpu
-from kernels.linear.packing import ALIGNMENT, pack
+from kernels.linear.packing import pack
 from kernels.linear.reference import linear_reference
 from kernels.linear.tiles import DEPTH_PER_PASS, ROWS_PER_ITEM
 

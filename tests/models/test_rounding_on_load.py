@@ -1,8 +1,6 @@
 """Plain checkpoints rounded as they are loaded, against transformers with the rounded weights."""
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from tests.conftest import TinyModel
 from tests.models import rounding
 from tests.models.adapters import load, make_adapter
 from tests.models.checks import TOLERANCE, check_logits, core_for, engine_logits, greedy, random_prompts
-from tests.unit.test_loading import ROOT, write_zeros
 
 EXPERTS = {"num_local_experts": 3, "num_experts_per_tok": 2}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -142,36 +139,3 @@ def test_adapters_are_added_to_a_rounded_base(tiny_llama: TinyModel, tmp_path: P
 def test_an_unknown_scheme_is_refused_with_those_there_are(tiny_llama: TinyModel, text: str) -> None:
     with pytest.raises(ModelError, match=rf"quantization must be one of int8, .* got '{text}'"):
         core_for(tiny_llama.path, quantization=text)
-
-
-MEASURE = """
-import sys
-from pathlib import Path
-import engine.model_runner, kernels.linear.cpu_kernel, kernels.gated_mlp.cpu_kernel  # not while the model is built
-import torch
-from engine.config import EngineConfig
-from engine.model_loading import load_model
-from engine.models.config import ModelConfig
-from engine.placement import ON_HOST
-
-def read_kib(key):
-    return int(Path("/proc/self/status").read_text().split(key)[1].split()[0])
-
-torch._int_mm(torch.ones(1, 8, dtype=torch.int8), torch.ones(8, 8, dtype=torch.int8))
-path = Path(sys.argv[1])
-config, sizes = EngineConfig(model=path, quantization="int8_dynamic"), ModelConfig.from_dir(path)
-before = read_kib("VmRSS:")
-model = load_model(config, sizes, 16, ON_HOST, None)
-print((read_kib("VmHWM:") - before) * 1024)
-"""
-
-
-def test_loading_peaks_near_what_the_rounded_model_takes(tmp_path: Path) -> None:
-    from scripts.make_random_model import Shape
-
-    shape = Shape(512, 4, 8, 4, 1536, 49152, 64, tied=False)
-    write_zeros(tmp_path, shape)
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    embedding, rest = 4 * 49152 * 512, 49152 * 512 + 4 * (512 * 1024 + 512 * 512 + 3 * 512 * 1536)
-    assert int(result.stdout) < 2 * (embedding + rest) + 96 * 2**20  # plain and packed in fp32 it would be 400 MB

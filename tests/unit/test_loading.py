@@ -3,9 +3,6 @@
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +15,6 @@ from engine.errors import ModelError, WeightMismatch
 from engine.layers.checkpoint import Piece, Pieces
 from engine.weights.safetensors_file import PIECE_BYTES, contiguous_runs, read_entries, read_rows
 from engine.weights.safetensors_loader import load_weights
-from scripts.make_random_model import Shape, tensor_shapes, write_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,45 +104,3 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path: Path, case: str) -> No
     (tmp_path / "model.safetensors").write_bytes(BROKEN[case])
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         load_weights(tmp_path, {"x": torch.zeros(2)}, nothing_is_redundant)
-
-
-MEASURE = """
-import sys
-from pathlib import Path
-import torch
-from engine.models.config import ModelConfig
-from engine.models.registry import build_model
-from engine.weights.safetensors_loader import load_weights
-
-def peak_kib():
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-
-config = ModelConfig.from_dir(Path(sys.argv[1]))
-build_model(config, 16, torch.device("cpu"))  # imports kernels; its memory is never touched
-before = peak_kib()
-model = build_model(config, 16, torch.device("cpu"))
-load_weights(Path(sys.argv[1]), model.weight_views(), model.is_redundant)
-size = sum(parameter.nbytes for parameter in model.parameters())
-print((peak_kib() - before) * 1024 / size)
-"""
-
-
-def write_zeros(path: Path, shape: Shape) -> None:
-    """Write a checkpoint whose weights are a hole in the file."""
-    write_config(path, shape, "float32")
-    header: dict[str, dict[str, object]] = {}
-    end = 0
-    for name, dims in tensor_shapes(shape):
-        start, end = end, end + 4 * math.prod(dims)
-        header[name] = {"dtype": "F32", "shape": dims, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with (path / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-
-
-def test_loading_peaks_below_1_2_times_the_model(tmp_path: Path) -> None:
-    write_zeros(tmp_path, Shape(512, 4, 8, 4, 1536, 49152, 64, tied=False))  # most of it is two matrices
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
-    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True)
-    assert 0.9 < float(result.stdout) < 1.2

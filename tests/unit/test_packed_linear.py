@@ -8,20 +8,37 @@ from engine.layers.feed_forward import FeedForward
 from engine.layers.fused_layers import FusedFeedForward, fuse_layers
 from engine.layers.packed_linear import pack_linears
 from engine.models.gpt_oss import GptOssExpert
+from kernels.cpu_memory import ALIGNMENT, WeightMemory
+from kernels.linear.lookup import lookup_cpu
+from kernels.linear.packing import pack
 
 
-def test_packing_reaches_every_linear_and_leaves_a_shared_embedding_alone() -> None:
-    embedding = nn.Embedding(30, 8)
-    head = nn.Linear(8, 30, bias=False)
+def test_packing_reaches_every_linear_and_a_shared_embedding_reads_the_head() -> None:
+    embedding = nn.Embedding(35, 8)
+    head = nn.Linear(8, 35, bias=False)
     head.weight = embedding.weight
     model = nn.ModuleDict({"embedding": embedding, "block": nn.Sequential(nn.Linear(8, 8), nn.SiLU()), "head": head})
-    hidden = torch.randn(3, 8)
+    model["other"] = nn.Embedding(3, 8)
+    hidden, token_ids = torch.randn(3, 8), torch.tensor([34, 0, 31, 32, 0])
     with torch.inference_mode():
         expected = head(model["block"](hidden))
+        table = embedding.weight.clone()
         pack_linears(model)
         torch.testing.assert_close(model["head"](model["block"](hidden)), expected, atol=1e-5, rtol=1e-5)
-    assert not [module for module in model.modules() if type(module) is nn.Linear]
-    assert embedding.weight.shape == (30, 8)
+        assert torch.equal(model["embedding"](token_ids), table[token_ids])
+    assert not [module for module in model.modules() if type(module) is nn.Linear or module is embedding]
+    assert type(model["other"]) is nn.Embedding
+
+
+def test_weights_of_many_sizes_lie_apart_in_one_memory_and_give_theirs_back() -> None:
+    memory = WeightMemory()
+    weights = [torch.randn(rows, depth) for rows, depth in ((33, 7), (1100, 1024), (64, 640), (5, 3), (2 * 2**15, 300))]
+    copies = [weight.clone() for weight in weights]
+    packed = [pack(weight, None, memory) for weight in weights]
+    for weight, copy, one in zip(weights, copies, packed, strict=True):
+        assert torch.equal(lookup_cpu(torch.arange(len(copy)), one), copy)
+        assert one.panels.data_ptr() % ALIGNMENT == 0
+        assert weight.nbytes < 2**20 or not weight[len(weight) // 2].any()  # its pages were given back
 
 
 @pytest.mark.parametrize(

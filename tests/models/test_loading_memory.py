@@ -1,0 +1,103 @@
+"""What loading a model on a CPU takes at most, from its files to packed weights, against the model as it then is."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from engine.layers.checkpoint import as_pieces
+from engine.models.config import ModelConfig
+from engine.models.registry import lay_out
+
+ROOT = Path(__file__).resolve().parents[2]
+DENSE = {
+    "vocab_size": 49153,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,  # an odd vocabulary
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+EXPERTS = {**DENSE, "num_hidden_layers": 3, "num_local_experts": 8, "sliding_window": None}
+CASES: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {  # a family, its file's type and options, schemes
+    "dense, tied": ("Llama", "F32", {**DENSE, "tie_word_embeddings": True}, ("", "int8_dynamic")),
+    "dense, untied": ("Llama", "BF16", {**DENSE, "tie_word_embeddings": False}, ("", "int8_dynamic")),
+    "experts, tied": ("Mixtral", "F32", {**EXPERTS, "tie_word_embeddings": True}, ("int8_dynamic",)),
+}
+ITEM_BYTES = {"F32": 4, "BF16": 2}
+MEASURE = """
+import json, sys
+from pathlib import Path
+import torch
+from engine.config import EngineConfig
+from engine.model_loading import load_model
+from engine.models.config import ModelConfig
+from engine.placement import ON_HOST
+
+def read_bytes(key):
+    return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
+
+def load(path, quantization):
+    config, sizes = EngineConfig(model=Path(path), quantization=quantization), ModelConfig.from_dir(Path(path))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = read_bytes("VmRSS:")
+    model = load_model(config, sizes, 16, ON_HOST, None)
+    return read_bytes("VmHWM:") - before, read_bytes("VmRSS:") - before
+
+tiny, cases = json.loads(sys.argv[1])
+for _, quantization in cases[:2]:
+    load(tiny, quantization)  # imports what loading needs
+for case in cases:
+    print(*load(*case), flush=True)
+"""
+
+
+def write_zeros(path: Path, family: str, dtype: str, options: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Write a checkpoint whose weights are a hole in the file; return its tensors' shapes."""
+    getattr(transformers, f"{family}Config")(**options, architectures=[f"{family}ForCausalLM"]).save_pretrained(path)
+    views = lay_out(ModelConfig.from_dir(path), torch.device("cpu")).weight_views()
+    shapes = {name: as_pieces(view).shape for name, view in views.items()}
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + ITEM_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return shapes
+
+
+def bytes_as_run(shapes: dict[str, tuple[int, ...]], *, is_tied: bool, is_rounded: bool) -> int:
+    """Return what the weights take in fp32 or, where they are rounded to 8 bits, beside an embedding in fp32."""
+    embedding = math.prod(shapes["model.embed_tokens.weight"])
+    everything = sum(math.prod(shape) for shape in shapes.values())
+    if not is_rounded:
+        return 4 * everything
+    return 4 * embedding + everything - (0 if is_tied else embedding)
+
+
+def test_loading_and_packing_peak_below_1_2_times_the_model(tmp_path: Path) -> None:
+    cases: list[tuple[str, str, int]] = []
+    for name, (family, dtype, options, schemes) in CASES.items():
+        shapes = write_zeros(tmp_path / name, family, dtype, options)
+        for scheme in schemes:
+            size = bytes_as_run(shapes, is_tied=options["tie_word_embeddings"], is_rounded=bool(scheme))
+            cases.append((str(tmp_path / name), scheme, size))
+    write_zeros(tmp_path / "tiny", "Mixtral", "F32", {**EXPERTS, "vocab_size": 64, "num_hidden_layers": 1})
+    given = [str(tmp_path / "tiny"), [case[:2] for case in cases]]
+    command = [sys.executable, "-c", MEASURE, json.dumps(given)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    shares = {
+        f"{Path(path).name} {scheme}": [int(used) / size for used in line.split()]
+        for (path, scheme, size), line in zip(cases, result.stdout.splitlines(), strict=True)
+    }
+    assert all(0.95 < held <= peak < 1.2 for peak, held in shares.values()), shares
