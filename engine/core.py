@@ -12,6 +12,7 @@ Invariants:
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 
 from engine.compile_watch import CompileWatch
@@ -48,11 +49,23 @@ logger = logging.getLogger(__name__)
 class EngineCore:
     """One model with its scheduler."""
 
-    def __init__(self, config: EngineConfig, load: Loader = load_model) -> None:
-        """Load everything; `load` makes the model that the configuration names.
+    def __init__(
+        self,
+        config: EngineConfig,
+        load: Loader = load_model,
+        on_rank_loss: Callable[[str], None] | None = None,
+    ) -> None:
+        """Load everything.
+
+        Args:
+            config: the settings.
+            load: makes the model that they name.
+            on_rank_loss: called, on another thread and with the reason, once one of several ranks is gone or hangs;
+                None where nobody needs to know, and a step that fails says so.
 
         Raises:
             ModelError: the model folder or the configuration cannot be served.
+            EngineUnavailable: the model's ranks have not come together.
         """
         self.model_config = ModelConfig.from_dir(config.model)
         config.parallel.check(self.model_config)
@@ -60,7 +73,7 @@ class EngineCore:
         self.ranks = RankLeader(config, self.model_config) if config.parallel.num_ranks > 1 else None
         self.compiles: CompileWatch | None = None
         try:
-            self.runner = self._load(config, load)
+            self.runner = self._load(config, load, on_rank_loss)
         except BaseException:
             self.close()
             raise
@@ -68,7 +81,8 @@ class EngineCore:
         self.scheduler = Scheduler(make_kv_manager(config, self.runner.num_blocks, window), config)
         proposers: dict[str, Proposer] = {"ngram": NgramLookup()}
         if config.draft_model is not None:
-            proposers["draft"] = DraftModel(config, self.model_config.vocab_size, self.tokenizer)
+            own = config if self.ranks is None else self.ranks.config  # the draft model is on rank 0's device
+            proposers["draft"] = DraftModel(own, self.model_config.vocab_size, self.tokenizer)
         self.has_draft_model = config.draft_model is not None
         self.speculation = Speculation(config, self.scheduler.kv, proposers)
         self.stats = EngineStats(num_blocks=self.runner.num_blocks, block_size=config.block_size)
@@ -79,7 +93,7 @@ class EngineCore:
         )
         self.results = Results(self.scheduler, self.stats, self.tokenizer)
         is_gpu = self.runner.placement.device.type == "cuda"
-        self._overlap = config.overlap == "on" or (config.overlap == "auto" and is_gpu)
+        self._overlap = config.overlap == "on" or (config.overlap == "auto" and is_gpu and self.ranks is None)
         self.compiles = CompileWatch()
         self._flights: list[PendingStep] = []  # the step that is computed beside the loop; in parts where it had to be
 
@@ -227,11 +241,12 @@ class EngineCore:
         self.stats.num_preemptions = self.scheduler.num_preemptions
         return self.stats
 
-    def _load(self, config: EngineConfig, load: Loader) -> ModelRunner:
+    def _load(self, config: EngineConfig, load: Loader, on_rank_loss: Callable[[str], None] | None) -> ModelRunner:
         if self.ranks is None:
             runner = ModelRunner(config, self.model_config, load=load)
         else:
             runner = ModelRunner(self.ranks.config, self.model_config, self.ranks.member)
-            self.ranks.wait_until_loaded()
+            if on_rank_loss is not None:
+                self.ranks.watch(on_rank_loss)
         runner.warm_up()
         return runner

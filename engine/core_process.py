@@ -228,7 +228,7 @@ def main() -> int:
     connection = Connection(int(sys.argv[1]))
     config: EngineConfig = connection.recv()
     try:
-        core = EngineCore(config)
+        core = EngineCore(config, on_rank_loss=_end)
     except EngineError as error:
         connection.send(StartFailed(str(error)))
         return 1
@@ -239,8 +239,6 @@ def main() -> int:
     if config.adapters is not None:
         targets, placement = core.runner.adapter_targets, core.runner.placement
         adapters = AdapterService(config.adapters, config, targets, commands.put, placement)
-    if core.ranks is not None:
-        core.ranks.watch(_end)
     loop = CoreLoop(core, connection, commands, adapters)
     try:
         while True:

@@ -24,6 +24,7 @@ from engine.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 
+CAPTURE_ERRORS = "thread_local"  # NCCL's watchdog asks for events on a thread of its own, which "global" would forbid
 Forward = Callable[[Batch, KVCache], torch.Tensor]
 
 
@@ -47,7 +48,7 @@ class DecodeGraphs:
             cache: where it keeps keys and values.
             sizes: numbers of sequences, ascending.
             table_width: blocks that the longest sequence has.
-            vocab_size: V.
+            vocab_size: V; 0 on a rank that gets no logits.
             scratch_block: the block that padding reads and writes.
         """
         self._forward, self._cache, self._sizes = forward, cache, sizes
@@ -109,7 +110,8 @@ class DecodeGraphs:
     def record(self) -> None:
         """Record every size, the largest first, so that the smaller ones fit into its memory.
 
-        Each is computed once before, so that what is compiled or tuned is so outside of the recording.
+        Each is computed once before, so that what is compiled, tuned or connected is so outside of the recording. Of
+        several ranks all record at once, in the same order: a recording holds its rank's side of each collective.
         """
         device = self._cache.keys.device
         pool = torch.cuda.graph_pool_handle()
@@ -117,7 +119,7 @@ class DecodeGraphs:
             self._compute(size)
             torch.cuda.synchronize(device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode=CAPTURE_ERRORS):
                 self._compute(size)
             self._graphs[size] = graph
         logger.info("decode steps are CUDA graphs of up to %s sequences", ", ".join(map(str, self._sizes)))

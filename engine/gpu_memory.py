@@ -17,7 +17,8 @@ class MemoryUse:
 
     Attributes:
         total: the device's memory.
-        free: of which nobody uses, with the weights in place and nothing else.
+        free: of which nobody uses, with the weights in place and what a step leaves behind for good: kernels, and the
+            buffers of collectives.
         step_peak: what the largest step takes beside weights and cache.
     """
 
@@ -29,13 +30,13 @@ class MemoryUse:
 def measure(device: torch.device, run_largest_step: Callable[[], object]) -> MemoryUse:
     """Run the largest step and see what it takes."""
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     run_largest_step()
     torch.cuda.synchronize(device)
     step_peak = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
     return MemoryUse(total, free, step_peak)
 
 

@@ -79,6 +79,11 @@ def num_blocks_in(num_bytes: int, model: ModelConfig, block_size: int, dtype: to
     return num_bytes // block_bytes
 
 
+def is_measured(config: EngineConfig, placement: Placement) -> bool:
+    """Whether the cache gets what the largest step leaves, since the configuration says nothing."""
+    return placement.device.type == "cuda" and not (config.num_blocks or config.kv_cache_gib)
+
+
 def given_num_blocks(config: EngineConfig, model: ModelConfig, dtype: torch.dtype) -> int:
     """Return how many blocks the configuration asks for, where none are measured.
 

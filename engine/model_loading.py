@@ -6,8 +6,6 @@ Knows which pass comes when. Does not know what they do, nor steps or caches.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.layers.fused_layers import fuse_layers
@@ -63,7 +61,7 @@ def load_model(
     if member is None:
         loaded = _load_whole(config, model_config, num_positions, placement)
     else:
-        loaded = LoadedModel(_load_part(config, model_config, num_positions, placement.device, member), {})
+        loaded = LoadedModel(_load_part(config, model_config, num_positions, placement, member), {})
     if placement.device.type == "cpu":
         pack_linears(loaded.model)
         if config.adapters is None:
@@ -72,10 +70,10 @@ def load_model(
 
 
 def _load_part(
-    config: EngineConfig, model_config: ModelConfig, num_positions: int, device: torch.device, member: Member
+    config: EngineConfig, model_config: ModelConfig, num_positions: int, placement: Placement, member: Member
 ) -> Decoder:
-    scheme = _scheme(config, model_config)
-    model = lay_out(model_config, device)
+    scheme, device = _scheme(config, model_config), placement.device
+    model = lay_out(model_config, device, placement.dtype)
     cuts = shard(model, member.place, member.placements)
     stored = StoredWeights({}, set())
     if model_config.quantization is not None:

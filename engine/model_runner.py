@@ -15,10 +15,10 @@ from engine.config import EngineConfig
 from engine.cuda_graph import DecodeGraphs
 from engine.device_link import link_to
 from engine.dummy_steps import dummy_step, steps_of_all_classes
-from engine.errors import RanksFailed
+from engine.errors import ModelError, RanksFailed
 from engine.gpu_memory import cache_bytes, measure
 from engine.graph_sizes import graph_sizes
-from engine.kv_cache import KVCache, cache_dtype, given_num_blocks, num_blocks_in
+from engine.kv_cache import KVCache, cache_dtype, given_num_blocks, is_measured, num_blocks_in
 from engine.lora.lora_linear import wrap_linears
 from engine.model_loading import Loader, load_model
 from engine.models.config import ModelConfig
@@ -44,8 +44,10 @@ class ModelRunner:
             ModelError: the checkpoint cannot be served, or the cache holds no block.
         """
         set_threads(config.num_threads)
-        self.placement = choose_placement(config, model_config.dtype, num_gpus(), is_shared=member is not None)
+        self.placement = choose_placement(config, model_config.dtype, num_gpus())
         device = self.placement.device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Triton launches kernels on the current one
         self.cache_dtype = cache_dtype(config, self.placement)
         logger.info("computing on %s in %s, cache in %s", device, self.placement.dtype, self.cache_dtype)
         if device.type == "cuda":
@@ -58,14 +60,16 @@ class ModelRunner:
         self._member = member
         self.graphs: DecodeGraphs | None = None
         self.max_model_len = min(config.max_model_len or longest, longest)
-        if not self._measures_memory(config):
+        if not is_measured(config, self.placement):
             self.num_blocks = given_num_blocks(config, model_config, self.cache_dtype)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
         loaded = load(config, model_config, self.max_model_len, self.placement, member)
         self.model, self.adapter_targets = loaded.model, loaded.adapter_targets
         paths = [target.path for target in self.adapter_targets.values()]
+        if member is not None:
+            member.meet()
         self.adapter_rows = wrap_linears(self.model, paths, device)
-        if self._measures_memory(config):
+        if is_measured(config, self.placement):
             self.num_blocks = self._num_blocks_beside_a_step(config.gpu_memory_share)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)
         self.cache = self._allocate(self.num_blocks)
@@ -79,25 +83,39 @@ class ModelRunner:
             self.cache,
             graph_sizes(self.max_num_seqs),
             table_width=-(-self.max_model_len // self.block_size),
-            vocab_size=self._model_config.vocab_size,
+            vocab_size=self._model_config.vocab_size if self._samples else 0,
             scratch_block=self.num_blocks,
         )
 
-    def _measures_memory(self, config: EngineConfig) -> bool:
-        return self.placement.device.type == "cuda" and not (config.num_blocks or config.kv_cache_gib)
-
     def _num_blocks_beside_a_step(self, share: float) -> int:
-        """Return how many blocks fit into the memory that weights and the largest step leave of the device."""
+        """Return how many blocks fit into the memory that weights and the largest step leave of the device.
+
+        Of several ranks the one with least room decides.
+        """
         self.cache = self._allocate(1)
-        use = measure(self.placement.device, lambda: self.run(self.largest_step()))
-        num_bytes = cache_bytes(use, share)
-        logger.info("of %d bytes of memory a step takes %d; the KV cache gets %d", use.total, use.step_peak, num_bytes)
-        return num_blocks_in(num_bytes, self._model_config, self.block_size, self.cache_dtype)
+        use = measure(self.placement.device, lambda: self._rehearse(self.largest_step()))
+        num_blocks, problem = 0, None
+        try:
+            num_bytes = cache_bytes(use, share)
+            num_blocks = num_blocks_in(num_bytes, self._local_config, self.block_size, self.cache_dtype)
+            logger.info("of %d bytes a step takes %d; the KV cache may get %d", use.total, use.step_peak, num_bytes)
+        except ModelError as error:
+            problem = error
+        if self._member is not None:
+            num_blocks = self._member.collectives.smallest(num_blocks)
+        if problem is not None or not num_blocks:
+            raise problem or ModelError("the GPU of another rank has no room for a single block of the KV cache")
+        return num_blocks
+
+    @property
+    def _local_config(self) -> ModelConfig:
+        """The model's numbers, with the key/value heads that are here."""
+        return replace(self._model_config, num_kv_heads=self.model.num_kv_heads)
 
     def _allocate(self, num_blocks: int) -> KVCache:
         """Reserve the cache, and one block more, which is nobody's."""
-        local = replace(self._model_config, num_kv_heads=self.model.num_kv_heads)
-        return KVCache.allocate(local, num_blocks + 1, self.block_size, self.placement.device, self.cache_dtype)
+        device = self.placement.device
+        return KVCache.allocate(self._local_config, num_blocks + 1, self.block_size, device, self.cache_dtype)
 
     def largest_step(self) -> StepPlan:
         """Return a step of as many tokens and sequences as there can be, all of them in block 0."""
@@ -105,9 +123,12 @@ class ModelRunner:
         return dummy_step(num_seqs, min(self.max_num_batched_tokens // num_seqs, self.max_model_len), self.block_size)
 
     def warm_up(self) -> None:
-        """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0."""
+        """Compile and touch everything a step needs, so that no request waits for it; leaves rubbish in block 0.
+
+        All ranks do so together, and none needs to be told which steps these are.
+        """
         for plan in self._warm_up_steps():
-            self.run(plan)
+            self._rehearse(plan)
         if self.graphs is not None:
             self.graphs.record()
 
@@ -119,6 +140,19 @@ class ModelRunner:
     def run(self, plan: StepPlan) -> StepRun:
         """Compute the plan's tokens and sample for the sequences whose last token was among them."""
         return self.launch(plan).read()
+
+    @torch.inference_mode()
+    def _rehearse(self, plan: StepPlan) -> None:
+        """Compute a step that every rank computes by itself; where there are logits, sample and wait."""
+        host = build_batch(plan, self.block_size)
+        logits, batch = self._forward(host, None)
+        if self._samples:
+            self._begin_reading(plan, logits, batch).read()
+
+    @property
+    def _samples(self) -> bool:
+        """Whether logits come out here: of several ranks, on rank 0."""
+        return self._member is None or self._member.place.rank == 0
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, before: PendingStep | None = None) -> PendingStep:
@@ -133,7 +167,10 @@ class ModelRunner:
             sequences = [item.sequence for item in before.items]
             host.late = find_late_tokens(plan, sequences, before.tokens.token_ids)
         self.adapter_rows.assign([item.sequence.adapter for item in plan.scheduled], host, self.link)
-        logits, batch = self.compute(host)
+        return self._begin_reading(plan, *self.compute(host, self._graph_size(host)))
+
+    def _begin_reading(self, plan: StepPlan, logits: torch.Tensor, batch: Batch) -> PendingStep:
+        """Begin to sample, and to bring what the step gives to the host."""
         items = [item for item in plan.scheduled if item.samples]
         num_drafts = sum(len(item.draft_ids) for item in items)
         first, drafted, prompts = logits.tensor_split((len(items), len(items) + num_drafts))
@@ -148,29 +185,35 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def compute(self, host: Batch) -> tuple[torch.Tensor, Batch]:
-        """Compute a batch and return its logits, which of several ranks rank 0 gets, and the batch on the device.
+    def compute(self, host: Batch, graph_size: int | None = None) -> tuple[torch.Tensor, Batch]:
+        """Compute a batch, on all ranks, and return its logits, which rank 0 gets, and the batch on the device.
+
+        Args:
+            host: the batch.
+            graph_size: the recording to replay, which rank 0 chooses for all; None to launch everything anew.
 
         Raises:
             RanksFailed: something went wrong on some rank, and now they are out of step.
         """
         if self._member is None:
-            return self._compute_alone(host)
+            return self._forward(host, graph_size)
         try:
-            with self._member.step(host):
-                batch = host.moved(self.link)
-                return self.model(batch, self.cache), batch
+            with self._member.step(host, graph_size):
+                return self._forward(host, graph_size)
         except Exception as error:
             raise RanksFailed(f"rank {self._member.place.rank} failed in a step: {error!r}") from error
 
-    def _compute_alone(self, host: Batch) -> tuple[torch.Tensor, Batch]:
-        graphs = None if self.adapter_rows.groups else self.graphs
-        size = None if graphs is None else graphs.size_for(host)
-        if graphs is None or size is None:
+    def _graph_size(self, host: Batch) -> int | None:
+        """Return the size of the recording that serves a batch, None where none does."""
+        return None if self.graphs is None or self.adapter_rows.groups else self.graphs.size_for(host)
+
+    def _forward(self, host: Batch, graph_size: int | None) -> tuple[torch.Tensor, Batch]:
+        if graph_size is None:
             batch = host.moved(self.link)
             return self.model(batch, self.cache), batch
-        batch = graphs.padded(host, size).moved(self.link)
-        return graphs.run(batch)[: len(host.input_ids)], batch
+        assert self.graphs is not None
+        batch = self.graphs.padded(host, graph_size).moved(self.link)
+        return self.graphs.run(batch)[: len(host.input_ids)], batch
 
 
 def set_threads(num_threads: int) -> None:

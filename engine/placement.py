@@ -29,7 +29,12 @@ def num_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def choose_placement(config: EngineConfig, checkpoint_dtype: str, gpus: int, *, is_shared: bool = False) -> Placement:
+def gpu_names() -> tuple[str, ...]:
+    """Return the UUIDs of the GPUs that this process may use, in the order of their numbers."""
+    return tuple(str(torch.cuda.get_device_properties(index).uuid) for index in range(num_gpus()))
+
+
+def choose_placement(config: EngineConfig, checkpoint_dtype: str, gpus: int) -> Placement:
     """Choose device and type.
 
     Args:
@@ -37,20 +42,17 @@ def choose_placement(config: EngineConfig, checkpoint_dtype: str, gpus: int, *, 
             GPU and float32 on the CPU, whose kernels know no other.
         checkpoint_dtype: as `config.json` says it.
         gpus: how many there are.
-        is_shared: whether several ranks compute the model; their collectives are the CPU's.
 
     Raises:
         ModelError: there is no such device, or it does not compute in that type.
     """
     name = config.device
     if name == "auto":
-        name = "cuda" if gpus and not is_shared else "cpu"
+        name = "cuda" if gpus else "cpu"
     if name == "cpu":
         if config.dtype not in {"auto", "float32"}:
             raise ModelError(f"dtype {config.dtype} needs a GPU; on the CPU the engine computes in float32")
         return Placement(torch.device("cpu"), torch.float32)
-    if is_shared:
-        raise ModelError(f"device {config.device} computes alone; several ranks compute on the CPU")
     index = int(name.partition(":")[2] or 0)
     if index >= gpus:
         raise ModelError(f"device {config.device} does not exist; this process sees {gpus} GPUs")

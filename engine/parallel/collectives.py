@@ -1,8 +1,11 @@
 """What ranks do together: sums, gathers and exchanges of tensors, on `torch.distributed`.
 
-Knows process groups. Does not know layers or steps.
+Knows process groups: NCCL's on GPUs, Gloo's on CPUs. Does not know layers or steps.
 
-Invariant: all ranks of a group call the same operations in the same order.
+Invariants:
+1. All ranks of a group call the same operations in the same order.
+2. On a GPU an operation is in the order of the current stream, and `sum_all`, `sum_within` and `gather`, whose shapes
+   do not depend on values, may be recorded: what they read and write then stays where it is.
 """
 
 import os
@@ -12,7 +15,10 @@ from typing import Protocol
 
 import torch
 from torch import distributed as dist
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import (
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
+    distributed_c10d,
+)
 
 from engine.errors import EngineUnavailable
 from engine.parallel.config import Place
@@ -44,13 +50,18 @@ class Collectives(Protocol):
         """Return the rows of all peers, in the groups' order; `counts` are their numbers, any of them may be 0."""
         ...
 
+    def smallest(self, value: int) -> int:
+        """Return the smallest of all ranks' values; waits for them."""
+        ...
+
 
 class DistributedCollectives:
     """The operations on `torch.distributed`'s default group; made on all ranks together."""
 
-    def __init__(self, place: Place) -> None:
-        """Make the groups of the grid."""
+    def __init__(self, place: Place, device: torch.device) -> None:
+        """Make the groups of the grid, for tensors on `device`."""
         self.place = place
+        self.device = device
         tp, ep = place.config.tp, place.config.ep
         self._within = self._group([[group * tp + i for i in range(tp)] for group in range(ep)])
         self._peers = self._group([[group * tp + i for group in range(ep)] for i in range(tp)])
@@ -88,6 +99,12 @@ class DistributedCollectives:
         dist.all_gather(parts, padded, group=self._peers)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
+    def smallest(self, value: int) -> int:
+        """Find the smallest value."""
+        values = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.all_reduce(values, dist.ReduceOp.MIN)
+        return int(values.item())
+
     def _group(self, groups: list[list[int]]) -> dist.ProcessGroup:
         """Make all of these groups, as every rank must, and return this rank's."""
         made = [dist.new_group(ranks) for ranks in groups]
@@ -106,23 +123,35 @@ def connect_store(host: str, port: int, num_ranks: int) -> TCPStore:
     return TCPStore(host, port, num_ranks, is_master=False, wait_for_workers=False)
 
 
-def join_ranks(place: Place, store: TCPStore, host: str, timeout_seconds: float) -> Collectives:
+def join_ranks(place: Place, store: TCPStore, host: str, device: torch.device, timeout_seconds: float) -> Collectives:
     """Join the other ranks and return what they do together.
 
     Args:
         place: this rank.
         store: that of rank 0.
-        host: where rank 0 is reached; Gloo uses the network device that leads there.
-        timeout_seconds: an operation that takes longer fails.
+        host: where rank 0 is reached; the network device that leads there is used.
+        device: what this rank computes on. A GPU's communicators are made now, not by the first operation.
+        timeout_seconds: an operation that takes longer fails. On a GPU NCCL's watchdog then ends the process; what a
+            graph replays it does not see: that is for rank 0's watch over its steps.
 
     Raises:
-        EngineUnavailable: another rank did not come.
+        EngineUnavailable: another rank did not come, or torch was built without NCCL.
     """
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_towards(host))
+    is_gpu = device.type == "cuda"
+    interface = interface_towards(host)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
     timeout, num_ranks = timedelta(seconds=timeout_seconds), place.config.num_ranks
     try:
-        dist.init_process_group("gloo", store=store, rank=place.rank, world_size=num_ranks, timeout=timeout)
-        return DistributedCollectives(place)
+        dist.init_process_group(
+            "nccl" if is_gpu else "gloo",
+            store=store,
+            rank=place.rank,
+            world_size=num_ranks,
+            timeout=timeout,
+            device_id=device if is_gpu else None,
+        )
+        return DistributedCollectives(place, device)
     except (RuntimeError, ValueError) as error:
         raise EngineUnavailable(f"rank {place.rank} could not join the others: {error}") from error
 
@@ -142,6 +171,10 @@ def interface_towards(host: str) -> str:
 
 
 def leave_ranks() -> None:
-    """Take this process out of its group, if it is in one."""
-    if dist.is_initialized():
+    """Take this process out of its group, if it is in one, whether or not the others still answer."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "nccl":  # to destroy a communicator all its ranks must come; to abort it, none
+        distributed_c10d._abort_process_group()
+    else:
         dist.destroy_process_group()

@@ -31,7 +31,9 @@ def connect(model: Decoder, member: Member) -> None:
 
 
 def _connect_experts(moe: MixtureOfExperts, layer: int, member: Member) -> None:
-    moe.dispatch = ParallelDispatch(member.placements[layer], member.place, member.collectives, moe.dispatch)
+    moe.dispatch = ParallelDispatch(
+        member.placements[layer], member.place, member.collectives, moe.dispatch, moe.router.weight.device
+    )
     if isinstance(moe, SharedMixtureOfExperts):
         _replace(moe.shared, "down", RowParallel(moe.shared.down, member.collectives))
 

@@ -6,7 +6,10 @@ Every rank knows all tokens and where the router sends them, so nobody needs to 
 - *Sum*: each group computes its experts' answers for all tokens, and one sum over all ranks adds them up. (All-gather
   and reduce-scatter with the gather left out, since attention's sum has already brought every token everywhere.)
 - *Exchange*: each group looks after a share of the tokens, sends each of them to the groups that hold its experts
-  (all-to-all), gets the answers back, adds them up, and the groups join their tokens (all-gather).
+  (all-to-all), gets the answers back, adds them up, and the groups join their tokens (all-gather). How many rows go
+  where must be known on the host, so it is for CPUs: a GPU would have to be waited for in every layer, and nothing of
+  it could be recorded. In shapes that hold for any routing (a share of n / groups tokens to each group) it sends 3 n
+  rows where the sum sends 2 n, so on GPUs it is always the sum.
 
 Sources: GShard (arXiv 2006.16668) for the exchange.
 """
@@ -39,31 +42,40 @@ def prefers_exchange(num_tokens: int, num_chosen: int, num_groups: int) -> bool:
 class ParallelDispatch:
     """`kernels.expert_dispatch` over the experts of all groups; `experts` are this rank's parts of its group's."""
 
-    def __init__(self, placement: ExpertPlacement, place: Place, ranks: Collectives, dispatch: ExpertDispatch) -> None:
-        """Take the layer's placement and the operation for the experts at hand."""
+    def __init__(
+        self,
+        placement: ExpertPlacement,
+        place: Place,
+        ranks: Collectives,
+        dispatch: ExpertDispatch,
+        device: torch.device,
+    ) -> None:
+        """Take the layer's placement, the operation for the experts at hand, and where tokens will lie."""
         self.place = place
         self.ranks = ranks
         self.dispatch = dispatch
         num_experts = 1 + max(max(experts) for experts in placement.groups)
         holders = [placement.holders(expert) for expert in range(num_experts)]
         most = max(map(len, holders))
-        self._num_holders = torch.tensor([len(groups) for groups in holders])
-        self._holders = torch.tensor([groups + [groups[0]] * (most - len(groups)) for groups in holders])
+        self._num_holders = torch.tensor([len(groups) for groups in holders]).to(device)
+        self._holders = torch.tensor([groups + [groups[0]] * (most - len(groups)) for groups in holders]).to(device)
         local = {expert: index for index, expert in enumerate(placement.groups[place.ep_rank])}
-        self._local = torch.tensor([local.get(expert, len(local)) for expert in range(num_experts)])
+        self._local = torch.tensor([local.get(expert, len(local)) for expert in range(num_experts)]).to(device)
 
     def __call__(
         self, hidden: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, experts: Sequence[Expert]
     ) -> torch.Tensor:
         """Map [T, C] to [T, C], complete on every rank; see the contract in `kernels.expert_dispatch`."""
+        if self.place.config.ep == 1:
+            return self.ranks.sum_all(self.dispatch(hidden, expert_ids, weights, experts))
         owners = self.owners(expert_ids)
-        if prefers_exchange(len(hidden), expert_ids.shape[1], self.place.config.ep):
+        if hidden.device.type == "cpu" and prefers_exchange(len(hidden), expert_ids.shape[1], self.place.config.ep):
             return self.by_exchange(hidden, expert_ids, weights, experts, owners)
         return self.by_sum(hidden, expert_ids, weights, experts, owners)
 
     def owners(self, expert_ids: torch.Tensor) -> torch.Tensor:
         """Return the group that computes each pair of token and expert, [T, A]."""
-        turns = torch.arange(len(expert_ids)).unsqueeze(1) % self._num_holders[expert_ids]
+        turns = torch.arange(len(expert_ids), device=expert_ids.device).unsqueeze(1) % self._num_holders[expert_ids]
         return self._holders[expert_ids, turns]
 
     def by_sum(

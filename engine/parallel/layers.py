@@ -44,7 +44,7 @@ class VocabularyParallelEmbedding(nn.Module):
 
 
 class GatheredHead(nn.Module):
-    """A head whose tokens are spread over the ranks; rank 0 gets all logits, others have no use for theirs."""
+    """A head whose tokens are spread over the ranks; rank 0 gets all logits, others none."""
 
     def __init__(self, inner: nn.Module, sizes: list[int], ranks: Collectives) -> None:
         """Wrap the local part; `sizes` are the numbers of tokens of all ranks, the first the largest."""
@@ -54,11 +54,11 @@ class GatheredHead(nn.Module):
         self.ranks = ranks
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map [R, C] to [R, V] on rank 0, and to the local part on others."""
+        """Map [R, C] to [R, V] on rank 0, and to [R, 0] on others."""
         local = self.inner(hidden)
         if not len(local):
             return local.new_empty(0, sum(self.sizes))
         parts = self.ranks.gather(F.pad(local, (0, self.sizes[0] - local.shape[1])))
         if parts is None:
-            return local
+            return local[:, :0]
         return torch.cat([part[:, :size] for part, size in zip(parts, self.sizes, strict=True)], dim=1)

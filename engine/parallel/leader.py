@@ -1,10 +1,11 @@
-"""Rank 0's side of a group of ranks: gets them started, tells them each step, notices when one is gone.
+"""Rank 0's side of a group of ranks: gets them started, gives each its device, tells each step, notices who is gone.
 
 Knows links, executors and the collectives' meeting point. Does not know models, sequences or requests.
 
 Invariants:
-1. Between two messages to the other ranks rank 0 computes the step that the first one told.
-2. A rank that is lost is never replaced within a group: the group ends, and its core with it.
+1. Between two messages to the other ranks rank 0 launches the step that the first one told.
+2. Before the first message all ranks compute the same steps, which need not be told: see `ModelRunner.warm_up`.
+3. A rank that is lost is never replaced within a group: the group ends, and its core with it.
 """
 
 import logging
@@ -17,21 +18,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 
+import torch
+
 from engine.batch import Batch
 from engine.config import EngineConfig
-from engine.errors import EngineUnavailable, RanksFailed
-from engine.kv_cache import cache_dtype, given_num_blocks
+from engine.errors import EngineUnavailable, ModelError, RanksFailed
+from engine.kv_cache import cache_dtype, given_num_blocks, is_measured
 from engine.messages import StartFailed
 from engine.models.config import ModelConfig
 from engine.parallel.collectives import join_ranks, leave_ranks, open_store
 from engine.parallel.config import Place
 from engine.parallel.executor import Invitation, make_executor
+from engine.parallel.gpu_seats import deal_gpus
 from engine.parallel.links import LinkServer
 from engine.parallel.member import Member
-from engine.parallel.messages import Loaded, Welcome
+from engine.parallel.messages import Equipment, Loaded, Seat, Welcome
 from engine.parallel.placement import placements_for
+from engine.parallel.step_clock import StepClock
 from engine.parallel.step_message import encode_step
-from engine.placement import ON_HOST
+from engine.placement import choose_placement, gpu_names, num_gpus
 
 ACCEPT_SECONDS = 0.2
 WATCH_SECONDS = 0.5
@@ -45,36 +50,26 @@ class RankLeader:
     def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
         """Start the other ranks and join them; they load while the caller does.
 
+        `config` is then rank 0's.
+
         Raises:
             EngineUnavailable: not all ranks have joined in time.
+            ModelError: there are fewer GPUs than ranks.
         """
         self.config = rank_config(config, model_config)
-        self.executor = make_executor(config)
+        self.executor = make_executor(self.config)
         self._links: dict[int, Connection] = {}
-        self._step_started: float | None = None
         try:
             self.member = self._assemble(model_config)
+            self._clock = StepClock(torch.device(self.config.device))
         except BaseException:
             self.close()
             raise
 
-    def wait_until_loaded(self) -> None:
-        """Return when every rank has its part of the model.
-
-        Raises:
-            EngineUnavailable: one of them could not load it, or died.
-        """
-        pending = dict(self._links)
-        while pending:
-            for rank, link in list(pending.items()):
-                if link in wait([link], ACCEPT_SECONDS):
-                    self._take_loaded(rank, link)
-                    del pending[rank]
-
     def watch(self, on_loss: Callable[[str], None]) -> None:
         """Call `on_loss`, on a thread of its own, as soon as a rank is gone or hangs; for a process that ends by that.
 
-        Meant to be called behind the first step, which may compile kernels and so take longer than others.
+        Not before all have loaded. Steps that are not told, which may compile kernels, may take longer than others.
         """
         threading.Thread(target=self._watch, args=(on_loss,), name="ranks", daemon=True).start()
 
@@ -86,21 +81,20 @@ class RankLeader:
         self.executor.stop()
 
     @contextmanager
-    def _step(self, batch: Batch) -> Iterator[None]:
-        """Have all other ranks compute this batch, too, and keep an eye on the time meanwhile.
+    def _step(self, batch: Batch, graph_size: int | None) -> Iterator[None]:
+        """Have all other ranks compute this batch, too, and keep an eye on the time until it is computed.
 
         Raises:
             RanksFailed: one of them is gone.
         """
-        message = encode_step(batch)
+        message = encode_step(batch, graph_size)
         for rank, link in self._links.items():
             try:
                 link.send_bytes(message)
             except OSError as error:
                 raise RanksFailed(f"rank {rank} is gone: {error}") from None
-        self._step_started = time.monotonic()
-        yield
-        self._step_started = None
+        with self._clock.step():
+            yield
 
     def _watch(self, on_loss: Callable[[str], None]) -> None:
         limit = self.config.rank_timeout_seconds
@@ -110,8 +104,7 @@ class RankLeader:
                 if link in gone:
                     on_loss(f"rank {rank} is gone; {self.executor.failure() or 'its connection has ended'}")
                     return
-            started = self._step_started
-            if started is not None and time.monotonic() - started > limit:
+            if self._clock.seconds > limit:
                 on_loss(f"a step has taken more than {limit:g} s: a rank hangs")
                 return
 
@@ -125,14 +118,39 @@ class RankLeader:
             self._accept_all(server, place.config.num_ranks)
         finally:
             server.close()
+        devices = self._deal_devices()
+        self.config = replace(self.config, device=devices[0])
         store = open_store(host, place.config.num_ranks)
-        for rank, link in self._links.items():
-            try:
-                link.send(Welcome(self.config, store.port))
-            except OSError as error:
-                raise RanksFailed(f"rank {rank} has joined and gone: {error}") from None
-        collectives = join_ranks(place, store, host, self.config.rank_start_seconds)
-        return Member(place, collectives, placements_for(self.config, model_config), self._step)
+        for rank in self._links:
+            self._send(rank, Seat(devices[rank], store.port))
+        device = torch.device(self.config.device)
+        collectives = join_ranks(place, store, host, device, self.config.rank_start_seconds)
+        placements = placements_for(self.config, model_config)
+        return Member(place, collectives, placements, self._step, self._wait_until_loaded)
+
+    def _deal_devices(self) -> dict[int, str]:
+        """Greet the ranks and return the device that each of them gets, this one included."""
+        for rank in self._links:
+            self._send(rank, Welcome(self.config))
+        seen = {rank: self._receive_equipment(rank).gpus for rank in self._links}
+        if self.config.device == "cpu":
+            return dict.fromkeys((0, *self._links), "cpu")
+        return {rank: f"cuda:{index}" for rank, index in deal_gpus({0: gpu_names()} | seen).items()}
+
+    def _send(self, rank: int, message: Welcome | Seat) -> None:
+        try:
+            self._links[rank].send(message)
+        except OSError as error:
+            raise RanksFailed(f"rank {rank} has joined and gone: {error}") from None
+
+    def _receive_equipment(self, rank: int) -> Equipment:
+        link = self._links[rank]
+        try:
+            if not link.poll(self.config.rank_start_seconds):
+                raise EngineUnavailable(f"rank {rank} has joined and says nothing")
+            return link.recv()
+        except (EOFError, OSError) as error:
+            raise RanksFailed(f"rank {rank} has joined and gone: {error}") from None
 
     def _accept_all(self, server: LinkServer, num_ranks: int) -> None:
         deadline = time.monotonic() + self.config.rank_start_seconds
@@ -149,6 +167,19 @@ class RankLeader:
                 missing = sorted(set(range(1, num_ranks)) - self._links.keys())
                 raise EngineUnavailable(f"ranks {missing} have not joined in {self.config.rank_start_seconds:g} s")
 
+    def _wait_until_loaded(self) -> None:
+        """Return when every rank has its part of the model.
+
+        Raises:
+            EngineUnavailable: one of them could not load it, or died.
+        """
+        pending = dict(self._links)
+        while pending:
+            for rank, link in list(pending.items()):
+                if link in wait([link], ACCEPT_SECONDS):
+                    self._take_loaded(rank, link)
+                    del pending[rank]
+
     def _take_loaded(self, rank: int, link: Connection) -> None:
         try:
             message: Loaded | StartFailed = link.recv()
@@ -161,12 +192,37 @@ class RankLeader:
 def rank_config(config: EngineConfig, model_config: ModelConfig) -> EngineConfig:
     """Return the configuration of each rank, where what depends on the group or the machine is fixed.
 
-    `kv_cache_gib` counts for each rank, and the one with the most key/value heads decides the number of blocks.
+    `device` becomes `cpu` or `cuda`, for GPUs that are yet to be dealt out. `kv_cache_gib` counts for each rank, and
+    the one with the most key/value heads decides the number of blocks; where that is measured, it stays 0.
+
+    Raises:
+        ModelError: the ranks cannot compute on that device, or on this machine.
     """
-    widest = replace(model_config, num_kv_heads=config.parallel.max_kv_heads(model_config))
+    placement = choose_placement(config, model_config.dtype, num_gpus())
+    if placement.device.type == "cuda":
+        _check_gpus(config)
+    num_blocks = 0
+    if not is_measured(config, placement):
+        widest = replace(model_config, num_kv_heads=config.parallel.max_kv_heads(model_config))
+        num_blocks = given_num_blocks(config, widest, cache_dtype(config, placement))
     num_threads = config.num_threads
     if config.rank_executor == "local" and not num_threads:
         num_threads = max(1, len(os.sched_getaffinity(0)) // config.parallel.num_ranks)
     return replace(
-        config, num_blocks=given_num_blocks(config, widest, cache_dtype(config, ON_HOST)), num_threads=num_threads
+        config,
+        device=placement.device.type,
+        dtype=str(placement.dtype).removeprefix("torch."),
+        num_blocks=num_blocks,
+        num_threads=num_threads,
     )
+
+
+def _check_gpus(config: EngineConfig) -> None:
+    num_ranks, gpus = config.parallel.num_ranks, num_gpus()
+    if config.device.startswith("cuda:"):
+        raise ModelError(f"device {config.device} is one GPU, and {num_ranks} ranks need one each; give device cuda")
+    if config.rank_executor == "local" and gpus < num_ranks:
+        raise ModelError(
+            f"tensor_parallel x expert_parallel is {num_ranks}, and each rank needs a GPU of its own; this process "
+            f"sees {gpus} (device cpu computes on the CPU)"
+        )

@@ -19,13 +19,17 @@ class Member:
 
     Attributes:
         placements: who holds which experts, by the layer's index.
-        step: tells the other ranks to compute a batch, and lasts while this rank does; nothing on ranks that are told.
+        step: tells the other ranks to compute a batch, and by which recording, and lasts while this rank launches it;
+            nothing on ranks that are told.
+        meet: says that this rank has loaded its part and, on rank 0, returns once all have: one that cannot is not
+            waited for in a collective.
     """
 
     place: Place
     collectives: Collectives
     placements: dict[int, ExpertPlacement]
-    step: Callable[[Batch], AbstractContextManager[None]] = lambda _: nullcontext()
+    step: Callable[[Batch, int | None], AbstractContextManager[None]] = lambda *_: nullcontext()
+    meet: Callable[[], None] = lambda: None
 
     def place_of(self, rank: int) -> Place:
         """Return another rank's place."""

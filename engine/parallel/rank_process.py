@@ -1,4 +1,4 @@
-"""A rank other than rank 0: joins, loads its part of the model and computes each step that it is told.
+"""A rank other than rank 0: joins, takes its device, loads its part of the model and computes the steps it is told.
 
 Knows links and a runner. Does not know requests, sequences or sampling.
 
@@ -6,17 +6,25 @@ Run as `python -m engine.parallel.rank_process HOST PORT [RANK]` with the group'
 executor or, without RANK, by torchrun: its ranks, from 0, are our ranks from 1.
 
 Invariants:
-1. The process ends when its link to rank 0 does, and when its parent does, even if it is stopped.
+1. The process ends when its link to rank 0 does, even if it waits for a device that will never be done, and when its
+   parent does, even if it is stopped.
 2. It ends with a code other than 0, so that torchrun starts it again.
 """
 
 import ctypes
 import logging
 import os
+import select
 import signal
 import sys
+import threading
+from contextlib import closing
+from dataclasses import replace
+from multiprocessing.connection import Connection
 
-from engine.errors import EngineError
+import torch
+
+from engine.errors import EngineError, EngineUnavailable
 from engine.messages import StartFailed
 from engine.model_runner import ModelRunner
 from engine.models.config import ModelConfig
@@ -25,11 +33,13 @@ from engine.parallel.config import Place
 from engine.parallel.executor import KEY_VARIABLE, Invitation
 from engine.parallel.links import join_leader
 from engine.parallel.member import Member
-from engine.parallel.messages import Loaded, Welcome
+from engine.parallel.messages import Equipment, Loaded, Seat, Welcome
 from engine.parallel.placement import placements_for
 from engine.parallel.step_message import decode_step
+from engine.placement import gpu_names
 
 PATIENCE_SECONDS = 600.0
+LEAVE_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 logger = logging.getLogger(__name__)
 
@@ -41,24 +51,56 @@ def serve_rank(invitation: Invitation, rank: int) -> None:
         EngineError: there is no rank 0, the part of the model cannot be loaded, or another rank is lost.
     """
     link = join_leader(invitation.host, invitation.port, invitation.key, rank, PATIENCE_SECONDS)
-    welcome: Welcome = link.recv()
-    config = welcome.config
-    place = Place(config.parallel, rank)
-    try:
-        model_config = ModelConfig.from_dir(config.model)
-        store = connect_store(invitation.host, welcome.store_port, place.config.num_ranks)
-        collectives = join_ranks(place, store, invitation.host, config.rank_start_seconds)
-        runner = ModelRunner(config, model_config, Member(place, collectives, placements_for(config, model_config)))
-    except EngineError as error:
-        link.send(StartFailed(str(error)))
-        raise
-    link.send(Loaded())
-    while True:
+    with closing(LinkWatch(link)):
         try:
-            message = link.recv_bytes()
+            runner = join_and_load(invitation.host, link, rank)
+        except EngineError as error:
+            link.send(StartFailed(str(error)))
+            raise
         except (EOFError, OSError):
-            return
-        runner.compute(decode_step(message))
+            raise EngineUnavailable("rank 0 has left before it told what to load") from None
+        runner.warm_up()
+        while True:
+            try:
+                message = link.recv_bytes()
+            except (EOFError, OSError):
+                return
+            runner.compute(*decode_step(message))
+
+
+def join_and_load(host: str, link: Connection, rank: int) -> ModelRunner:
+    """Take what rank 0 at `host` says this rank is to be, join the others and load."""
+    welcome: Welcome = link.recv()
+    link.send(Equipment(gpu_names() if welcome.config.device == "cuda" else ()))
+    seat: Seat = link.recv()
+    config = replace(welcome.config, device=seat.device)
+    place = Place(config.parallel, rank)
+    model_config = ModelConfig.from_dir(config.model)
+    store = connect_store(host, seat.store_port, place.config.num_ranks)
+    collectives = join_ranks(place, store, host, torch.device(seat.device), config.rank_start_seconds)
+    placements = placements_for(config, model_config)
+    return ModelRunner(config, model_config, Member(place, collectives, placements, meet=lambda: link.send(Loaded())))
+
+
+class LinkWatch:
+    """Ends this process where its link has ended and it does not notice, since it waits for something else."""
+
+    def __init__(self, link: Connection) -> None:
+        """Watch on a thread of its own."""
+        self._link = link
+        self._has_left = threading.Event()
+        threading.Thread(target=self._watch, name="link", daemon=True).start()
+
+    def close(self) -> None:
+        """Say that the process leaves by itself."""
+        self._has_left.set()
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._link.fileno(), select.POLLRDHUP)
+        poll.poll()
+        if not self._has_left.wait(LEAVE_SECONDS):
+            os._exit(1)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What rank 0 tells the others before each step: the batch's tensors, and none of its sequences.
+"""What rank 0 tells the others before each step: the batch's tensors, how to compute it, and none of its sequences.
 
 Knows a batch's fields. Does not know links. Sampled tokens need no message of their own: they are the next step's
 input.
@@ -16,14 +16,17 @@ FIELDS = (
 )
 
 
-def encode_step(batch: Batch) -> bytes:
+def encode_step(batch: Batch, graph_size: int | None) -> bytes:
     """Return the message that `decode_step` reads; the batch's tensors lie on the host."""
     assert batch.late is None, "ranks do not compute ahead of their tokens"
-    return pickle.dumps([getattr(batch, name).numpy() for name in FIELDS], protocol=pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps((graph_size, [getattr(batch, name).numpy() for name in FIELDS]), pickle.HIGHEST_PROTOCOL)
 
 
-def decode_step(message: bytes) -> Batch:
-    """Return a batch that computes the same and samples nothing; the message comes from an authenticated rank 0."""
-    arrays = pickle.loads(message)  # noqa: S301
+def decode_step(message: bytes) -> tuple[Batch, int | None]:
+    """Return a batch that computes the same and samples nothing, and the size of the recording that all ranks replay.
+
+    The message comes from an authenticated rank 0.
+    """
+    graph_size, arrays = pickle.loads(message)  # noqa: S301
     tensors = {name: torch.from_numpy(array) for name, array in zip(FIELDS, arrays, strict=True)}
-    return Batch(**tensors, sampling=[], prompts=[], pooling=[], late=None)
+    return Batch(**tensors, sampling=[], prompts=[], pooling=[], late=None), graph_size

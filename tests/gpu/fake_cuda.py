@@ -6,16 +6,20 @@ operations whose shape depends on values, copies that are not from or to page-lo
 the host that were asked for in the background. Kernels are launched through `FakeCuda.kernel`, as a GPU's would be.
 
 Graphs are recorded as what was launched on which memory, and replayed on the same memory.
+
+There may be several devices, each for the thread that has entered it: no other device's tensors are taken there.
 """
 
 import contextlib
 import ctypes
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 import torch
@@ -34,6 +38,9 @@ from kernels import (
 from kernels.draw_token import Draws, Edits
 
 aten = torch.ops.aten
+TOTAL_BYTES = 4 << 20
+FREE_BYTES = 3 << 20
+HERE = threading.local()  # `fake`: the device that this thread has entered
 WAITING = {
     *(aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.is_nonzero.default),
     *(aten.bincount.default, aten.repeat_interleave.Tensor, aten.equal.default, aten._unique2.default),
@@ -54,11 +61,11 @@ class DeviceTensor(torch.Tensor):
     raw: torch.Tensor
 
     @staticmethod
-    def __new__(cls, raw: torch.Tensor) -> "DeviceTensor":
+    def __new__(cls, raw: torch.Tensor, index: int) -> "DeviceTensor":
         looks = {"strides": raw.stride(), "storage_offset": raw.storage_offset(), "dtype": raw.dtype}
         with torch.inference_mode(mode=False):  # views of what was made outside of it would be refused within
             made = torch.Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-                cls, raw.shape, device=torch.device("cuda", 0), **looks
+                cls, raw.shape, device=torch.device("cuda", index), **looks
             )
         made.raw = raw
         return made
@@ -92,10 +99,13 @@ class FakeGraph:
 
 
 class FakeCuda(TorchDispatchMode):
-    """The device, while it is entered."""
+    """The device of that index, while it is entered."""
 
-    def __init__(self) -> None:
+    def __init__(self, index: int = 0) -> None:
         super().__init__()
+        self.index = index
+        self.free_bytes = FREE_BYTES
+        self.is_done = True  # with all that was launched, as far as events tell
         self.waits: Counter[str] = Counter()
         self.downloads = 0
         self.uploads = 0
@@ -105,6 +115,10 @@ class FakeCuda(TorchDispatchMode):
         self.replays = 0
         self.pinned: set[int] = set()
         self.recording: FakeGraph | None = None
+
+    def __enter__(self) -> Self:
+        HERE.fake = self
+        return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -118,6 +132,10 @@ class FakeCuda(TorchDispatchMode):
         to_device = target is not None and torch.device(target).type == "cuda"
         if not on_device and not to_device:
             return self._on_host(func, args, kwargs)
+        devices = {x.device.index for x in on_device}
+        if target is not None and to_device:
+            devices.add(torch.device(target).index)
+        assert devices <= {self.index, None}, f"{func} on device {self.index} reaches for {devices}"
         if func is aten.copy_.default and len(on_device) == 1:
             return self._copy(*args, **kwargs)
         self._count(func, args, kwargs, target, to_device=to_device)
@@ -141,7 +159,7 @@ class FakeCuda(TorchDispatchMode):
         def wrapped(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or not wrap:
                 return value
-            return owners[id(value)] if id(value) in owners else DeviceTensor(value)
+            return owners[id(value)] if id(value) in owners else DeviceTensor(value, self.index)
 
         return tree_map(wrapped, out)
 
@@ -231,62 +249,77 @@ class FakeEvent:
         assert self.is_recorded
         self.fake.reads += 1
 
+    def query(self) -> bool:
+        assert self.is_recorded
+        return self.fake.is_done
 
-def _draw(fake: FakeCuda, logits: torch.Tensor, draws: Draws, edits: Edits | None = None) -> Any:
+
+def here() -> FakeCuda:
+    """Return the device that this thread has entered."""
+    return HERE.fake
+
+
+def set_device(device: torch.device) -> None:
+    assert torch.device(device).index == here().index
+
+
+def draw(logits: torch.Tensor, draws: Draws, edits: Edits | None = None) -> Any:
     """Choose tokens by the reference: the device knows plain tensors only."""
 
     def reference(logits: torch.Tensor, *fields: torch.Tensor) -> Any:
         return draw_token.draw_tokens_reference(logits, Draws(*fields[:5]), Edits(*fields[5:]) if fields[5:] else None)
 
     fields = [getattr(part, name) for part in (draws, edits) if part is not None for name in part.__slots__]
-    return fake.kernel(reference)(logits, *fields)
+    return here().kernel(reference)(logits, *fields)
 
 
 @contextlib.contextmanager
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """Put a CUDA device into this process."""
+def record(graph: FakeGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "") -> Iterator[None]:
+    """Record what this thread launches."""
+    assert capture_error_mode == "thread_local"  # others would be broken off by NCCL's watchdog
+    graph.fake.recording = graph
+    yield
+    graph.fake.recording = None
+
+
+@contextlib.contextmanager
+def fake_cuda(monkeypatch: pytest.MonkeyPatch, num_devices: int = 1) -> Iterator[FakeCuda]:
+    """Put CUDA devices into this process, and this thread into the first one."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * 22).in_dll(library, GUARDS)
     guards[CUDA] = guards[CUDA] or guards[META]  # does nothing, as that of the meta device
-    fake = FakeCuda()
     current = FakeStream()
-
-    @contextlib.contextmanager
-    def record(graph: FakeGraph, pool: Any = None, stream: Any = None) -> Iterator[None]:
-        fake.recording = graph
-        yield
-        fake.recording = None
-
     for name, value in {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "device_count": lambda: 1,
-        "set_device": lambda _device: None,
+        "device_count": lambda: num_devices,
+        "get_device_properties": lambda index: SimpleNamespace(uuid=f"GPU-{index}"),
+        "set_device": set_device,
         "get_device_name": lambda _device=None: "no GPU",
         "Stream": FakeStream,
-        "Event": lambda: FakeEvent(fake),
+        "Event": lambda: FakeEvent(here()),
         "current_stream": lambda _device=None: current,
         "stream": lambda _stream: contextlib.nullcontext(),
         "synchronize": lambda _device=None: None,
         "empty_cache": lambda: None,
-        "mem_get_info": lambda _device=None: (3 << 20, 4 << 20),
+        "mem_get_info": lambda _device=None: (here().free_bytes, TOTAL_BYTES),
         "memory_allocated": lambda _device=None: 1000,
         "max_memory_allocated": lambda _device=None: 501_000,
         "reset_peak_memory_stats": lambda _device=None: None,
-        "CUDAGraph": lambda: FakeGraph(fake),
+        "CUDAGraph": lambda: FakeGraph(here()),
         "graph": record,
         "graph_pool_handle": object,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     for package, function in KERNELS:
-        monkeypatch.setattr(package, "select", lambda _device, function=function: fake.kernel(function))
-    monkeypatch.setattr(rms_norm, "select_adding", lambda _device: fake.kernel(rms_norm.add_rms_norm_reference))
-    monkeypatch.setattr(draw_token, "select", lambda _device: partial(_draw, fake))
+        monkeypatch.setattr(package, "select", lambda _device, function=function: here().kernel(function))
+    monkeypatch.setattr(rms_norm, "select_adding", lambda _device: here().kernel(rms_norm.add_rms_norm_reference))
+    monkeypatch.setattr(draw_token, "select", lambda _device: draw)
     monkeypatch.setattr(
         gated_activation,
         "select",
-        lambda _device, name: fake.kernel(lambda x: gated_activation.gated_activation_reference(name, x)),
+        lambda _device, name: here().kernel(lambda x: gated_activation.gated_activation_reference(name, x)),
     )
-    with fake:
+    with FakeCuda() as fake:
         yield fake

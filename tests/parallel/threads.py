@@ -77,6 +77,9 @@ class ThreadCollectives:
         assert [len(part) for part in parts] == counts
         return torch.cat(parts)
 
+    def smallest(self, value: int) -> int:
+        return min(self.table.swap(self.place.rank, value).values())
+
     def _peers(self) -> list[int]:
         tp, ep = self.place.config.tp, self.place.config.ep
         return [group * tp + self.place.tp_rank for group in range(ep)]
@@ -127,33 +130,49 @@ class ThreadLeader:
     """Stands in for `RankLeader`: the other ranks are threads that compute what they are told."""
 
     def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
-        self.config = rank_config(config, model_config)
+        shared = rank_config(config, model_config)
         table = Table(config.parallel)
         places = [Place(config.parallel, rank) for rank in range(config.parallel.num_ranks)]
-        members = [Member(p, ThreadCollectives(table, p), placements_for(config, model_config)) for p in places]
-        self.member = replace(members[0], step=self._step)
-        self._steps = [queue.SimpleQueue[bytes]() for _ in members[1:]]
-        self._pool = ThreadPoolExecutor(len(members) - 1, initializer=set_threads, initargs=(1,))
-        self._runners = [ModelRunner(self.config, model_config, member) for member in members[1:]]
-        self._jobs = [self._pool.submit(self._serve, *each) for each in zip(self._runners, self._steps, strict=True)]
+        self.collectives = [self.make_collectives(table, place) for place in places]
+        first, *others = [
+            Member(place, collectives, placements_for(config, model_config))
+            for place, collectives in zip(places, self.collectives, strict=True)
+        ]
+        self.config = self.config_of(0, shared)
+        self.member = replace(first, step=self._step)
+        self._steps = [queue.SimpleQueue[bytes]() for _ in others]
+        self._pool = ThreadPoolExecutor(len(others), initializer=set_threads, initargs=(1,))
+        self._jobs = [
+            self._pool.submit(self.serve, self.config_of(member.place.rank, shared), model_config, member, steps)
+            for member, steps in zip(others, self._steps, strict=True)
+        ]
 
-    def wait_until_loaded(self) -> None:
-        """They have loaded."""
+    def make_collectives(self, table: Table, place: Place) -> Any:
+        """Return what a rank does with others."""
+        return ThreadCollectives(table, place)
+
+    def config_of(self, rank: int, config: EngineConfig) -> EngineConfig:
+        """Return what a rank is told."""
+        del rank
+        return config
 
     def close(self) -> None:
         for steps in self._steps:
             steps.put(b"")
-        for job in self._jobs:
-            job.result(TIMEOUT)
+        self.failures = [job.exception(TIMEOUT) for job in self._jobs]
         self._pool.shutdown()
 
-    @contextmanager
-    def _step(self, batch: Batch) -> Iterator[None]:
-        for steps in self._steps:
-            steps.put(encode_step(batch))
-        yield
-
-    @staticmethod
-    def _serve(runner: ModelRunner, steps: "queue.SimpleQueue[bytes]") -> None:
+    def serve(
+        self, config: EngineConfig, model_config: ModelConfig, member: Member, steps: "queue.SimpleQueue[bytes]"
+    ) -> None:
+        """Be a rank."""
+        runner = ModelRunner(config, model_config, member)
+        runner.warm_up()
         while message := steps.get():
-            runner.compute(decode_step(message))
+            runner.compute(*decode_step(message))
+
+    @contextmanager
+    def _step(self, batch: Batch, graph_size: int | None) -> Iterator[None]:
+        for steps in self._steps:
+            steps.put(encode_step(batch, graph_size))
+        yield
