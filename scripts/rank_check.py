@@ -2,8 +2,9 @@
 
 Knows engine cores and what they say. Does not know how ranks compute. A part of `scripts/gpu_check`.
 
-What is compared: greedy tokens, and log-probabilities of prompts, in fp32, of the demo model and of a mixture of experts
-with random weights; by tensor and by expert parallelism, with decode graphs and without, the cache given and measured.
+What is compared: greedy tokens, and log-probabilities of prompts, in fp32, of the demo model and of a mixture of
+experts with random weights; by tensor and by expert parallelism, with decode graphs and without, the cache given and
+measured.
 """
 
 import json

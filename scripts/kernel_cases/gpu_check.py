@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason:
         print(f"gpu_check: {reason}", file=sys.stderr)
         return 2
+    if options.ranks:
+        return 0 if check_ranks() else 1
     device, started = torch.device("cuda"), time.monotonic()
     name = torch.cuda.get_device_name(device)
     cases = [case for case in all_cases("gpu") if not options.only or case.op in options.only]
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Survey(device, "triton", timer, lambda: time.monotonic() < end, seconds_each)
 
     checked = check(survey(KERNELS_SHARE, SECONDS_EACH), cases)
+    are_ranks_right = check_ranks()
     findings = show_tuning(survey(TUNING_SHARE, SECONDS_EACH_TUNED), cases)
     results = measure(survey(KERNELS_SHARE, SECONDS_EACH), cases, checked, ceilings)
     outcomes = measure_engines(ENGINES if options.engine is None else options.engine, started + options.seconds)
@@ -70,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _write(options.markdown, pages(facts, ceilings, results, findings, outcomes))
     num_wrong = sum(not result.is_correct for result in results)
     print(f"{len(results) - num_wrong} of {len(results)} cases are right", flush=True)
-    return 1 if num_wrong or not results or any(outcome.is_failure for outcome in outcomes) else 0
+    is_right = not num_wrong and are_ranks_right and not any(outcome.is_failure for outcome in outcomes)
+    return 0 if results and is_right else 1
 
 
 def check(survey: Survey, cases: Sequence[Case]) -> list[Result]:
@@ -80,6 +84,17 @@ def check(survey: Survey, cases: Sequence[Case]) -> list[Result]:
         print(f"{result.verdict}  {result.name}  {result.problem}", flush=True)
         checked.append(result)
     return checked
+
+
+def check_ranks() -> bool:
+    """Compare two ranks with one, where there are GPUs for both; return whether nothing is known to be wrong."""
+    from scripts import rank_check
+
+    reason = rank_check.why_not(torch.cuda.device_count())
+    if reason:
+        print(f"skipped  ranks  {reason}", flush=True)
+        return True
+    return rank_check.check_ranks()
 
 
 def show_tuning(survey: Survey, cases: Sequence[Case]) -> list[Finding]:
@@ -151,6 +166,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--kernels-only", dest="engine", action="store_const", const=[], help="measure no engines")
     parser.add_argument("--tuning", type=Path, metavar="FOLDER", help="keep there what was tuned, for engines")
+    parser.add_argument(
+        "--ranks", action="store_true", help="check two ranks beside one, on two GPUs, and nothing else"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write sections for docs/performance.md")
     return parser.parse_args(arguments)
