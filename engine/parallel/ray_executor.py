@@ -43,6 +43,7 @@ class RayExecutor:
         """
         self._patience = config.rank_start_seconds
         self._cpus = config.num_threads or 1
+        self._gpus = int(config.device == "cuda")
         self._group: Any = None
         self._actors: list[Any] = []
         self._runs: list[Any] = []
@@ -62,12 +63,14 @@ class RayExecutor:
 
     def start(self, invitation: Invitation, num_ranks: int) -> None:
         """Wait for room, on as many nodes as there are, and start the actors."""
-        self._group = placement_group([{"CPU": self._cpus}] * (num_ranks - 1), strategy="SPREAD")
+        bundle = {"CPU": self._cpus, "GPU": self._gpus} if self._gpus else {"CPU": self._cpus}
+        self._group = placement_group([bundle] * (num_ranks - 1), strategy="SPREAD")
         if not self._group.wait(self._patience):
             raise EngineUnavailable(
-                f"in {self._patience:g} s the Ray cluster found no room for {num_ranks - 1} ranks of {self._cpus} CPUs"
+                f"in {self._patience:g} s the Ray cluster found no room for {num_ranks - 1} ranks of {self._cpus} CPUs "
+                f"and {self._gpus} GPUs"
             )
-        actor_class: Any = ray.remote(num_cpus=self._cpus, max_restarts=0)(RankActor)
+        actor_class: Any = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0)(RankActor)
         for index in range(num_ranks - 1):
             place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
             self._actors.append(actor_class.options(scheduling_strategy=place).remote())
