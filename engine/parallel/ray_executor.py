@@ -63,7 +63,9 @@ class RayExecutor:
 
     def start(self, invitation: Invitation, num_ranks: int) -> None:
         """Wait for room, on as many nodes as there are, and start the actors."""
-        bundle = {"CPU": self._cpus, "GPU": self._gpus} if self._gpus else {"CPU": self._cpus}
+        bundle: dict[str, float] = {"CPU": self._cpus}
+        if self._gpus:
+            bundle["GPU"] = self._gpus
         self._group = placement_group([bundle] * (num_ranks - 1), strategy="SPREAD")
         if not self._group.wait(self._patience):
             raise EngineUnavailable(
