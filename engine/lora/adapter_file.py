@@ -143,7 +143,7 @@ def _check_complete(path: Path, config: AdapterConfig, targets: Mapping[str, Tar
         raise WeightMismatch(f"{path / WEIGHTS_FILE} holds no tensors")
     prefix = next((parsed.prefix for parsed in found if parsed.layer is not None), DEFAULT_PREFIX)
     keys = {parsed.key for parsed in found}
-    for key in targets.keys() - keys:
+    for key in (key for key in targets if key not in keys):
         layer = None if key == HEAD else int(key.split(".")[1])
         module = key if key == HEAD else f"{prefix}{key}"
         if config.names(module, layer):
