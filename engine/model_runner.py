@@ -60,6 +60,8 @@ class ModelRunner:
         self._member = member
         self.graphs: DecodeGraphs | None = None
         self.max_model_len = min(config.max_model_len or longest, longest)
+        if config.max_model_len > longest:
+            logger.warning("max_model_len %d is above what the model takes, %d", config.max_model_len, longest)
         if not is_measured(config, self.placement):
             self.num_blocks = given_num_blocks(config, model_config, self.cache_dtype)
             self.max_model_len = min(self.max_model_len, self.num_blocks * config.block_size)

@@ -12,6 +12,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from grpc.experimental import gevent as grpc_gevent
@@ -44,13 +45,15 @@ class Schedule:
         self._arrivals = _arrivals(options)
         self._started = time.monotonic()
         self._num_sent = 0
+        self.num_open = 0
 
     def next(self) -> tuple[str, Arrival] | None:
-        """Wait for the next arrival's time and return it with an id, or None at the trace's end."""
+        """Wait for the next arrival's time and return it with an id, or None behind the last."""
         arrival = next(self._arrivals, None)
         if arrival is None:
             return None
         self._num_sent += 1
+        self.num_open += 1
         name = f"load-{self._num_sent}"
         gevent.sleep(max(0.0, self._started + arrival.at - time.monotonic()))
         return name, arrival
@@ -61,6 +64,7 @@ def add_options(parser: LocustArgumentParser) -> None:
     """Add the options of this test to Locust's own."""
     parser.add_argument("--prompts", default="", help="File with one prompt a line (text or JSON)")
     parser.add_argument("--max-tokens", type=int, default=64, help="Most tokens of each answer")
+    parser.add_argument("--requests", type=int, default=0, help="End after so many requests; 0: at the run time's end")
     parser.add_argument("--rate", type=float, default=0.0, help="Requests a second at random times; 0: back to back")
     parser.add_argument("--trace", default="", help="Azure CSV or Mooncake jsonl with times and lengths")
     parser.add_argument("--length-scale", type=float, default=1.0, help="Factor on the trace's lengths")
@@ -95,7 +99,7 @@ class TritonUser(User):
         """Send the next arrival and report how it went."""
         planned = self.schedule.next()
         if planned is None:
-            self.stop()
+            self._leave()
             return
         started = time.perf_counter()
         num_tokens = 0
@@ -104,7 +108,14 @@ class TritonUser(User):
             num_tokens = self._stream(planned[1], planned[0], started)
         except (grpc.RpcError, StreamError) as error:
             failure = error
+        self.schedule.num_open -= 1
         self._report("E2E", time.perf_counter() - started, num_tokens, failure)
+
+    def _leave(self) -> None:
+        """Stop this user, and the whole test once the last answer is there."""
+        if not self.schedule.num_open and self.environment.runner:
+            gevent.spawn(self.environment.runner.quit)
+        self.stop()
 
     def _stream(self, arrival: Arrival, request_id: str, started: float) -> int:
         """Read one stream to its end, report TTFT and ITL, and return the number of tokens.
@@ -142,6 +153,8 @@ class TritonUser(User):
 
 def _arrivals(options: Namespace) -> Iterator[Arrival]:
     if options.trace:
-        return trace_arrivals(Path(options.trace), options.length_scale, options.time_scale)
-    prompts = read_prompts(Path(options.prompts)) if options.prompts else PROMPTS
-    return synthetic_arrivals(prompts, options.max_tokens, options.rate)
+        arrivals = trace_arrivals(Path(options.trace), options.length_scale, options.time_scale)
+    else:
+        prompts = read_prompts(Path(options.prompts)) if options.prompts else PROMPTS
+        arrivals = synthetic_arrivals(prompts, options.max_tokens, options.rate)
+    return islice(arrivals, options.requests or None)

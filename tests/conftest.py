@@ -34,6 +34,18 @@ SIZES: dict[str, Any] = {
 }
 CONFIG_CLASSES = {"Gemma3": "Gemma3TextConfig"}
 
+NUMERIC_FOLDERS = {"gpu", "kernels", "models", "parallel", "quantization", "reliability"}
+PROCESS_FIXTURES = {"start", "pair"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what computes models or kernels, and what starts gateways: the fast subset leaves it out."""
+    for item in items:
+        if item.path.parent.name in NUMERIC_FOLDERS:
+            item.add_marker("numeric")
+        if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("process")
+
 
 @dataclass(frozen=True)
 class TinyModel:

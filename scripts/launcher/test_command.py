@@ -13,12 +13,12 @@ from scripts.launcher.progress import say
 from scripts.launcher.tritonserver import find_tritonserver
 
 FAST = "--fast"
-FAST_MARKS = ["-m", "not slow and not e2e"]
+FAST_MARKS = ["-m", "not slow and not e2e and not numeric and not process"]
 USAGE = """\
 usage: scripts/test [--fast] [PYTEST ARGUMENT...]
 
 Runs ruff check, ruff format --check, pyright and pytest; fails where any of them fails.
-  --fast  leave out what is slow or starts a tritonserver (under two minutes)
+  --fast  leave out what is slow, computes models or kernels, or starts servers (under two minutes)
 Other arguments go to pytest, for example: scripts/test tests/unit -x"""
 
 

@@ -94,7 +94,8 @@ def test_interface_that_does_not_answer_gets_no_example() -> None:
 def test_all_checks_run_with_pytest_last() -> None:
     assert [command[0] for command in check_commands([])] == ["ruff", "ruff", "pyright", "pytest"]
     assert check_commands(["-x", "tests/unit"])[-1] == ["pytest", "-x", "tests/unit"]
-    assert check_commands(["--fast", "-x"])[-1] == ["pytest", "-m", "not slow and not e2e", "-x"]
+    marks = "not slow and not e2e and not numeric and not process"
+    assert check_commands(["--fast", "-x"])[-1] == ["pytest", "-m", marks, "-x"]
 
 
 def test_one_failed_check_fails_the_whole_but_the_others_still_run(
