@@ -16,10 +16,10 @@ from engine.models.registry import lay_out
 
 ROOT = Path(__file__).resolve().parents[2]
 DENSE = {
-    "vocab_size": 49153,
+    "vocab_size": 49153,  # no whole number of panels
     "hidden_size": 512,
     "intermediate_size": 1536,
-    "num_hidden_layers": 8,  # an odd vocabulary
+    "num_hidden_layers": 8,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "max_position_embeddings": 64,
