@@ -24,6 +24,7 @@ EXPERTS_A_GROUP = 2
 ROUNDS, WARM_UP = 15, 3
 SIZES = [4**power for power in range(6)]
 TIMEOUT = 300.0
+CPU = torch.device("cpu")
 Row = tuple[int, float, float]
 
 
@@ -31,9 +32,9 @@ def measure(place: Place, port: int, hidden: int, chosen: int) -> list[Row]:
     """Time both ways as one of the ranks; return tokens and the median milliseconds of each."""
     set_threads(1)
     num_groups = place.config.ep
-    ranks = join_ranks(place, connect_store(HOST, port, num_groups), HOST, TIMEOUT)
+    ranks = join_ranks(place, connect_store(HOST, port, num_groups), HOST, CPU, TIMEOUT)
     placement = place_evenly(EXPERTS_A_GROUP * num_groups, num_groups)
-    dispatch = ParallelDispatch(placement, place, ranks, expert_dispatch.select(torch.device("cpu")))
+    dispatch = ParallelDispatch(placement, place, ranks, expert_dispatch.select(CPU), CPU)
     experts = [torch.neg] * EXPERTS_A_GROUP
     generator = torch.Generator().manual_seed(0)
     results: list[Row] = []

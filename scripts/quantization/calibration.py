@@ -68,10 +68,12 @@ class LayerWalk:
             for hook in hooks:
                 hook.remove()
             yield index, moments
-            self._hidden = self._run(index, self._hidden)
+            self._run(index, self._hidden)
 
-    def _run(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
-        return self._model.layers[index](hidden, self._batch, self._model.cos_sin[index], self._cache.layers[0])
+    def _run(self, index: int, residual: torch.Tensor) -> None:
+        """Add what the layer answers to the residual [T, C]."""
+        cos_sin, cache = self._model.cos_sin[index], self._cache.layers[0]
+        residual += self._model.layers[index](residual, None, self._batch, cos_sin, cache)
 
 
 def _adder(moments: dict[str, torch.Tensor], name: str):  # noqa: ANN202 - torch's own type of a hook

@@ -92,7 +92,7 @@ class ModelRounder:
         rounded = self._round(linear.weight.detach(), group, moments)
         linear.weight.copy_(rounded.meaning())
         for part in parts:
-            rows = slice(part.start, part.start + part.num_outputs)
+            rows = slice(part.start, part.start + len(part.cut.outputs))
             stored = self._form.tensors(Rounded(rounded.values[rows], rounded.scales[rows]))
             done.tensors |= {f"{part.name}.{name}": tensor.contiguous() for name, tensor in stored.items()}
             done.groups.setdefault(group, []).append(part.name)
