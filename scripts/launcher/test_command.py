@@ -1,11 +1,12 @@
-"""`scripts/test`: style, types and tests, in this order, all of them even where one fails.
+"""`scripts/test`: tests, and beside them style and types, all of them even where one fails.
 
-Knows the commands. Does not know what they check. The last line is pytest's own.
+Knows the commands. Does not know what they check. The last line is pytest's own unless it is the first to end.
 """
 
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from scripts.launcher import paths
 from scripts.launcher.errors import EXIT_CANNOT_START, LaunchError
@@ -35,16 +36,23 @@ def check_commands(arguments: list[str]) -> list[list[str]]:
 
 
 def run_checks(commands: list[list[str]]) -> int:
-    """Run each command in the project's root and return the exit code of the last that failed, 0 where none did."""
-    code = 0
-    for command in commands:
-        started = time.monotonic()
-        print(f"== {' '.join(command)}", flush=True)
-        result = subprocess.run([sys.executable, "-m", *command], cwd=paths.ROOT, check=False).returncode
-        code = result or code
-        if command is not commands[-1]:
-            print(f"== {'ok' if result == 0 else 'FAILED'} in {time.monotonic() - started:.1f} s", flush=True)
-    return code
+    """Run the last command and, beside it, the others one by one; return the exit code of one that failed, else 0."""
+    *others, last = commands
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        codes = beside.map(_run_beside, others)
+        print(f"== {' '.join(last)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", *last], cwd=paths.ROOT, check=False).returncode
+        return next(filter(None, [code, *codes]), 0)
+
+
+def _run_beside(command: list[str]) -> int:
+    """Print how a command ended, and what it said, in one piece."""
+    started = time.monotonic()
+    run = [sys.executable, "-m", *command]
+    done = subprocess.run(run, cwd=paths.ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    how = f"{'FAILED' if done.returncode else 'ok'} in {time.monotonic() - started:.1f} s"
+    print(f"\n== {' '.join(command)}: {how}\n{done.stdout}", end="", flush=True)
+    return done.returncode
 
 
 def main(arguments: list[str]) -> int:

@@ -35,10 +35,10 @@ def test_sampled_builds_compile_for_every_gpu_and_fit_it(op: str, sampled_report
 
 
 @pytest.mark.slow
-def test_every_tenth_build_compiles_and_fits() -> None:
-    reports = compile_builds("--every", "10")  # no multiple of three, so that it goes around the GPUs
+def test_every_twentieth_build_compiles_and_fits() -> None:
+    reports = compile_builds("--every", "20")  # no multiple of three, so that it goes around the GPUs
     num_builds = sum(len(build.capabilities) for op in OPS for build in shipped_builds(op).values())
-    assert len(reports) == -(-num_builds // 10)
+    assert len(reports) == -(-num_builds // 20)
     assert {report["op"] for report in reports} == set(OPS)
     assert not [report for report in reports if report["problem"]]
 
