@@ -54,8 +54,12 @@ def aligned(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def release(memory: torch.Tensor) -> None:
-    """Give the whole pages within a tensor without gaps back to the system: its values are lost, its place is not."""
-    assert memory.is_contiguous()
+    """Give the whole pages within a tensor back to the system: its values are lost, its place is not.
+
+    One with gaps stays as it is: what lies in them is not its own.
+    """
+    if not memory.is_contiguous():
+        return
     first = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (memory.data_ptr() + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < end:

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from kernels.quantized_linear import Float8Weight, Int4Weight, Int8Weight
+from kernels.quantized_linear.weights import stack
 from scripts.kernel_cases.case import Case, Size, normal
 from scripts.kernel_cases.rows import DTYPES
 
@@ -35,6 +36,11 @@ SCHEMES: dict[Size, tuple[str, ...]] = {
     "cpu": ("int8", "int8_weight_only", "float8", "int4_weight_only"),
     "gpu": ("int8", "int8_weight_only", "float8", "float8 in blocks of 128", "int4_weight_only by 128"),
 }
+EXPERT_SCHEMES: dict[Size, tuple[str, ...]] = {
+    "tiny": ("", "int8_weight_only"),
+    "cpu": ("",),
+    "gpu": ("", "int8_weight_only", "float8", "int4_weight_only by 128"),
+}
 
 
 def cases(size: Size) -> list[Case]:
@@ -42,13 +48,10 @@ def cases(size: Size) -> list[Case]:
     linears = [
         _linear(scheme, shape, dtype) for shape in LINEARS[size] for dtype in DTYPES[size] for scheme in SCHEMES[size]
     ]
-    experts = [
-        case
-        for shape in EXPERTS[size]
-        for dtype in DTYPES[size]
-        for case in (_routing(shape, dtype), _experts(shape, dtype))
-    ]
-    return linears + experts
+    shapes = [(shape, dtype) for shape in EXPERTS[size] for dtype in DTYPES[size]]
+    routing = [_routing(*shape) for shape in shapes]
+    experts = [_experts(*shape, scheme) for shape in shapes for scheme in EXPERT_SCHEMES[size]]
+    return linears + routing + experts
 
 
 def _linear(scheme: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Case:
@@ -85,31 +88,41 @@ def _routing(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> Case:
     return Case("expert_routing", "expert_routing", text, dtype, make, run, moved)
 
 
-def _experts(shape: tuple[int, int, int, int, int], dtype: torch.dtype) -> Case:
+def _experts(shape: tuple[int, int, int, int, int], dtype: torch.dtype, scheme: str) -> Case:
+    """Return a case of stacked experts, quantized ones where a scheme is named."""
     num_rows, num_experts, num_chosen, width, inner = shape
     num_used = min(num_experts, num_rows * num_chosen)
+    quantize, bytes_each = WEIGHTS.get(scheme, (None, float(dtype.itemsize)))
+    names = scheme.split()
+    op = "quantized_experts" if scheme else "stacked_experts"
+
+    def make_stack(seed: int, num_outputs: int, num_inputs: int, device: torch.device) -> Any:
+        sizes, scale = (num_experts, num_outputs, num_inputs), num_inputs**-0.5
+        if quantize is None:
+            return normal(seed, *sizes, dtype=dtype, device=device, scale=scale)
+        return stack([quantize(weight) for weight in normal(seed, *sizes, device=device, scale=scale)])
 
     def make(device: torch.device) -> tuple[Any, ...]:
-        make_weight = partial(normal, dtype=dtype, device=device)
         ids = normal(5, num_rows, num_experts, device=device).argsort(dim=1)[:, :num_chosen].contiguous()
         weights = normal(6, num_rows, num_chosen, device=device).softmax(dim=1)
         return (
             normal(7, num_rows, width, dtype=dtype, device=device, scale=0.7),
             ids,
             weights,
-            make_weight(8, num_experts, 2 * inner, width, scale=width**-0.5),
-            make_weight(9, num_experts, width, inner, scale=inner**-0.5),
-            make_weight(10, num_experts, 2 * inner, scale=0.3),
-            make_weight(11, num_experts, width, scale=0.3),
+            make_stack(8, 2 * inner, width, device),
+            make_stack(9, width, inner, device),
+            normal(10, num_experts, 2 * inner, dtype=dtype, device=device, scale=0.3),
+            normal(11, num_experts, width, dtype=dtype, device=device, scale=0.3),
         )
 
-    def run(implementation: Any, *inputs: torch.Tensor) -> torch.Tensor:
-        return implementation(*inputs[:5], _silu_and_multiply, gate_up_bias=inputs[5], down_bias=inputs[6])
+    def run(implementation: Any, *inputs: Any) -> torch.Tensor:
+        of_scheme = partial(implementation, names[0]) if names else implementation
+        return of_scheme(*inputs[:5], _silu_and_multiply, gate_up_bias=inputs[5], down_bias=inputs[6])
 
-    moved = (3 * num_used * width * inner + 2 * num_rows * width) * dtype.itemsize
-    text = f"{num_rows} tokens, {num_chosen} of {num_experts} of {width} x {inner}"
+    moved = 3 * num_used * width * inner * bytes_each + 2 * num_rows * width * dtype.itemsize
+    text = " ".join((*names, f"{num_rows} tokens, {num_chosen} of {num_experts} of {width} x {inner}"))
     num_flops = 6.0 * num_rows * num_chosen * width * inner
-    return Case("stacked_experts", "stacked_experts", text, dtype, make, run, moved, num_flops)
+    return Case(op, op, text, dtype, make, run, moved, num_flops)
 
 
 def _silu_and_multiply(gate_up: torch.Tensor) -> torch.Tensor:
