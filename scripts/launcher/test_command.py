@@ -19,7 +19,7 @@ USAGE = """\
 usage: scripts/test [--fast] [PYTEST ARGUMENT...]
 
 Runs ruff check, ruff format --check, pyright and pytest; fails where any of them fails.
-  --fast  leave out what is slow, computes models or kernels, or starts servers (under two minutes)
+  --fast  leave out what is slow, computes models or kernels, or starts servers (some two minutes)
 Other arguments go to pytest, for example: scripts/test tests/unit -x"""
 
 

@@ -21,6 +21,8 @@ from tests.gateway.fake_llm import Completion, make_request, make_response, read
 from tests.gateway.process import GatewayProcess
 from tests.gateway.protos import pb
 
+pytestmark = pytest.mark.process
+
 NUM_CLIENTS = 8
 NUM_EACH = 8
 NUM_TOKENS = 250

@@ -20,6 +20,8 @@ from engine.text.tokenizer import Tokenizer
 from tests.conftest import TinyModel
 from tests.tokenizer_folders import make_byte_fallback
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def core(tiny_llama: TinyModel) -> EngineCore:

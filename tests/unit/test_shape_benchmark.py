@@ -11,6 +11,8 @@ from scripts.benchmark.random_model import Traffic, write_sizes
 from scripts.benchmark.shapes import Sizes
 from scripts.benchmark.workload import Workload
 
+pytestmark = pytest.mark.numeric
+
 SMALL = Sizes(
     batches=(1, 3),
     context=20,

@@ -11,6 +11,8 @@ import pytest
 from scripts.launcher import paths
 from scripts.launcher.ports import free_ports
 
+pytestmark = pytest.mark.process
+
 
 def serve(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
