@@ -1,15 +1,13 @@
-"""Launching quantized experts: pairs as `stacked_experts` sorts and combines them, products as `quantized_linear` does.
+"""Launching quantized experts: in `stacked_experts`' order of launches, with the products of `quantized_linear`."""
 
-Knows the order of launches. Nothing here waits for the GPU.
-"""
-
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from kernels.quantized_linear.triton_kernel import TRITON_LINEARS
 from kernels.quantized_linear.weights import Weight
-from kernels.stacked_experts.triton_kernel import combine, group_pairs
+from kernels.stacked_experts.triton_kernel import compute_experts
 
 if TYPE_CHECKING:
     from kernels.stacked_experts import Activation
@@ -28,10 +26,6 @@ def quantized_experts_triton(
     down_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute; see the contract in `kernels.quantized_experts`."""
-    if not hidden.numel():
-        return torch.empty_like(hidden)
-    multiply, num_experts = TRITON_LINEARS[scheme], len(gate_up.scales)
-    grouped = group_pairs(expert_ids, num_experts)
-    inner = activate(multiply(hidden, gate_up, gate_up_bias, grouped))
-    answers = multiply(inner, down, down_bias, grouped.back())
-    return combine(answers, expert_ids, weights, num_experts)
+    first = partial(TRITON_LINEARS[scheme], weight=gate_up, bias=gate_up_bias)
+    second = partial(TRITON_LINEARS[scheme], weight=down, bias=down_bias)
+    return compute_experts(hidden, expert_ids, weights, len(gate_up.scales), first, activate, second)

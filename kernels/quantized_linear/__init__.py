@@ -50,6 +50,4 @@ def select(device: torch.device, scheme: str) -> QuantizedLinear:
     """Return the implementation for tensors on `device` and one of `SCHEMES`."""
     if device.type == "cuda":
         return choice.triton_kernel("quantized_linear").TRITON_LINEARS[scheme]
-    if device.type == "cpu":
-        return choice.cpu_kernel("quantized_linear").CPU_LINEARS.get(scheme, REFERENCES[scheme])
     return REFERENCES[scheme]

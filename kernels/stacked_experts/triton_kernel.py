@@ -5,6 +5,8 @@ that hold for any routing, and programs past the last tile end at once.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -46,12 +48,9 @@ def stacked_experts_triton(
     down_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute; see the contract in `kernels.stacked_experts`."""
-    if not hidden.numel():
-        return torch.empty_like(hidden)
-    grouped = group_pairs(expert_ids, len(gate_up))
-    inner = activate(_multiply(hidden, gate_up, gate_up_bias, grouped))
-    answers = _multiply(inner, down, down_bias, grouped.back())
-    return combine(answers, expert_ids, weights, len(gate_up))
+    first = partial(_multiply, weight=gate_up, bias=gate_up_bias)
+    second = partial(_multiply, weight=down, bias=down_bias)
+    return compute_experts(hidden, expert_ids, weights, len(gate_up), first, activate, second)
 
 
 class Grouped(NamedTuple):
@@ -86,6 +85,26 @@ class Grouped(NamedTuple):
     def num_tiles(self, num_rows: int) -> int:
         """Return how many tiles of so many rows there are at most."""
         return len(self.pairs) // num_rows + min(self.num_experts, len(self.pairs))
+
+
+def compute_experts(
+    hidden: torch.Tensor,
+    expert_ids: torch.Tensor,
+    weights: torch.Tensor,
+    num_experts: int,
+    first: Callable[..., torch.Tensor],
+    activate: "Activation",
+    second: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """Sort pairs, multiply twice and add up, whatever form the experts' weights have.
+
+    Both products map rows, and `grouped`, to the answer of each pair.
+    """
+    if not hidden.numel():
+        return torch.empty_like(hidden)
+    grouped = group_pairs(expert_ids, num_experts)
+    answers = second(activate(first(hidden, grouped=grouped)), grouped=grouped.back())
+    return combine(answers, expert_ids, weights, num_experts)
 
 
 def group_pairs(expert_ids: torch.Tensor, num_experts: int) -> Grouped:
