@@ -1,8 +1,8 @@
 """Linear layers of 8-bit integers for CPUs, compiled by numba: norm, rounding and products in one call.
 
-us on 2 threads of a Zen 4 against torch's `_int_mm` (oneDNN) on rounded rows, [N, K] at 1 / 64 / 512 rows, rounding included:
-[3072, 576] 65 / 310 / 2172
-instead of 137 / 462 / 2772; [576, 1536] 40 / 162 / 1117 instead of 73 / 300 / 1497.
+us on 2 threads of a Zen 4 against torch's `_int_mm` (oneDNN) on rounded rows, [N, K] at 1 / 64 / 512 rows,
+rounding included: [3072, 576] 65 / 310 / 2172 instead of
+137 / 462 / 2772; [576, 1536] 40 / 162 / 1117 instead of 73 / 300 / 1497.
 """
 
 from typing import Any

@@ -50,9 +50,12 @@ def _rotate_and_store(heads: Any, cos_sin: Any, positions: Any, slots: Any, key_
         block, offset = slots[token] // block_size, slots[token] % block_size
         cos, sin = cos_sin[positions[token], 0], cos_sin[positions[token], 1]
         for head in range(num_queries):
-            turn(heads[token, head], cos, sin, heads[token, head])
+            turn(heads[token, head], cos, sin)
         for head in range(num_kv_heads):
-            turn(heads[token, num_queries + head], cos, sin, key_cache[block, head, offset])
+            for d in range(half):
+                x1, x2 = heads[token, num_queries + head, d], heads[token, num_queries + head, half + d]
+                key_cache[block, head, offset, d] = x1 * cos[d] - x2 * sin[d]
+                key_cache[block, head, offset, half + d] = x2 * cos[d] + x1 * sin[d]
             for d in range(2 * half, head_dim):
                 key_cache[block, head, offset, d] = heads[token, num_queries + head, d]
             for d in range(head_dim):
@@ -76,7 +79,7 @@ def _rotate_and_quantize(
         block, offset = slots[token] // block_size, slots[token] % block_size
         cos, sin = cos_sin[positions[token], 0], cos_sin[positions[token], 1]
         for head in range(num_rotated):
-            turn(heads[token, head], cos, sin, heads[token, head])
+            turn(heads[token, head], cos, sin)
         for head in range(num_kv_heads):
             key, value = heads[token, num_rotated - num_kv_heads + head], heads[token, num_rotated + head]
             key_scales[block, head, offset] = store_quantized(key, key_cache[block, head, offset], is_float8)

@@ -22,13 +22,13 @@ ONE = np.int32(1)
 
 
 @numba.njit(fastmath={"contract"})
-def turn(row: Any, cos: Any, sin: Any, out: Any) -> None:
-    """Rotate the first channels of a row into `out`, which may be the row; see `kernels.rope_kv_store`."""
+def turn(row: Any, cos: Any, sin: Any) -> None:
+    """Rotate the first channels of a row in place; see `kernels.rope_kv_store`."""
     half = cos.shape[0]
     for d in range(half):
         x1, x2 = row[d], row[half + d]
-        out[d] = x1 * cos[d] - x2 * sin[d]
-        out[half + d] = x2 * cos[d] + x1 * sin[d]
+        row[d] = x1 * cos[d] - x2 * sin[d]
+        row[half + d] = x2 * cos[d] + x1 * sin[d]
 
 
 @numba.njit
