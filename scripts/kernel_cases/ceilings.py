@@ -96,12 +96,15 @@ class Ceilings:
 
 
 def measure_ceilings(device: torch.device, timer: Timer, at_most: float) -> Ceilings:
-    """Copy a large tensor and multiply large matrices, bf16 on GPUs and fp32 on CPUs, each for about `at_most`."""
+    """Copy a large tensor and multiply large matrices, bf16 on GPUs and fp32 on CPUs, each for about `at_most`.
+
+    Numbers are random: matrices of equal ones make a GPU draw less power, and it multiplies them faster.
+    """
     is_gpu = device.type == "cuda"
     source = torch.ones(2**30 if is_gpu else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = timer.seconds(lambda: target.copy_(source), at_most)
     size, dtype = (8192, torch.bfloat16) if is_gpu else (1024, torch.float32)
-    left, right = torch.ones(2, size, size, dtype=dtype, device=device)
+    left, right = torch.randn(2, size, size, device=device).to(dtype)
     multiplied = timer.seconds(lambda: left @ right, at_most)
     return Ceilings(2 * source.numel() / copied, 2 * size**3 / multiplied)

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from kernels import tuning
 from scripts.kernel_cases.case import Case
 from scripts.kernel_cases.ceilings import Ceilings, make_timer, measure_ceilings
+from scripts.kernel_cases.check_processes import check_in_processes, default_jobs
 from scripts.kernel_cases.report import document, markdown, row
 from scripts.kernel_cases.survey import Result, Survey
 from scripts.kernel_cases.table import all_cases
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end = started + share * options.seconds
         return Survey(device, "triton", timer, lambda: time.monotonic() < end, seconds_each)
 
-    checked = check(survey(KERNELS_SHARE, SECONDS_EACH), cases)
+    jobs = options.jobs or default_jobs(device)
+    checked = check(check_in_processes("gpu", cases, device, jobs, started + KERNELS_SHARE * options.seconds))
     are_ranks_right = check_ranks()
     findings = show_tuning(survey(TUNING_SHARE, SECONDS_EACH_TUNED), cases)
     results = measure(survey(KERNELS_SHARE, SECONDS_EACH), cases, checked, ceilings)
@@ -77,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if results and is_right else 1
 
 
-def check(survey: Survey, cases: Sequence[Case]) -> list[Result]:
-    """Check all cases; a line each as it comes."""
+def check(results: Iterable[Result]) -> list[Result]:
+    """Return what checks give; a line each as it comes."""
     checked = []
-    for result in survey.check(cases):
+    for result in results:
         print(f"{result.verdict}  {result.name}  {result.problem}", flush=True)
         checked.append(result)
     return checked
@@ -160,6 +162,7 @@ def pages(
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/gpu_check", description="Check and measure every kernel on a GPU.")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="when to stop beginning new cases")
+    parser.add_argument("--jobs", type=int, default=0, help="processes that check; by default as the machine allows")
     parser.add_argument("--only", action="append", metavar="OP", help="this operation; can be given again")
     parser.add_argument(
         "--engine", action="append", choices=ENGINES, help="measure this after the kernels; all by default"

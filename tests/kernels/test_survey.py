@@ -1,5 +1,6 @@
 """What `scripts/gpu_check` and `scripts/bench kernels` do with cases: no time for what is wrong, and an end in time."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from scripts.benchmark import kernels as bench
 from scripts.kernel_cases import gpu_check
 from scripts.kernel_cases.case import Case
 from scripts.kernel_cases.ceilings import MOST_RUNS, Ceilings, HostTimer, measure_ceilings, num_runs
+from scripts.kernel_cases.check_processes import check_in_processes
 from scripts.kernel_cases.report import document, markdown, row
 from scripts.kernel_cases.survey import OUT_OF_TIME, Survey
 from scripts.kernel_cases.table import all_cases
@@ -114,7 +116,7 @@ def test_cases_have_names_of_their_own_and_traffic(size: str) -> None:
 def test_the_gpu_check_checks_all_before_it_measures_any(capsys: pytest.CaptureFixture[str]) -> None:
     cases = [*some_cases()[:2], wrong(some_cases()[2])]
     survey = make_survey()
-    results = gpu_check.measure(survey, cases, gpu_check.check(survey, cases), CEILINGS)
+    results = gpu_check.measure(survey, cases, gpu_check.check(survey.check(cases)), CEILINGS)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["right", "right", "WRONG"]
     assert [result.is_correct for result in results] == [True, True, False]
@@ -122,6 +124,14 @@ def test_the_gpu_check_checks_all_before_it_measures_any(capsys: pytest.CaptureF
     assert "date: today, device: this one." in page
     assert "2 of 3 cases are right. Not: rms_norm, wrong, float32." in page
     assert len(document(CEILINGS, results)["results"]) == 3
+
+
+def test_processes_check_what_they_are_named_and_answer_in_order() -> None:
+    cases = some_cases()
+    results = list(check_in_processes("tiny", cases, CPU, 1, math.inf))
+    assert [(result.name, result.verdict) for result in results] == [(case.name, "right") for case in cases]
+    [late] = check_in_processes("tiny", cases[:1], CPU, 1, 0.0)
+    assert late.problem == OUT_OF_TIME
 
 
 def test_without_a_gpu_the_check_says_so_and_needs_nothing_but_torch_triton_transformers_and_numpy() -> None:
