@@ -28,7 +28,7 @@ from engine.outputs import RequestOutput
 from engine.reply_stream import Delivery, Reply, ReplyStream
 from engine.text.tokenizer import Tokenizer
 
-MAX_REST_SECONDS = 0.25
+MAX_REST_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
