@@ -10,7 +10,8 @@ def quantize_rows_reference(x: torch.Tensor, dtype: torch.dtype, group: int) -> 
     """Quantize; see the contract in `kernels.quantize_rows`."""
     num_rows, width = x.shape
     groups = F.pad(x.float(), (0, -width % group)).view(num_rows, -1, group)
-    scales = groups.abs().amax(dim=-1) / LARGEST[dtype]
+    top = groups.abs().amax(dim=-1)
+    scales = top / torch.full_like(top, LARGEST[dtype])  # by a number, CUDA multiplies by a rounded reciprocal instead
     scales = scales.masked_fill(scales == 0, 1.0)
     scaled = (groups / scales.unsqueeze(-1)).clamp(-LARGEST[dtype], LARGEST[dtype])
     whole = scaled.round() if dtype == torch.int8 else scaled

@@ -16,3 +16,18 @@ def assert_close(actual: Any, expected: Any, dtype: torch.dtype | None = None) -
         return
     tolerance = TOLERANCE.get(dtype or actual.dtype, 0.0)
     torch.testing.assert_close(actual.double(), expected.double(), atol=tolerance, rtol=tolerance)
+
+
+def assert_rows_near(actual: torch.Tensor, expected: torch.Tensor, share: float) -> None:
+    """Compare by rows [T, C]: within `share` of a row's norm, and each value within 5 `share` of its root mean square.
+
+    For answers behind a second rounding to few bits: a value between two steps may be rounded either way, which moves
+    every value of its row a little. With `share` above what rows lose, 5 times as much is beyond what chance gives one
+    value of millions.
+    """
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} for {tuple(expected.shape)}"
+    distance, wide = actual.double() - expected.double(), expected.double()
+    shares = distance.norm(dim=1) / wide.norm(dim=1)
+    assert bool((shares <= share).all()), f"a row is {float(shares.max()):.1e} of its norm away, of {share:.1e}"
+    most = (distance.abs().amax(dim=1) / wide.square().mean(dim=1).sqrt()).max()
+    assert float(most) <= 5 * share, f"a value is {float(most):.1e} of its row's size away, of {5 * share:.1e}"

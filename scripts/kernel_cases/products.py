@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from kernels.quantized_linear import Float8Weight, Int4Weight, Int8Weight
 from kernels.quantized_linear.weights import stack
+from scripts.kernel_cases.accuracy import assert_close, assert_rows_near
 from scripts.kernel_cases.case import Case, Size, normal
 from scripts.kernel_cases.rows import DTYPES
 
@@ -41,6 +42,9 @@ EXPERT_SCHEMES: dict[Size, tuple[str, ...]] = {
     "cpu": ("",),
     "gpu": ("", "int8_weight_only", "float8", "int4_weight_only by 128"),
 }
+# bf16 between two products moves 2 % of the inner values by a step of float8. The reference's answers in bf16 and fp32
+# differ by 1.4 % of their norm, by 2.0 % in the worst of 64 rows (1,024 x 2,048 channels), values by 8 % of their size.
+FLOAT8_EXPERTS_TOLERANCE = 0.03
 
 
 def cases(size: Size) -> list[Case]:
@@ -122,7 +126,9 @@ def _experts(shape: tuple[int, int, int, int, int], dtype: torch.dtype, scheme: 
     moved = 3 * num_used * width * inner * bytes_each + 2 * num_rows * width * dtype.itemsize
     text = " ".join((*names, f"{num_rows} tokens, {num_chosen} of {num_experts} of {width} x {inner}"))
     num_flops = 6.0 * num_rows * num_chosen * width * inner
-    return Case(op, op, text, dtype, make, run, moved, num_flops)
+    is_rounded_twice = "float8" in names and dtype != torch.float32
+    check = partial(assert_rows_near, share=FLOAT8_EXPERTS_TOLERANCE) if is_rounded_twice else assert_close
+    return Case(op, op, text, dtype, make, run, moved, num_flops, check=check)
 
 
 def _silu_and_multiply(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Quantized experts in stacks: the same answers as one expert at a time, by every scheme."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from kernels.quantized_experts import quantized_experts_reference
 from kernels.quantized_experts.triton_kernel import quantized_experts_triton
 from kernels.quantized_linear import Float8Weight, Int4Weight, Int8Weight, Weight
 from kernels.quantized_linear.weights import stack, weight_of
+from scripts.kernel_cases.accuracy import assert_rows_near
+from scripts.kernel_cases.products import FLOAT8_EXPERTS_TOLERANCE
 
 E, C, INNER = 5, 64, 96
 SCHEMES: dict[str, tuple[str, Callable[[torch.Tensor], Weight]]] = {
@@ -24,6 +27,30 @@ SCHEMES: dict[str, tuple[str, Callable[[torch.Tensor], Weight]]] = {
 def silu_and_multiply(gate_up: torch.Tensor) -> torch.Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def float8_answers(dtype: torch.dtype, num_inner_used: int = 512) -> torch.Tensor:
+    """Return the reference's answers to 32 tokens, with only so many of the 512 inner channels."""
+    torch.manual_seed(1)
+    gate_up, down = (torch.randn(4, 1024, 256) / 16, torch.randn(4, 256, 512) / 512**0.5)
+    down[:, :, num_inner_used:] = 0
+    stacks: list[Any] = [stack([Float8Weight.quantize(w, (1, w.shape[1])) for w in one]) for one in (gate_up, down)]
+    hidden, ids, weights = torch.randn(32, 256), torch.rand(32, 4).argsort(dim=1)[:, :2], torch.rand(32, 2)
+    rounded = hidden.to(torch.bfloat16).to(dtype)
+    answer = quantized_experts_reference("float8", rounded, ids, weights, stacks[0], stacks[1], silu_and_multiply)
+    return answer.float()
+
+
+def test_the_check_of_float8_experts_takes_what_bf16_costs_and_no_planted_error() -> None:
+    expected, answer = float8_answers(torch.float32), float8_answers(torch.bfloat16)
+    one_wrong, one_nan = answer.clone(), answer.clone()
+    one_wrong[3, 5] += 0.3 * answer[3].square().mean().sqrt()
+    one_nan[3, 5] = torch.nan
+    assert_rows_near(answer, expected, FLOAT8_EXPERTS_TOLERANCE)
+    channels_missing = float8_answers(torch.bfloat16, num_inner_used=496)
+    for wrong in (answer * 1.05, answer.roll(1, dims=0), one_wrong, one_nan, channels_missing):
+        with pytest.raises(AssertionError):
+            assert_rows_near(wrong, expected, FLOAT8_EXPERTS_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
