@@ -1,6 +1,7 @@
 """What ranks do together: sums, gathers and exchanges of tensors, on `torch.distributed`.
 
-Knows process groups: NCCL's on GPUs, Gloo's on CPUs. Does not know layers or steps.
+Knows process groups, NCCL's on GPUs and Gloo's on CPUs, where what every layer needs goes over a mesh instead. Does not
+know layers or steps.
 
 Invariants:
 1. All ranks of a group call the same operations in the same order.
@@ -10,6 +11,7 @@ Invariants:
 
 import os
 import socket
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Protocol
 
@@ -22,6 +24,9 @@ from torch.distributed import (
 
 from engine.errors import EngineUnavailable
 from engine.parallel.config import Place
+from engine.parallel.executor import Invitation
+from engine.parallel.mesh import Mesh, connect_mesh
+from engine.parallel.mesh_sums import gather_over, sum_over
 
 
 class Collectives(Protocol):
@@ -58,16 +63,19 @@ class Collectives(Protocol):
 class DistributedCollectives:
     """The operations on `torch.distributed`'s default group; made on all ranks together."""
 
-    def __init__(self, place: Place, device: torch.device) -> None:
-        """Make the groups of the grid, for tensors on `device`."""
+    def __init__(self, place: Place, device: torch.device, mesh: Mesh | None = None) -> None:
+        """Make the groups of the grid, for tensors on `device`; on the host with a mesh of all ranks."""
         self.place = place
         self.device = device
+        self._mesh = mesh
         tp, ep = place.config.tp, place.config.ep
         self._within = self._group([[group * tp + i for i in range(tp)] for group in range(ep)])
         self._peers = self._group([[group * tp + i for group in range(ep)] for i in range(tp)])
 
     def sum_all(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place."""
+        if self._mesh is not None:
+            return sum_over(self._mesh, values)
         dist.all_reduce(values)
         return values
 
@@ -79,6 +87,8 @@ class DistributedCollectives:
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
         """Gather on rank 0."""
+        if self._mesh is not None:
+            return gather_over(self._mesh, values)
         parts = None
         if self.place.rank == 0:
             parts = [torch.empty_like(values) for _ in range(self.place.config.num_ranks)]
@@ -105,6 +115,12 @@ class DistributedCollectives:
         dist.all_reduce(values, dist.ReduceOp.MIN)
         return int(values.item())
 
+    def leave(self) -> None:
+        """Take this process out of the group, whether or not the others still answer."""
+        if self._mesh is not None:
+            self._mesh.close()
+        _leave_group()
+
     def _group(self, groups: list[list[int]]) -> dist.ProcessGroup:
         """Make all of these groups, as every rank must, and return this rank's."""
         made = [dist.new_group(ranks) for ranks in groups]
@@ -123,13 +139,15 @@ def connect_store(host: str, port: int, num_ranks: int) -> TCPStore:
     return TCPStore(host, port, num_ranks, is_master=False, wait_for_workers=False)
 
 
-def join_ranks(place: Place, store: TCPStore, host: str, device: torch.device, timeout_seconds: float) -> Collectives:
+def join_ranks(
+    place: Place, store: TCPStore, invitation: Invitation, device: torch.device, timeout_seconds: float
+) -> DistributedCollectives:
     """Join the other ranks and return what they do together.
 
     Args:
         place: this rank.
         store: that of rank 0.
-        host: where rank 0 is reached; the network device that leads there is used.
+        invitation: where rank 0 is reached, whose way there the network device is taken of, and the group's key.
         device: what this rank computes on. A GPU's communicators are made now, not by the first operation.
         timeout_seconds: an operation that takes longer fails. On a GPU NCCL's watchdog then ends the process; what a
             graph replays it does not see: that is for rank 0's watch over its steps.
@@ -138,26 +156,32 @@ def join_ranks(place: Place, store: TCPStore, host: str, device: torch.device, t
         EngineUnavailable: another rank did not come, or torch was built without NCCL.
     """
     is_gpu = device.type == "cuda"
-    interface = interface_towards(host)
+    own, interface = way_to(invitation.host)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
-    timeout, num_ranks = timedelta(seconds=timeout_seconds), place.config.num_ranks
-    try:
-        dist.init_process_group(
-            "nccl" if is_gpu else "gloo",
-            store=store,
-            rank=place.rank,
-            world_size=num_ranks,
-            timeout=timeout,
-            device_id=device if is_gpu else None,
-        )
-        return DistributedCollectives(place, device)
-    except (RuntimeError, ValueError) as error:
-        raise EngineUnavailable(f"rank {place.rank} could not join the others: {error}") from error
+    with ExitStack() as undo:
+        try:
+            dist.init_process_group(
+                "nccl" if is_gpu else "gloo",
+                store=store,
+                rank=place.rank,
+                world_size=place.config.num_ranks,
+                timeout=timedelta(seconds=timeout_seconds),
+                device_id=device if is_gpu else None,
+            )
+            undo.callback(_leave_group)
+            mesh = None if is_gpu else connect_mesh(place, store, own, invitation.key, timeout_seconds)
+            if mesh is not None:
+                undo.callback(mesh.close)
+            joined = DistributedCollectives(place, device, mesh)
+        except (RuntimeError, ValueError) as error:
+            raise EngineUnavailable(f"rank {place.rank} could not join the others: {error}") from error
+        undo.pop_all()
+        return joined
 
 
-def interface_towards(host: str) -> str:
-    """Return the name of the network device whose address this machine has towards `host`."""
+def way_to(host: str) -> tuple[str, str]:
+    """Return the address that this machine has towards `host`, and the name of the network device that has it."""
     family, kind, _, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
     import psutil
 
@@ -166,14 +190,11 @@ def interface_towards(host: str) -> str:
         own = probe.getsockname()[0]
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address == own for each in addresses):
-            return name
+            return own, name
     raise EngineUnavailable(f"no network device has the address {own}, which leads to rank 0 at {host}")
 
 
-def leave_ranks() -> None:
-    """Take this process out of its group, if it is in one, whether or not the others still answer."""
-    if not dist.is_initialized():
-        return
+def _leave_group() -> None:
     if dist.get_backend() == "nccl":  # to destroy a communicator all its ranks must come; to abort it, none
         distributed_c10d._abort_process_group()
     else:

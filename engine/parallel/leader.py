@@ -26,7 +26,7 @@ from engine.errors import EngineUnavailable, ModelError, RanksFailed
 from engine.kv_cache import cache_dtype, given_num_blocks, is_measured
 from engine.messages import StartFailed
 from engine.models.config import ModelConfig
-from engine.parallel.collectives import join_ranks, leave_ranks, open_store
+from engine.parallel.collectives import DistributedCollectives, join_ranks, open_store
 from engine.parallel.config import Place
 from engine.parallel.executor import Invitation, make_executor
 from engine.parallel.gpu_seats import deal_gpus
@@ -59,6 +59,7 @@ class RankLeader:
         self.config = rank_config(config, model_config)
         self.executor = make_executor(self.config)
         self._links: dict[int, Connection] = {}
+        self._collectives: DistributedCollectives | None = None
         try:
             self.member = self._assemble(model_config)
             self._clock = StepClock(torch.device(self.config.device))
@@ -75,7 +76,8 @@ class RankLeader:
 
     def close(self) -> None:
         """End the other ranks."""
-        leave_ranks()
+        if self._collectives is not None:
+            self._collectives.leave()
         for link in self._links.values():
             link.close()
         self.executor.stop()
@@ -114,7 +116,8 @@ class RankLeader:
         place = Place(self.config.parallel, 0)
         try:
             host = self.executor.address[0]
-            self.executor.start(Invitation(host, server.port, key), place.config.num_ranks)
+            invitation = Invitation(host, server.port, key)
+            self.executor.start(invitation, place.config.num_ranks)
             self._accept_all(server, place.config.num_ranks)
         finally:
             server.close()
@@ -124,9 +127,9 @@ class RankLeader:
         for rank in self._links:
             self._send(rank, Seat(devices[rank], store.port))
         device = torch.device(self.config.device)
-        collectives = join_ranks(place, store, host, device, self.config.rank_start_seconds)
+        self._collectives = join_ranks(place, store, invitation, device, self.config.rank_start_seconds)
         placements = placements_for(self.config, model_config)
-        return Member(place, collectives, placements, self._step, self._wait_until_loaded)
+        return Member(place, self._collectives, placements, self._step, self._wait_until_loaded)
 
     def _deal_devices(self) -> dict[int, str]:
         """Greet the ranks and return the device that each of them gets, this one included."""

@@ -1,4 +1,4 @@
-"""Connections between rank 0 and each other rank, on which no bytes are believed before a key is proven.
+"""Connections between ranks, on which no bytes are believed before a key is proven.
 
 Knows sockets and a shared key. Does not know what is said. Objects travel pickled: the key keeps strangers out, and
 ranks trust each other as `torch.distributed` does.
@@ -42,6 +42,11 @@ class LinkServer:
 
     def accept(self, timeout: float) -> tuple[int, Connection] | None:
         """Return the next rank and its link; None where nobody with the key has come in that many seconds."""
+        joined = self.accept_socket(timeout)
+        return None if joined is None else (joined[0], Connection(joined[1].detach()))
+
+    def accept_socket(self, timeout: float) -> tuple[int, socket.socket] | None:
+        """Return the next rank and the socket to it, as `accept` does."""
         self._socket.settimeout(timeout)
         try:
             peer, _ = self._socket.accept()
@@ -51,7 +56,7 @@ class LinkServer:
         if rank is None:
             peer.close()
             return None
-        return rank, _link(peer)
+        return rank, _prepared(peer)
 
     def close(self) -> None:
         """Listen no more; links stay."""
@@ -74,16 +79,25 @@ def join_leader(host: str, port: int, key: bytes, rank: int, patience: float) ->
     Raises:
         EngineUnavailable: nobody listens there.
     """
+    return Connection(connect_to(host, port, key, rank, patience).detach())
+
+
+def connect_to(host: str, port: int, key: bytes, rank: int, patience: float) -> socket.socket:
+    """Return this rank's socket to the `LinkServer` at an address, which may come up only within `patience` seconds.
+
+    Raises:
+        EngineUnavailable: nobody listens there.
+    """
     deadline = time.monotonic() + patience
     while True:
         try:
             peer = socket.create_connection((host, port), timeout=HANDSHAKE_SECONDS)
             nonce = _receive(peer, NONCE_BYTES)
             peer.sendall(PROOF.pack(_proof(key, nonce, rank), rank))
-            return _link(peer)
+            return _prepared(peer)
         except OSError as error:
             if time.monotonic() > deadline:
-                raise EngineUnavailable(f"rank {rank} found no rank 0 at {host}:{port}: {error}") from None
+                raise EngineUnavailable(f"rank {rank} found nobody at {host}:{port}: {error}") from None
             time.sleep(CONNECT_PAUSE_SECONDS)
 
 
@@ -101,12 +115,12 @@ def _receive(peer: socket.socket, count: int) -> bytes:
     return data
 
 
-def _link(peer: socket.socket) -> Connection:
-    """Make a link of a socket; a machine that vanishes is noticed within some 10 s, a process at once."""
+def _prepared(peer: socket.socket) -> socket.socket:
+    """Return a socket that sends at once; a machine that vanishes is noticed within some 10 s, a process at once."""
     peer.settimeout(None)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 4)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    return Connection(peer.detach())
+    return peer

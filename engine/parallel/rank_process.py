@@ -53,7 +53,7 @@ def serve_rank(invitation: Invitation, rank: int) -> None:
     link = join_leader(invitation.host, invitation.port, invitation.key, rank, PATIENCE_SECONDS)
     with closing(LinkWatch(link)):
         try:
-            runner = join_and_load(invitation.host, link, rank)
+            runner = join_and_load(invitation, link, rank)
         except EngineError as error:
             link.send(StartFailed(str(error)))
             raise
@@ -68,16 +68,16 @@ def serve_rank(invitation: Invitation, rank: int) -> None:
             runner.compute(*decode_step(message))
 
 
-def join_and_load(host: str, link: Connection, rank: int) -> ModelRunner:
-    """Take what rank 0 at `host` says this rank is to be, join the others and load."""
+def join_and_load(invitation: Invitation, link: Connection, rank: int) -> ModelRunner:
+    """Take what rank 0 says this rank is to be, join the others and load."""
     welcome: Welcome = link.recv()
     link.send(Equipment(gpu_names() if welcome.config.device == "cuda" else ()))
     seat: Seat = link.recv()
     config = replace(welcome.config, device=seat.device)
     place = Place(config.parallel, rank)
     model_config = ModelConfig.from_dir(config.model)
-    store = connect_store(host, seat.store_port, place.config.num_ranks)
-    collectives = join_ranks(place, store, host, torch.device(seat.device), config.rank_start_seconds)
+    store = connect_store(invitation.host, seat.store_port, place.config.num_ranks)
+    collectives = join_ranks(place, store, invitation, torch.device(seat.device), config.rank_start_seconds)
     placements = placements_for(config, model_config)
     return ModelRunner(config, model_config, Member(place, collectives, placements, meet=lambda: link.send(Loaded())))
 

@@ -13,8 +13,9 @@ import torch
 import typer
 
 from engine.model_runner import set_threads
-from engine.parallel.collectives import connect_store, join_ranks, leave_ranks, open_store
+from engine.parallel.collectives import connect_store, join_ranks, open_store
 from engine.parallel.config import ParallelConfig, Place
+from engine.parallel.executor import Invitation
 from engine.parallel.experts import ParallelDispatch
 from engine.parallel.placement import place_evenly
 from kernels import expert_dispatch
@@ -24,6 +25,7 @@ EXPERTS_A_GROUP = 2
 ROUNDS, WARM_UP = 15, 3
 SIZES = [4**power for power in range(6)]
 TIMEOUT = 300.0
+INVITATION = Invitation(HOST, 0, bytes(32))  # of ranks that nobody else meets
 CPU = torch.device("cpu")
 Row = tuple[int, float, float]
 
@@ -32,7 +34,7 @@ def measure(place: Place, port: int, hidden: int, chosen: int) -> list[Row]:
     """Time both ways as one of the ranks; return tokens and the median milliseconds of each."""
     set_threads(1)
     num_groups = place.config.ep
-    ranks = join_ranks(place, connect_store(HOST, port, num_groups), HOST, CPU, TIMEOUT)
+    ranks = join_ranks(place, connect_store(HOST, port, num_groups), INVITATION, CPU, TIMEOUT)
     placement = place_evenly(EXPERTS_A_GROUP * num_groups, num_groups)
     dispatch = ParallelDispatch(placement, place, ranks, expert_dispatch.select(CPU), CPU)
     experts = [torch.neg] * EXPERTS_A_GROUP
@@ -51,7 +53,7 @@ def measure(place: Place, port: int, hidden: int, chosen: int) -> list[Row]:
                 seconds[name].append(time.perf_counter() - started)
         by_sum, by_exchange = (1000 * statistics.median(each[WARM_UP:]) for each in seconds.values())
         results.append((size, by_sum, by_exchange))
-    leave_ranks()
+    ranks.leave()
     return results
 
 

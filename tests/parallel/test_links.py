@@ -48,7 +48,7 @@ def test_a_rank_without_a_leader_gives_up() -> None:
     server = LinkServer("127.0.0.1", 0, KEY)
     port = server.port
     server.close()
-    with pytest.raises(EngineUnavailable, match=f"rank 2 found no rank 0 at 127.0.0.1:{port}"):
+    with pytest.raises(EngineUnavailable, match=f"rank 2 found nobody at 127.0.0.1:{port}"):
         join_leader("127.0.0.1", port, KEY, 2, 0.2)
 
 
