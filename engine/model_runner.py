@@ -221,12 +221,13 @@ class ModelRunner:
 def set_threads(num_threads: int) -> None:
     """Give torch and numba the same number of threads; numba's may not exceed the cores it saw at import.
 
-    Under OpenMP they are the same threads, which do not wait for each other's to fall asleep.
+    Under OpenMP they are the same threads, which do not wait for each other's to fall asleep. numba, when it starts them,
+    tells OpenMP to use as many as there are cores, torch too; so torch is told last.
     """
     count = num_threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(count)
     if importlib.util.find_spec("numba") is not None:  # a machine whose models are on a GPU may lack it
         _set_numba_threads(count)
+    torch.set_num_threads(count)
 
 
 def _set_numba_threads(count: int) -> None:
