@@ -221,8 +221,8 @@ class ModelRunner:
 def set_threads(num_threads: int) -> None:
     """Give torch and numba the same number of threads; numba's may not exceed the cores it saw at import.
 
-    Under OpenMP they are the same threads, which do not wait for each other's to fall asleep. numba, when it starts them,
-    tells OpenMP to use as many as there are cores, torch too; so torch is told last.
+    Under OpenMP they are the same threads, which do not wait for each other's to fall asleep. numba, starting them, has
+    OpenMP, and so torch, use as many as there are cores; so torch is told last.
     """
     count = num_threads or len(os.sched_getaffinity(0))
     if importlib.util.find_spec("numba") is not None:  # a machine whose models are on a GPU may lack it

@@ -20,23 +20,12 @@ import torch
 
 from engine.parallel.collectives import Collectives
 from engine.parallel.config import Place
+from engine.parallel.exchange_rule import prefers_exchange
 from engine.parallel.placement import ExpertPlacement
 from engine.parallel.shares import even_share
 from kernels.expert_dispatch import ExpertDispatch
 
-EXCHANGE_TOKENS = 256
 Expert = Callable[[torch.Tensor], torch.Tensor]
-
-
-def prefers_exchange(num_tokens: int, num_chosen: int, num_groups: int) -> bool:
-    """Whether the exchange is cheaper than the sum.
-
-    Of n tokens a group sends and gets, in units of their rows, 2 n by the sum and n (1 + 2 A / groups) by the exchange,
-    which needs three operations instead of one. Gloo on one busy machine, 2,048 channels, A = 1, ms at 64 / 256 / 1,024
-    tokens (`scripts/benchmark/expert_exchange.py`): 4 groups, sum 7 / 21 / 252, exchange 10 / 21 / 152; 2 groups, sum
-    3.0 / 7.8 / 44.5, exchange 4.3 / 8.8 / 45.8.
-    """
-    return num_tokens >= EXCHANGE_TOKENS and 2 * num_chosen < num_groups
 
 
 class ParallelDispatch:

@@ -20,9 +20,9 @@ from engine.core import EngineCore
 from engine.layers.packed_linear import pack_linears
 from engine.model_runner import set_threads
 from kernels import paged_attention
-from scripts.benchmark.gloo import make_link, measure_link
 from scripts.benchmark.report import machine
 from scripts.benchmark.steps import Clock, clock_for, decode_seconds
+from scripts.benchmark.sums import make_link, measure_link
 from scripts.make_random_model import Shape, write_model
 from scripts.planner.devices import Device
 
@@ -65,6 +65,7 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
         compute={"fp32": 2 * MANY_ROWS * num_weights / best.many_rows},
         attention=4 * NUM_NEAR * CONTEXT * NUM_HEADS * HEAD_DIM / best.near_attention,
         kv_bandwidth=8 * NUM_SEQUENCES * CONTEXT * NUM_KV_HEADS * HEAD_DIM / best.attention,
+        is_cpu=True,
         near=link,
         far=link,
         layer_s=layer,

@@ -1,7 +1,7 @@
 """What the two ways to send tokens to experts on other ranks cost on this machine's network.
 
 Run as `python -m scripts.benchmark.expert_exchange --groups 4`. Knows the ways; the experts answer at once, since both
-ways compute the same. The rule in `engine.parallel.experts` was made from what this prints.
+ways compute the same. `engine.parallel.exchange_rule` was made from what this prints.
 """
 
 import multiprocessing

@@ -53,6 +53,7 @@ class Device:
         step_s: seconds of a step that depend on nothing: scheduling, one synchronisation.
         sequence_s: seconds that each sequence adds to a step: sampling, bookkeeping.
         compute_share, bandwidth_share, link_share: what of the rates kernels reach.
+        is_cpu: whether expert groups may exchange tokens; see `engine.parallel.experts`.
         overlap: what of the lesser of computing and reading weights hides behind the other; 1 is the roofline.
     """
 
@@ -73,6 +74,7 @@ class Device:
     link_share: float = 1.0
     overlap: float = 1.0
     kv_bandwidth: float = 0.0
+    is_cpu: bool = False
 
     @property
     def default_weights(self) -> str:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from engine.models.config import ModelConfig
+from engine.parallel.exchange_rule import prefers_exchange
 from scripts.planner import collectives
 from scripts.planner.devices import Device
 from scripts.planner.layouts import Layout, head_shares
@@ -166,10 +167,15 @@ class StepModel:
         hidden = load.num_tokens * self.model.hidden_size * BYTES[self.types.activations(self.device)]
         add_up = collectives.all_reduce(hidden, ranks, link)
         sums = (2 * work.num_layers + 1 - work.num_sparse_layers) * add_up  # one for the embedding
-        experts = work.num_sparse_layers * min(add_up, self._send_to_experts(hidden))
+        experts = work.num_sparse_layers * (self._send_to_experts(hidden) if self._exchanges(load) else add_up)
         sampled = load.num_decodes + (load.prefill_tokens > 0)
         logits = collectives.all_gather(sampled * self.model.vocab_size * LOGIT_BYTES, ranks, link)
         return sums + experts + logits + collectives.broadcast(sampled * ID_BYTES, ranks, link)
+
+    def _exchanges(self, load: StepLoad) -> bool:
+        """Whether the engine sends tokens to their experts, rather than adding up all groups' answers."""
+        chosen, groups = self.work.num_experts_per_token, self.layout.ep
+        return self.device.is_cpu and prefers_exchange(load.num_tokens, chosen, groups)
 
     def _send_to_experts(self, hidden_bytes: float) -> float:
         """Return the seconds of bringing a layer's tokens to their experts and back, and of then telling all ranks."""

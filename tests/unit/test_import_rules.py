@@ -26,7 +26,9 @@ PURE = [
         "speculation", "ngram_lookup", "sequence_output", "sampling_inputs", "dummy_steps", "graph_sizes",
     )),
     *(f"engine/lora/{name}.py" for name in ("adapter_config", "adapter_pool")),
-    *(f"engine/parallel/{name}.py" for name in ("config", "shares", "placement", "gpu_seats", "links", "messages")),
+    *(f"engine/parallel/{name}.py" for name in (
+        "config", "shares", "placement", "gpu_seats", "links", "messages", "mesh", "exchange_rule",
+    )),
     "engine/quantization/config.py",
     *(f"engine/models/{name}.py" for name in ("config", "dialects", "moe_config", "rope_config")),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "engine" / "text").glob("*.py")),

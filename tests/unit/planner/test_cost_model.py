@@ -12,7 +12,7 @@ import pytest
 from engine.models.config import ModelConfig
 from scripts.launcher.paths import DEFAULT_MODEL, ROOT
 from scripts.planner import collectives
-from scripts.planner.devices import PUBLISHED, Link, PlanError, device_fields, find_device
+from scripts.planner.devices import PUBLISHED, Device, Link, PlanError, device_fields, find_device
 from scripts.planner.layouts import Layout, all_layouts, head_shares
 from scripts.planner.load import Workload, steady
 from scripts.planner.step import StepLoad, StepModel, Types, busiest
@@ -28,8 +28,8 @@ LINK = Link(start_s=5e-6, hop_s=1e-6, bandwidth=1e9)
 ONE = Layout(1, 1)
 
 
-def make_step(layout: Layout = ONE, types: Types = BF16) -> StepModel:
-    return StepModel(MIXTRAL, H200, layout, types)
+def make_step(layout: Layout = ONE, types: Types = BF16, device: Device = H200) -> StepModel:
+    return StepModel(MIXTRAL, device, layout, types)
 
 
 def test_parameters_are_those_of_the_checkpoint_but_for_norms() -> None:
@@ -107,11 +107,12 @@ def test_uneven_parts_are_counted_by_the_largest() -> None:
     assert make_step(Layout(1, 1, 3)).weight_bytes > make_step().weight_bytes / 3
 
 
-def test_tokens_are_sent_to_experts_only_where_that_is_cheaper_than_adding_up() -> None:
-    wide, grid = make_step(Layout(1, 8)), make_step(Layout(1, 1, 8))
+def test_tokens_are_sent_to_experts_where_the_engine_does_so_and_never_on_gpus() -> None:
     few, many = StepLoad(1, 512), StepLoad(1, 512, 4096, 2048)
-    assert grid.cost(few).exchange == wide.cost(few).exchange
-    assert grid.cost(many).exchange < wide.cost(many).exchange
+    cpu = replace(H200, is_cpu=True)
+    wide, on_gpus, on_cpus = make_step(Layout(1, 8)), make_step(Layout(1, 1, 8)), make_step(Layout(1, 1, 8), device=cpu)
+    assert on_cpus.cost(few).exchange == wide.cost(few).exchange == on_gpus.cost(few).exchange
+    assert on_cpus.cost(many).exchange < wide.cost(many).exchange == on_gpus.cost(many).exchange
 
 
 def test_a_decode_step_takes_at_least_what_reading_its_weights_takes() -> None:
