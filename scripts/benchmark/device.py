@@ -5,7 +5,9 @@ are planned.
 """
 
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +37,8 @@ REPEATS = 40
 FEW_LAYERS, MANY_LAYERS = 4, 16
 MANY_SEQUENCES = 32
 PROMPT = 4
+NUM_RANKS = 2
+SUMS_A_LAYER, OTHER_EXCHANGES = 2, 3  # the embedding's sum, logits and ids: as `scripts.planner.step` counts them
 
 
 def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
@@ -48,15 +52,23 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
     seen: list[_Seen] = []
     for _ in range(repeats):
         seen.append(
-            _Seen(*_linear_seconds(clock), *_attention_seconds(clock), *measure_link(), *_step_seconds(num_threads))
+            _Seen(
+                *_linear_seconds(clock),
+                *_attention_seconds(clock),
+                *measure_link(),
+                *_step_seconds(num_threads),
+                *_rank_step_seconds(num_threads),
+            )
         )
         progress.advance(task)
     best = _Seen(*(min(column) for column in zip(*seen, strict=True)))
     num_weights = NUM_IN * NUM_OUT
-    layer = max(0.0, (best.many_layers - best.few_layers) / (MANY_LAYERS - FEW_LAYERS))
+    layer = _layer_seconds(best.few_layers, best.many_layers)
     reading, computing = best.one_row, best.many_rows * FEW_ROWS / MANY_ROWS
     hidden = (reading + computing - best.few_rows) / min(reading, computing)
-    link = make_link(best.small_sum, best.large_sum)
+    in_engine = max(best.small_sum, (_layer_seconds(best.few_on_ranks, best.many_on_ranks) - layer) / SUMS_A_LAYER)
+    link = make_link(in_engine, in_engine + best.large_sum - best.small_sum)
+    telling = best.few_on_ranks - best.few_layers - (SUMS_A_LAYER * FEW_LAYERS + OTHER_EXCHANGES) * in_engine
     return Device(
         name=f"{machine()['cpu']}, {num_threads} threads",
         source=f"measured {datetime.now(UTC):%Y-%m-%d}",
@@ -70,6 +82,7 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
         far=link,
         layer_s=layer,
         step_s=max(0.0, best.few_layers - FEW_LAYERS * layer),
+        tell_s=max(0.0, telling),
         overlap=min(1.0, max(0.0, hidden)),
         sequence_s=max(0.0, (best.many_sequences - best.few_layers) / (MANY_SEQUENCES - 1)),
     )
@@ -88,6 +101,8 @@ class _Seen(NamedTuple):
     few_layers: float
     many_layers: float
     many_sequences: float
+    few_on_ranks: float
+    many_on_ranks: float
 
 
 @torch.inference_mode()
@@ -120,18 +135,30 @@ def _attention_seconds(clock: Clock) -> tuple[float, float]:
 
 def _step_seconds(num_threads: int) -> tuple[float, float, float]:
     """Return what a decode step of tiny models takes: of few layers, of many, and of few with many sequences."""
-    few, crowd = _tiny_steps(FEW_LAYERS, num_threads, (1, MANY_SEQUENCES))
-    (many,) = _tiny_steps(MANY_LAYERS, num_threads, (1,))
+    few, crowd = _tiny_steps(FEW_LAYERS, (1, MANY_SEQUENCES), clock_for(num_threads), num_threads=num_threads)
+    (many,) = _tiny_steps(MANY_LAYERS, (1,), clock_for(num_threads), num_threads=num_threads)
     return few, many, crowd
 
 
-def _tiny_steps(num_layers: int, num_threads: int, num_sequences: tuple[int, ...]) -> list[float]:
+def _rank_step_seconds(num_threads: int) -> tuple[float, float]:
+    """Return the same of few and of many layers on two ranks, by the wall's clock, which counts their waiting."""
+    options = {"num_threads": num_threads, "tensor_parallel": NUM_RANKS}
+    (few,), (many,) = (_tiny_steps(layers, (1,), time.perf_counter, **options) for layers in (FEW_LAYERS, MANY_LAYERS))
+    return few, many
+
+
+def _tiny_steps(num_layers: int, num_sequences: tuple[int, ...], clock: Clock, **options: int) -> list[float]:
     shape = Shape(hidden=64, layers=num_layers, heads=2, kv_heads=1, intermediate=128, vocabulary=512)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder), shape)
-        config = EngineConfig(model=Path(folder), num_threads=num_threads, kv_cache_gib=0.1)
-        core = EngineCore(config)
-        return [decode_seconds(core, number, PROMPT, clock_for(num_threads)) for number in num_sequences]
+        config = EngineConfig(model=Path(folder), kv_cache_gib=0.1, **options)  # pyright: ignore[reportArgumentType]
+        with closing(EngineCore(config)) as core:
+            return [decode_seconds(core, number, PROMPT, clock) for number in num_sequences]
+
+
+def _layer_seconds(few: float, many: float) -> float:
+    """Return what a layer adds to a step, from steps of few layers and of many."""
+    return max(0.0, (many - few) / (MANY_LAYERS - FEW_LAYERS))
 
 
 def _fastest(call: Callable[[], object], clock: Clock) -> float:

@@ -52,6 +52,7 @@ class Device:
         layer_s: seconds of a layer that depend on nothing: launches.
         step_s: seconds of a step that depend on nothing: scheduling, one synchronisation.
         sequence_s: seconds that each sequence adds to a step: sampling, bookkeeping.
+        tell_s: seconds that telling other ranks of a step adds to it.
         compute_share, bandwidth_share, link_share: what of the rates kernels reach.
         is_cpu: whether expert groups may exchange tokens; see `engine.parallel.experts`.
         overlap: what of the lesser of computing and reading weights hides behind the other; 1 is the roofline.
@@ -75,6 +76,7 @@ class Device:
     overlap: float = 1.0
     kv_bandwidth: float = 0.0
     is_cpu: bool = False
+    tell_s: float = 0.0
 
     @property
     def default_weights(self) -> str:

@@ -170,7 +170,8 @@ class StepModel:
         experts = work.num_sparse_layers * (self._send_to_experts(hidden) if self._exchanges(load) else add_up)
         sampled = load.num_decodes + (load.prefill_tokens > 0)
         logits = collectives.all_gather(sampled * self.model.vocab_size * LOGIT_BYTES, ranks, link)
-        return sums + experts + logits + collectives.broadcast(sampled * ID_BYTES, ranks, link)
+        ids = collectives.broadcast(sampled * ID_BYTES, ranks, link)
+        return self.device.tell_s + sums + experts + logits + ids
 
     def _exchanges(self, load: StepLoad) -> bool:
         """Whether the engine sends tokens to their experts, rather than adding up all groups' answers."""
