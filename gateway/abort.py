@@ -14,7 +14,7 @@ from gateway.safety.commands import ABORT_TENSOR, ENGINE_MODEL
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
-from gateway.wire.messages import PREFIX, frame_message
+from gateway.wire.messages import PREFIX_SIZE, frame_message
 from gateway.wire.protobuf import encode_abort
 from gateway.wire.stream import State
 
@@ -78,7 +78,7 @@ class OwnCall:
         else:
             self._link.connection.reset(self._stream, ErrorCode.CANCEL)
         self._link.check_idle()
-        self._done(failure, bytes(self._response[PREFIX.size :]))
+        self._done(failure, bytes(self._response[PREFIX_SIZE:]))
 
 
 def send_abort(instance: Instance, key: str, repeat: bool) -> None:

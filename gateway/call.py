@@ -59,12 +59,14 @@ class Call:
     blocks: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict, compare=False)  # see `upstream_block`
     is_metered: bool = field(init=False)  # whether its requests count against limits
     is_routed: bool = field(init=False)  # whether each message on the stream is a request of its own
+    tenant_name: str = field(init=False)  # empty where there are no tenants
     method: str = field(init=False)  # the short name, as a metric's label; `other` for what KServe does not define
 
     def __post_init__(self) -> None:
         """Know what each request asks: a property would be computed ten times a request."""
         object.__setattr__(self, "is_metered", self.path in METERED)
         object.__setattr__(self, "is_routed", self.path == STREAM_INFER)
+        object.__setattr__(self, "tenant_name", "" if self.tenant is None else self.tenant.config.name)
         object.__setattr__(self, "method", METHOD_NAMES.get(self.path, "other"))
 
     def max_request_bytes(self, limit: int) -> int:

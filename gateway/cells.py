@@ -61,6 +61,10 @@ class Counts(Collector):
             cell = self._cells[labels] = Count()
         return cell
 
+    def count(self, *labels: str) -> None:
+        """Count one under these label values."""
+        self.cell(*labels).value += 1
+
     def collect(self) -> Iterator[Metric]:
         """Tell Prometheus."""
         family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)

@@ -122,7 +122,8 @@ class ClientLink(Link):
             self.note_buffered(exchange, 0)
         self.exchanges.discard(exchange)
         exchange.stream.owner = None
-        self._close_if_drained()
+        if self._told:
+            self._close_if_drained()
 
     def drain(self) -> None:
         """Have the client open no more streams, finish what is open, then close.
@@ -200,7 +201,7 @@ class ClientLink(Link):
         self._close_if_drained()
 
     def _close_if_drained(self) -> None:
-        if self._told and not self.exchanges:
+        if not self.exchanges:
             self.loop.call_soon(self._say_goodbye)
 
     def _say_goodbye(self) -> None:

@@ -23,8 +23,8 @@ from gateway.hedges import Hedges
 from gateway.log import log
 from gateway.observe.observation import Observation
 from gateway.request import Request
-from gateway.request_facts import describe
-from gateway.request_stages import END, Stage, Step
+from gateway.request_facts import PLAIN, describe
+from gateway.request_stages import END, WAITING, Stage, Step
 from gateway.routing.candidates import Candidate
 from gateway.routing.router import Router
 from gateway.safety.gate import Gate
@@ -117,7 +117,7 @@ class Dispatcher:
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
-        self._metrics.call(exchange.call.method, exchange.outcome).inc()
+        self._metrics.calls.count(exchange.call.method, exchange.outcome)
 
     def delivered(self, num_messages: int, num_bytes: int) -> None:
         """Count what went to a client outside the express lane."""
@@ -130,7 +130,8 @@ class Dispatcher:
         """Note the first response to a request."""
         if self._hedges.is_used:
             self._hedges.answered(request)
-        self._note_seconds(request)
+        if self.router.outliers is not None:
+            self._note_seconds(request)
         if request.instance is not None:
             request.instance.endpoint.answered()
         if request.exchange.call.is_routed and not request.continuation:
@@ -189,7 +190,7 @@ class Dispatcher:
         self._hedges.settle(request)
         request.detach(code)
         request.step(Step.RETRY)
-        choice = self._choose(request)
+        choice = self._choose(request, self._loop.time())
         if choice is not None and choice.name in request.tried:
             self._line[request] = self._loop.call_later(RETRY_DELAY * request.attempts, self._place_again, request)
         else:
@@ -218,7 +219,8 @@ class Dispatcher:
 
     def _conclude(self, request: Request, outcome: str, code: int | None) -> None:
         name = request.instance.name if request.instance is not None else ""
-        self._leave_line(request)
+        if request.stage is WAITING:
+            self._leave_line(request)
         if self._hedges.is_used:
             self._hedges.settle(request)
         request.detach(code)
@@ -226,27 +228,25 @@ class Dispatcher:
         self._ended(request, name, outcome)
 
     def _note_seconds(self, request: Request) -> None:
-        if self.router.outliers is None:
-            return
         if request.instance is not None and request.exchange.call.is_routed:
             seconds = (time.time_ns() - request.routed_ns) / 1e9
             self.router.answered(request.instance.name, seconds, self._loop.time())
 
     # -- placing ------------------------------------------------------------------------------------------------------
 
-    def _choose(self, request: Request) -> Instance | None:
-        now, instances = self._loop.time(), self.instances.values()
+    def _choose(self, request: Request, now: float) -> Instance | None:
+        instances = self.instances.values()
         candidates = [Candidate(each.endpoint, each.load, now) for each in instances if each.endpoint.is_usable]
         endpoint = self.router.choose(describe(request, self.router.policy), candidates)
         return None if endpoint is None else self.instances[endpoint.name]
 
     def _place(self, request: Request) -> None:
-        instance = self._choose(request)
+        now = self._loop.time()
+        instance = self._choose(request, now)
         if instance is not None:
-            self._send(request, instance)
+            self._send(request, instance, now)
             return
-        waited = self._loop.time() - request.line_since
-        delay = max(0.0, self.config.queue_timeout_s - waited)
+        delay = max(0.0, self.config.queue_timeout_s - (now - request.line_since))
         self._line[request] = self._loop.call_later(delay, self._give_up, request)
 
     def _place_again(self, request: Request) -> None:
@@ -254,8 +254,9 @@ class Dispatcher:
         self._place(request)
         self._hub.flush()
 
-    def _send(self, request: Request, instance: Instance) -> None:
-        self.router.placed(describe(request, self.router.policy), instance.name, instance.load, self._loop.time())
+    def _send(self, request: Request, instance: Instance, now: float) -> None:
+        asked = PLAIN if self.router.policy.marks is None else describe(request, self.router.policy)
+        self.router.placed(asked, instance.name, instance.load, now)
         call = request.exchange.call
         link = instance.pool.acquire()
         stream = link.open(self.observation.upstream_block(request, instance.scheme, instance.authority), request)
@@ -267,7 +268,7 @@ class Dispatcher:
             return
         request.key = request.key or next(self._keys)
         request.copy_key = request.next_key()
-        request.send_message(engine_facts(request, request.copy_key, self._loop.time()))
+        request.send_message(engine_facts(request, request.copy_key, now))
         if self._hedges.is_used:
             self._hedges.sent(request)
 
@@ -279,7 +280,7 @@ class Dispatcher:
 
     def _ended(self, request: Request, instance: str, outcome: str) -> None:
         self.observation.ended(request, instance, outcome)
-        self._metrics.request(request.exchange.call.method, instance, outcome).inc()
+        self._metrics.requests.count(request.exchange.call.method, instance, outcome)
         if self._gate is not None:
             self._gate.left(request, request.tokens_used())
 

@@ -1,7 +1,10 @@
+cimport cython
 from gateway.request cimport Request
 from gateway.turns cimport Turns
+from gateway.wire.connection cimport Connection
 from gateway.wire.events cimport DataReceived
 from gateway.wire.messages cimport MessageReader
+from gateway.wire.outbox cimport Outbox
 from gateway.wire.stream cimport Stream
 
 cdef class Exchange:
@@ -11,6 +14,8 @@ cdef class Exchange:
     cdef public bint ended, _half_closed, _draining, _headers_sent
     cdef public str outcome
     cdef public Turns _turns
+    cdef public Connection _connection
+    cdef public Outbox _outbox
     cdef public long _uncredited, _max_bytes
     cdef public MessageReader _reader
     cdef public Request _whole
@@ -25,6 +30,7 @@ cdef class Exchange:
     cpdef Request _new_request(self)
     cpdef _credit(self)
     cpdef response_headers(self, headers)
+    @cython.locals(num_bytes=long, piece=bytes)
     cpdef deliver(self, Request request, list pieces, long num_messages)
     cpdef succeeded(self, Request request, trailers)
     cpdef failed(self, Request request, failure)

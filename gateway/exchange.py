@@ -23,7 +23,7 @@ from gateway.turns import Turns
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived
 from gateway.wire.headers import Headers, encode_headers
-from gateway.wire.messages import PREFIX, MessageReader, MessageTooLarge, frame_message, whole_message
+from gateway.wire.messages import PREFIX_SIZE, MessageReader, MessageTooLarge, frame_message, whole_message
 
 if TYPE_CHECKING:
     from gateway.client import ClientLink
@@ -52,7 +52,9 @@ class Exchange:
         self._half_closed = False
         self._draining = False
         self._headers_sent = False
-        self._turns = Turns(link.connection.outbox, stream, self.requests)
+        self._connection = link.connection
+        self._outbox = link.connection.outbox
+        self._turns = Turns(self._outbox, stream, self.requests)
         self._uncredited = 0
         self.notes: dict[bytes, bytes] = {}  # trailing metadata of the gateway's own
         self._max_bytes = call.max_request_bytes(dispatcher.max_request_bytes)
@@ -103,7 +105,7 @@ class Exchange:
         size = min(size, self._uncredited)
         self._uncredited -= size
         if size and not self.ended:
-            self.link.connection.consume(self.stream, size)
+            self._connection.consume(self.stream, size)
 
     def _take_part(self, request: Request, event: DataReceived) -> None:
         padding = event.size - len(event.payload)
@@ -111,7 +113,7 @@ class Exchange:
         if request.stage is Stage.DONE:
             return
         if request.stage is Stage.WAITING:
-            if request.kept_bytes + len(event.payload) > self._max_bytes + PREFIX.size:
+            if request.kept_bytes + len(event.payload) > self._max_bytes + PREFIX_SIZE:
                 self.end(self._too_large(MessageTooLarge(request.kept_bytes, self._max_bytes)))
                 return
             padding = event.size
@@ -162,7 +164,7 @@ class Exchange:
 
     def _take_request(self, body: bytes) -> None:
         request = self._new_request()
-        request.add(body, complete=True)
+        request.keep(body, complete=True)
         if self._draining:
             request.step(Step.END)
             self.failed(request, Failure(Code.UNAVAILABLE, "the gateway is shutting down"))
@@ -181,7 +183,7 @@ class Exchange:
             self.incomplete_since = None  # it is we who make the client wait
             return
         size, self._uncredited = self._uncredited, 0
-        self.link.connection.consume(self.stream, size)
+        self._connection.consume(self.stream, size)
 
     def _expire(self) -> None:
         if not self.ended:
@@ -197,13 +199,11 @@ class Exchange:
     @property
     def is_clear(self) -> bool:
         """Whether messages may pass to the client untouched."""
-        return (
-            self._turns.is_free and not self.stream.queue and not self.ended and not self.link.connection.outbox.paused
-        )
+        return self._turns.is_free and not self.stream.queue and not self.ended and not self._outbox.paused
 
     def response_headers(self, headers: Headers) -> None:
         """Send an instance's response headers, where they are the client's too."""
-        if self._whole is not None:
+        if self._whole is not None and not self._headers_sent and self.stream.can_send:
             self._send_headers(encode_headers(headers))
 
     def deliver(self, request: Request, pieces: list[tuple[bytes, bool]], num_messages: int) -> None:
@@ -212,7 +212,10 @@ class Exchange:
             return
         if not self._headers_sent:
             self._send_headers(RESPONSE_BLOCK)
-        self.dispatcher.delivered(num_messages, sum([len(piece) for piece, _ in pieces]))
+        num_bytes = 0
+        for piece, _ in pieces:
+            num_bytes += len(piece)
+        self.dispatcher.delivered(num_messages, num_bytes)
         self._turns.take(request, pieces)
 
     def succeeded(self, request: Request, trailers: Headers) -> None:
@@ -221,7 +224,8 @@ class Exchange:
         if self._whole is not None:
             self._end_with(trailers, "ok")
             return
-        self._credit()
+        if self._uncredited:
+            self._credit()
         self._finish_if_done()
 
     def failed(self, request: Request, failure: Failure) -> None:
@@ -246,9 +250,8 @@ class Exchange:
             self._end_with(failure.trailers or trailers_of(failure.code, failure.message), failure.code.name.lower())
 
     def _send_headers(self, block: bytes) -> None:
-        if not self._headers_sent and self.stream.can_send:
-            self._headers_sent = True
-            self.link.connection.outbox.send_headers(self.stream, block)
+        self._headers_sent = True
+        self._outbox.send_headers(self.stream, block)
 
     def _finish_if_done(self) -> None:
         if self.ended or self._whole is not None or self.requests or self._turns.held:
@@ -260,7 +263,9 @@ class Exchange:
 
     def _end_with(self, trailers: Headers, outcome: str) -> None:
         if self.stream.can_send:
-            self.link.connection.outbox.finish(self.stream, self._last_block((*trailers, *self.notes.items())))
+            if self.notes:
+                trailers = (*trailers, *self.notes.items())
+            self._outbox.finish(self.stream, self._last_block(trailers))
         self._close(outcome)
 
     def _last_block(self, trailers: Headers) -> bytes:

@@ -52,7 +52,7 @@ class Hedge:
         self._hedges = hedges
         self._events: list[DataReceived] = []  # of a first message that is not complete
         self._cutter = MessageCutter(protobuf.STREAM_ERROR_TAG)
-        instance.request_joined(self.prefill)
+        instance.load.join(self.prefill)
 
     def send(self, message: bytes) -> None:
         """Send the whole request."""
@@ -61,7 +61,7 @@ class Hedge:
     def let_go(self, code: int | None) -> None:
         """Give up the stream, resetting it where `code` says why."""
         self.stream.owner = None
-        self.instance.request_left(self.prefill)
+        self.instance.load.leave(self.prefill)
         if code is None:
             self.link.connection.release(self.stream)
         else:
@@ -106,7 +106,7 @@ class Hedges:
     def __init__(
         self,
         config: HedgingConfig | None,
-        choose: Callable[[Request], Instance | None],
+        choose: Callable[[Request, float], Instance | None],
         *,
         observation: Observation,
         metrics: Metrics,
@@ -201,7 +201,7 @@ class Hedges:
         del self._timers[request]
         if self._plan is None or request.stage is not Stage.SENT or request.kept is None:
             return
-        instance = self._choose(request)
+        instance = self._choose(request, self._loop.time())
         if instance is None or instance is request.instance or not self._plan.take():
             self._wait(request)
             return

@@ -72,20 +72,6 @@ class Instance:
         if self.endpoint.signal(signal, self._clock()):
             self._note_change(reason)
 
-    def request_joined(self, prefill: float) -> None:
-        """Count a request that goes there, and what its prompt weighs until it is answered."""
-        self.load.join()
-        self.load.prefill += prefill
-
-    def request_answered(self, prefill: float) -> None:
-        """Take a prompt as computed."""
-        self.load.prefill -= prefill
-
-    def request_left(self, prefill: float) -> None:
-        """Count a request that is no longer there."""
-        self.load.leave()
-        self.load.prefill = self.load.prefill - prefill if self.load.in_flight else 0.0
-
     def leave_behind(self, key: str) -> None:
         """Have a request aborted whose connection broke: the engine may still be at it, once it can be told."""
         self._left_behind.append(key)

@@ -42,16 +42,17 @@ class Load:
     row: Row | None = None  # what other workers have in flight, where there are any
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED_REPORTS))
 
-    def join(self) -> None:
-        """Count a request that goes there."""
-        self._count(1)
+    def join(self, prefill: float = 0.0) -> None:
+        """Count a request that goes there, and what its prompt weighs until it is answered."""
+        self.in_flight += 1
+        self.prefill += prefill
+        if self.row is not None:
+            self.row.set(self.in_flight)
 
-    def leave(self) -> None:
+    def leave(self, prefill: float = 0.0) -> None:
         """Count a request that is no longer there."""
-        self._count(-1)
-
-    def _count(self, change: int) -> None:
-        self.in_flight += change
+        self.in_flight -= 1
+        self.prefill = self.prefill - prefill if self.in_flight else 0.0
         if self.row is not None:
             self.row.set(self.in_flight)
 

@@ -58,7 +58,7 @@ class Metrics:
         self.ttft_seconds = Spreads(
             "gateway_ttft_seconds", "From a request's last byte to its first response.", (), TTFT_BUCKETS, self.registry
         )
-        self.request, self.call, self.ttft = self.requests.cell, self.calls.cell, self.ttft_seconds.cell()
+        self.ttft = self.ttft_seconds.cell()
         self.registry.register(_LiveCollector(self))
 
     def render(self) -> bytes:

@@ -1,4 +1,5 @@
 from gateway.exchange cimport Exchange
+from gateway.upstream cimport UpstreamLink
 from gateway.request_memory cimport RequestMemory
 from gateway.wire.messages cimport MessageCutter
 from gateway.wire.stream cimport Stream
@@ -13,7 +14,8 @@ cdef class Request(RequestMemory):
     cdef public MessageCutter cutter
     cdef public Exchange exchange
     cdef public Stream stream
-    cdef public object hedge, instance, link, observer, screen, span, stage
+    cdef public UpstreamLink link
+    cdef public object hedge, instance, observer, screen, span, stage
     cpdef step(self, step)
     cpdef add(self, bytes payload, bint complete)
     cpdef attach(self, instance, link, Stream stream)

@@ -130,7 +130,7 @@ class Request(RequestMemory):
         self.routed_ns = time.time_ns()
         self.instance, self.link, self.stream = instance, link, stream
         self.prefill = prefill_weight(self.kept_bytes) if self.exchange.call.is_routed else 0.0
-        instance.request_joined(self.prefill)
+        instance.load.join(self.prefill)
         self._begin_answer(stream)
 
     def _begin_answer(self, stream: Stream) -> None:
@@ -177,7 +177,7 @@ class Request(RequestMemory):
         link, stream, instance = self.link, self.stream, self.instance
         self.link = self.stream = self.instance = None
         if instance is not None:
-            instance.request_left(self.prefill)
+            instance.load.leave(self.prefill)
         self.prefill = 0.0
         if link is None or stream is None:
             return
@@ -268,7 +268,7 @@ class Request(RequestMemory):
         self.first_ns = self.first_ns or time.time_ns()
         self.shed(self.exchange.call.is_routed)
         if self.instance is not None:
-            self.instance.request_answered(self.prefill)
+            self.instance.load.prefill -= self.prefill  # the prompt is computed
         self.prefill = 0.0
         self.exchange.dispatcher.first_answer(self)
 

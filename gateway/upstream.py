@@ -23,6 +23,7 @@ from gateway.wire.events import (
     Event,
     GoAwayReceived,
     HeadersReceived,
+    PingAnswered,
     StreamReset,
 )
 from gateway.wire.express import Tally
@@ -32,7 +33,6 @@ from gateway.wire.table import Role
 
 UPSTREAM_STREAM_WINDOW = 65535  # what one request may have waiting here when its client is slow
 CONNECT_TIMEOUT = 2.0
-STREAM_EVENTS = (DataReceived, HeadersReceived, StreamReset)
 
 
 class Caller(Protocol):
@@ -93,9 +93,24 @@ class UpstreamLink(Link):
 
     def handle(self, event: Event) -> None:
         """Act on one event."""
-        if isinstance(event, STREAM_EVENTS):
-            self._handle_stream(event)
-        elif isinstance(event, GoAwayReceived):
+        if isinstance(event, HeadersReceived):
+            if event.stream.owner is not None:
+                event.stream.owner.on_headers(event)
+            else:
+                self.connection.release(event.stream)
+        elif isinstance(event, DataReceived):
+            if event.stream.owner is not None:
+                self._on_data(event, event.stream.owner)
+            else:
+                self.connection.release(event.stream)
+        elif isinstance(event, StreamReset):
+            if event.stream.owner is not None:
+                event.stream.owner.on_reset(event.code)
+        else:
+            self._handle_rare(event)
+
+    def _handle_rare(self, event: GoAwayReceived | ConnectionFailed | PingAnswered) -> None:
+        if isinstance(event, GoAwayReceived):
             self._on_goaway(event)
         elif isinstance(event, ConnectionFailed):
             self._reason = f"protocol error: {event.fault.message}"
@@ -134,22 +149,13 @@ class UpstreamLink(Link):
         if self.is_draining and not self.connection.streams:
             self.close()
 
-    def _handle_stream(self, event: HeadersReceived | DataReceived | StreamReset) -> None:
-        owner: Caller | None = event.stream.owner
-        if owner is None:
-            self.connection.release(event.stream)
-            return
-        if isinstance(event, HeadersReceived):
-            owner.on_headers(event)
-        elif isinstance(event, DataReceived):
-            padding = event.size - len(event.payload)
-            if padding:
-                self.connection.consume(event.stream, padding)
-            owner.on_data(event)
-            if event.end_stream:
-                owner.on_reset(ErrorCode.PROTOCOL_ERROR)
-        else:
-            owner.on_reset(event.code)
+    def _on_data(self, event: DataReceived, owner: Caller) -> None:
+        padding = event.size - len(event.payload)
+        if padding:
+            self.connection.consume(event.stream, padding)
+        owner.on_data(event)
+        if event.end_stream:
+            owner.on_reset(ErrorCode.PROTOCOL_ERROR)
 
     def _on_goaway(self, event: GoAwayReceived) -> None:
         self.is_draining = True
@@ -178,7 +184,7 @@ class Pool:
     def acquire(self) -> UpstreamLink:
         """Return a connection with room for one more stream, opening another where there is none."""
         for link in self.links:
-            if link.can_open:
+            if not link.is_draining and link.connection.can_open:
                 return link
         link = UpstreamLink(self.hub, self.name, self.route.patience, self.tally, self._on_gone)
         link.connection.peer_max_streams = self._stream_limit(link.connection.peer_max_streams)

@@ -78,11 +78,12 @@ class Observation:
         call = request.exchange.call
         if not call.is_metered:
             return
-        tenant = _tenant(request)
-        first = _seconds(request, request.first_ns)
+        tenant, came = call.tenant_name, request.arrived_ns
+        wait = (request.routed_ns - came) / 1e9 if request.routed_ns else None
+        first = (request.first_ns - came) / 1e9 if request.first_ns else None
         if first is not None:
             self.recent_first.append(first)
-        self._meters.ended(tenant, instance, outcome, _seconds(request, request.routed_ns), first)
+        self._meters.ended(tenant, instance, outcome, wait, first)
         if request.screen is not None:
             for (rule, action, place), count in request.screen.found.items():
                 self._meters.found(rule, action, place, count)
@@ -133,16 +134,7 @@ class Observation:
 
     def _gap(self, request: Request, seconds: float) -> None:
         if request.instance is not None:
-            self._meters.gap(_tenant(request), request.instance.name, seconds)
-
-
-def _tenant(request: Request) -> str:
-    tenant = request.exchange.call.tenant
-    return tenant.config.name if tenant is not None else ""
-
-
-def _seconds(request: Request, mark: int) -> float | None:
-    return (mark - request.arrived_ns) / 1e9 if mark else None
+            self._meters.gap(request.exchange.call.tenant_name, request.instance.name, seconds)
 
 
 def _engine_times(usage: Usage) -> EngineTimes | None:
@@ -160,7 +152,7 @@ def _note(request: Request, ledger: Ledger) -> None:
 def _record(request: Request, instance: str, outcome: str, usage: Usage, ledger: Ledger) -> Record:
     return Record(
         key=request.key,
-        tenant=_tenant(request),
+        tenant=request.exchange.call.tenant_name,
         method=request.exchange.call.method,
         instance=instance,
         outcome=outcome,

@@ -27,17 +27,21 @@ def pick(
     """
     if not candidates:
         return None
-    for keep in (*filters, *policy.filters):
+    for keep in (*filters, *policy.filters) if filters else policy.filters:
         candidates = keep(request, candidates, rng) or candidates
     if policy.num_choices is not None and len(candidates) > policy.num_choices:
         candidates = rng.sample(candidates, policy.num_choices)
-    best: tuple[float, int, float] | None = None
-    chosen = candidates[0]
+    best: tuple[float, int] | None = None
+    chosen, num_equal = candidates[0], 0
     for candidate in candidates:
         total = 0.0
         for score, weight in policy.scorers:
             total += weight * score(request, candidate)
-        rank = -total, candidate.load.last_picked, rng.random()
+        rank = -total, candidate.load.last_picked
         if best is None or rank < best:
-            best, chosen = rank, candidate
+            best, chosen, num_equal = rank, candidate, 1
+        elif rank == best:
+            num_equal += 1
+            if rng.random() * num_equal < 1:  # each of n equal ones ends up chosen once in n times
+                chosen = candidate
     return chosen.endpoint

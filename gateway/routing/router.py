@@ -30,10 +30,12 @@ class Router:
         self.outliers = OutlierWatch(config.outliers) if config.outliers is not None else None
         self._rng = rng
         self._picks = itertools.count(1)
+        self._filters = self._fixed_filters()
 
     def choose(self, asked: Asked, candidates: Sequence[Candidate]) -> Endpoint | None:
         """Return the endpoint for a request among usable ones, or None where there are none."""
-        return pick(asked, candidates, self._rng, policy=self.policy, filters=self._filters())
+        filters = self._filters if self.levels is None else (*self._filters, in_pool(self.levels.pool))
+        return pick(asked, candidates, self._rng, policy=self.policy, filters=filters)
 
     def placed(self, asked: Asked, name: str, load: Load, now: float) -> None:
         """Note that a request has gone to an instance."""
@@ -81,10 +83,8 @@ class Router:
             }
         return facts
 
-    def _filters(self) -> list[Filter]:
+    def _fixed_filters(self) -> tuple[Filter, ...]:
         filters: list[Filter] = [no_outliers] if self.outliers is not None else []
         if self.config.split:
             filters.append(split(self.config.split))
-        if self.levels is not None:
-            filters.append(in_pool(self.levels.pool))
-        return filters
+        return tuple(filters)

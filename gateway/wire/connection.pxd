@@ -10,10 +10,11 @@ cdef class Connection(FrameHandlers):
     cdef public dict _handlers
     cpdef receive(self, bytearray buffer, Py_ssize_t end, double now, handle)
     cpdef Py_ssize_t _skip_preface(self, bytearray buffer, Py_ssize_t end) except -1
-    @cython.locals(word=long, flags=long, stream_id=long, length=Py_ssize_t, begin=Py_ssize_t)
+    @cython.locals(raw="const unsigned char*", last=Py_ssize_t, word=long, flags=long, stream_id=long, length=Py_ssize_t,
+                   begin=Py_ssize_t, kind=long, payload=bytes)
     cpdef _frames(self, bytearray buffer, Py_ssize_t pos, Py_ssize_t end, handle)
     cpdef _note_incomplete(self, bint some_complete, double now)
     cpdef Py_ssize_t _express(self, bytearray buffer, Py_ssize_t pos, Py_ssize_t end) except -1
-    cpdef _one_frame(self, long kind, long flags, long stream_id, bytes payload)
+    cpdef _control_frame(self, long kind, long flags, long stream_id, bytes payload)
     @cython.locals(block=HeaderBlock)
     cpdef _check_order(self, long kind, long stream_id)

@@ -14,13 +14,24 @@ from collections.abc import Callable
 from gateway.wire import express, frames
 from gateway.wire.events import ConnectionFailed, Event, StreamReset
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
-from gateway.wire.frames import CONTINUATION, DATA, HEADERS, SETTINGS, FrameType
-from gateway.wire.handlers import FrameHandlers
+from gateway.wire.frames import (
+    CONTINUATION,
+    DATA,
+    DEFAULT_MAX_FRAME_SIZE,
+    HEADER,
+    HEADER_SIZE,
+    HEADERS,
+    MAX_STREAM_ID,
+    SETTINGS,
+    FrameType,
+)
+from gateway.wire.handlers import LOW_WINDOW, FrameHandlers
 from gateway.wire.limits import DEFAULT_LIMITS, Limits
 from gateway.wire.outbox import Outbox
 from gateway.wire.table import Role
 
 DEFAULT_STREAM_WINDOW = 65535
+_UNPACK = HEADER.unpack_from
 SIZES: dict[int, int] = {
     FrameType.PRIORITY: 5,
     FrameType.RST_STREAM: 4,
@@ -86,7 +97,7 @@ class Connection(FrameHandlers):
             return
         self._now = now
         try:
-            self._pos = self._skip_preface(buffer, end)
+            self._pos = self._skip_preface(buffer, end) if self._preface else 0
             if not self._preface:
                 self._frames(buffer, self._pos, end, handle)
         except ConnectionFault as fault:
@@ -118,20 +129,36 @@ class Connection(FrameHandlers):
         self._preface = b""
         return size
 
-    def _frames(self, buffer: bytearray, pos: int, end: int, handle: Callable[[Event], None]) -> None:
+    def _frames(  # noqa: C901 - one loop, so that a frame costs no further call
+        self, buffer: bytearray, pos: int, end: int, handle: Callable[[Event], None]
+    ) -> None:
         if self.lanes and self._block is None:
             pos = self._express(buffer, pos, end)
-        view = None if pos == end else memoryview(buffer)
-        while view is not None and end - pos >= frames.HEADER_SIZE and not self.is_closed:
-            word, flags, stream_id = frames.HEADER.unpack_from(buffer, pos)
+        raw = buffer  # compiled: where its bytes lie
+        last = end - HEADER_SIZE
+        while pos <= last and not self.is_closed:
+            word, flags, stream_id = _UNPACK(buffer, pos)
             length = word >> 8
-            if length > frames.DEFAULT_MAX_FRAME_SIZE:
+            if length > DEFAULT_MAX_FRAME_SIZE:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
-            begin = pos + frames.HEADER_SIZE
+            begin = pos + HEADER_SIZE
             if begin + length > end:
                 break
             pos = begin + length
-            event = self._one_frame(word & 0xFF, flags, stream_id & frames.MAX_STREAM_ID, bytes(view[begin:pos]))
+            kind = word & 0xFF
+            stream_id &= MAX_STREAM_ID
+            if self._block is not None or not self._settings_seen:
+                self._check_order(kind, stream_id)
+            payload = bytes(raw[begin:pos])
+            try:
+                if kind == DATA:
+                    event = self._on_data(flags, stream_id, payload)
+                elif kind == HEADERS:
+                    event = self._on_headers(flags, stream_id, payload)
+                else:
+                    event = self._control_frame(kind, flags, stream_id, payload)
+            except StreamFault as fault:
+                event = self._fail_stream(fault)
             if event is not None:
                 handle(event)
             if self.lanes and self._block is None and not self.is_closed:
@@ -141,22 +168,10 @@ class Connection(FrameHandlers):
     def _express(self, buffer: bytearray, pos: int, end: int) -> int:
         before = self.tally.num_bytes
         pos = express.forward(buffer, pos, end, self.lanes, self.tally)
-        self._spend_window(self.tally.num_bytes - before)
+        self._window -= self.tally.num_bytes - before
+        if self._window < LOW_WINDOW:
+            self._renew_window()
         return pos
-
-    def _one_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> Event | None:
-        if self._block is not None or not self._settings_seen:
-            self._check_order(kind, stream_id)
-        try:
-            if kind == DATA:
-                event = self._on_data(flags, stream_id, payload)
-            elif kind == HEADERS:
-                event = self._on_headers(flags, stream_id, payload)
-            else:
-                event = self._control_frame(kind, flags, stream_id, payload)
-        except StreamFault as fault:
-            return self._fail_stream(fault)
-        return event
 
     def _control_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> Event | None:
         expected = SIZES.get(kind)

@@ -19,6 +19,7 @@ HEADER = Struct(">IBI")  # length << 8 | type, flags, stream id
 SETTING = Struct(">HI")
 WORD = Struct(">I")
 GOAWAY = Struct(">II")
+_PACK = HEADER.pack
 
 
 class FrameType(IntEnum):
@@ -58,7 +59,7 @@ class Setting(IntEnum):
 
 def pack_frame(frame_type: int, flags: int, stream_id: int, payload: bytes | memoryview = b"") -> bytes:
     """Return one frame."""
-    return HEADER.pack(len(payload) << 8 | frame_type, flags, stream_id) + payload
+    return _PACK(len(payload) << 8 | frame_type, flags, stream_id) + payload
 
 
 def pack_settings(settings: dict[int, int]) -> bytes:

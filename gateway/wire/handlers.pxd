@@ -1,4 +1,5 @@
 cimport cython
+from gateway.wire.events cimport DataReceived, HeadersReceived
 from gateway.wire.headers cimport HeaderDecoder
 from gateway.wire.stream cimport Stream
 from gateway.wire.table cimport StreamTable
@@ -23,7 +24,7 @@ cdef class FrameHandlers(StreamTable):
     cpdef _extend_block(self, long flags, bytes payload)
     @cython.locals(stream=Stream, opens=bint)
     cpdef _take_headers(self, long stream_id, headers, bint end_stream)
-    cpdef _spend_window(self, long size)
+    cpdef _renew_window(self)
     @cython.locals(stream=Stream)
     cpdef _open_stream_window(self, long stream_id, long increment)
     cpdef _check_gone(self, long stream_id)

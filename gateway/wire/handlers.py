@@ -7,7 +7,7 @@ from gateway.wire import frames
 from gateway.wire.events import DataReceived, Event, GoAwayReceived, HeadersReceived, PingAnswered, StreamReset
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
 from gateway.wire.fields import content_length, fault_of_request, fault_of_trailers
-from gateway.wire.frames import Setting
+from gateway.wire.frames import END_HEADERS, END_STREAM, HAS_PRIORITY, PADDED, Setting
 from gateway.wire.guards import Guards
 from gateway.wire.headers import HeaderDecoder, Headers
 from gateway.wire.limits import Limits
@@ -16,6 +16,7 @@ from gateway.wire.stream import CLOSED, RECV_DATA, RECV_END, RECV_HEADERS, Strea
 from gateway.wire.table import CONNECTION_WINDOW, Role, StreamTable
 
 PRIORITY_BYTES = 5
+LOW_WINDOW = CONNECTION_WINDOW // 2  # below it the peer is given back what it has spent
 
 
 class HeaderBlock:
@@ -65,10 +66,12 @@ class FrameHandlers(StreamTable):
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         size = len(payload)
-        self._spend_window(size)
-        if flags & frames.PADDED:
+        self._window -= size
+        if self._window < LOW_WINDOW:
+            self._renew_window()
+        if flags & PADDED:
             payload = frames.strip_padding(flags, payload)
-        end_stream = bool(flags & frames.END_STREAM)
+        end_stream = bool(flags & END_STREAM)
         if not payload and not end_stream:
             self._guards.idle_frames.spend(self._now)
         stream = self.streams.get(stream_id)
@@ -91,14 +94,14 @@ class FrameHandlers(StreamTable):
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "HEADERS on stream 0")
-        if flags & frames.PADDED:
+        if flags & PADDED:
             payload = frames.strip_padding(flags, payload)
-        if flags & frames.HAS_PRIORITY:
+        if flags & HAS_PRIORITY:
             if len(payload) < PRIORITY_BYTES:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
             payload = payload[PRIORITY_BYTES:]
-        end_stream = bool(flags & frames.END_STREAM)
-        if not flags & frames.END_HEADERS:
+        end_stream = bool(flags & END_STREAM)
+        if not flags & END_HEADERS:
             self._block = HeaderBlock(stream_id, end_stream)
             return self._extend_block(flags, payload)
         if len(payload) > self._max_block:
@@ -117,7 +120,7 @@ class FrameHandlers(StreamTable):
             raise RuntimeError("no header block is open")
         block.data += payload
         self._guards.check_header_block(len(block.data), block.num_continuations)
-        if not flags & frames.END_HEADERS:
+        if not flags & END_HEADERS:
             return None
         self._block = None
         return self._take_headers(block.stream_id, self._decoder.decode(bytes(block.data)), block.end_stream)
@@ -198,13 +201,11 @@ class FrameHandlers(StreamTable):
 
     # -- the connection ---------------------------------------------------------------------------------------------
 
-    def _spend_window(self, size: int) -> None:
-        self._window -= size
+    def _renew_window(self) -> None:
         if self._window < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is exceeded")
-        if self._window < CONNECTION_WINDOW // 2:
-            self.outbox.put(frames.pack_window_update(0, CONNECTION_WINDOW - self._window))
-            self._window = CONNECTION_WINDOW
+        self.outbox.put(frames.pack_window_update(0, CONNECTION_WINDOW - self._window))
+        self._window = CONNECTION_WINDOW
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         if stream_id:
@@ -215,7 +216,7 @@ class FrameHandlers(StreamTable):
             return None
         self._guards.settings.spend(self._now)
         settings = frames.parse_settings(payload)
-        self.outbox.max_frame = settings.get(Setting.MAX_FRAME_SIZE, self.outbox.max_frame)
+        self.outbox.limit_frames(settings.get(Setting.MAX_FRAME_SIZE, self.outbox.max_frame))
         if Setting.HEADER_TABLE_SIZE in settings:
             self.outbox.limit_table(settings[Setting.HEADER_TABLE_SIZE])
         if not self.is_server:

@@ -5,7 +5,9 @@ Knows where messages begin and end. Does not know protobuf.
 
 from struct import Struct
 
-PREFIX = Struct(">BI")
+_PREFIX = Struct(">BI")
+_PACK, _UNPACK = _PREFIX.pack, _PREFIX.unpack_from
+PREFIX_SIZE = 5  # bytes
 GATHER_BYTES = 32 * 1024  # a message up to this size goes on only when it is complete
 
 
@@ -19,13 +21,13 @@ class MessageTooLarge(Exception):
 
 def frame_message(body: bytes, compressed: int = 0) -> bytes:
     """Return the message with its prefix."""
-    return PREFIX.pack(compressed, len(body)) + body
+    return _PACK(compressed, len(body)) + body
 
 
 def whole_message(payload: bytes, max_bytes: int) -> bytes | None:
     """Return the body if the bytes are just one message, not compressed and no larger than allowed, as most are."""
-    size = len(payload) - PREFIX.size
-    return payload[PREFIX.size :] if 0 <= size <= max_bytes and payload.startswith(PREFIX.pack(0, size)) else None
+    size = len(payload) - PREFIX_SIZE
+    return payload[PREFIX_SIZE:] if 0 <= size <= max_bytes and payload.startswith(_PACK(0, size)) else None
 
 
 class MessageReader:
@@ -45,14 +47,14 @@ class MessageReader:
         self.partial += payload
         done: list[tuple[int, bytes]] = []
         pos = 0
-        while len(self.partial) - pos >= PREFIX.size:
-            compressed, length = PREFIX.unpack_from(self.partial, pos)
+        while len(self.partial) - pos >= PREFIX_SIZE:
+            compressed, length = _UNPACK(self.partial, pos)
             if length > self.max_bytes:
                 raise MessageTooLarge(length, self.max_bytes)
-            end = pos + PREFIX.size + length
+            end = pos + PREFIX_SIZE + length
             if end > len(self.partial):
                 break
-            done.append((compressed, bytes(self.partial[pos + PREFIX.size : end])))
+            done.append((compressed, bytes(self.partial[pos + PREFIX_SIZE : end])))
             pos = end
         del self.partial[:pos]
         return done
@@ -96,7 +98,7 @@ class MessageCutter:
         whole, num_whole, length = self._scan(payload)
         if whole:
             pieces.append((payload[:whole], True))
-        if self.stopped_at is not None:
+        if whole == len(payload) or self.stopped_at is not None:
             return pieces, count + num_whole
         if self._goes_on_in_parts(payload, whole, length):
             pieces.append((payload[whole:], False))
@@ -106,20 +108,20 @@ class MessageCutter:
         return pieces, count + num_whole
 
     def _goes_on_in_parts(self, payload: bytes, start: int, length: int) -> bool:
-        if length <= GATHER_BYTES or len(payload) - start < PREFIX.size:
+        if length <= GATHER_BYTES or len(payload) - start < PREFIX_SIZE:
             return False
         if self.stop_byte is None:
             return True
-        return len(payload) - start > PREFIX.size and payload[start + PREFIX.size] != self.stop_byte
+        return len(payload) - start > PREFIX_SIZE and payload[start + PREFIX_SIZE] != self.stop_byte
 
     def _scan(self, payload: bytes) -> tuple[int, int, int]:
         pos = count = length = 0
-        while len(payload) - pos >= PREFIX.size:
-            length = PREFIX.size + PREFIX.unpack_from(payload, pos)[1]
+        while len(payload) - pos >= PREFIX_SIZE:
+            length = PREFIX_SIZE + _UNPACK(payload, pos)[1]
             if pos + length > len(payload):
                 break
-            if self.stop_byte is not None and length > PREFIX.size and payload[pos + PREFIX.size] == self.stop_byte:
-                self.stopped_at = payload[pos + PREFIX.size : pos + length]
+            if self.stop_byte is not None and length > PREFIX_SIZE and payload[pos + PREFIX_SIZE] == self.stop_byte:
+                self.stopped_at = payload[pos + PREFIX_SIZE : pos + length]
                 break
             pos += length
             count += 1

@@ -1,3 +1,5 @@
+cimport cython
+from gateway.wire.frames cimport pack_frame, pack_headers
 from gateway.wire.stream cimport Stream
 
 cdef class Outbox:
@@ -9,12 +11,15 @@ cdef class Outbox:
     cdef public object sink
     cpdef put(self, chunk)
     cpdef take(self)
-    cpdef send_headers(self, Stream stream, block, end_stream=*)
-    cpdef send_data(self, Stream stream, piece, owner=*, end_stream=*)
-    cpdef finish(self, Stream stream, trailers=*)
+    cpdef send_headers(self, Stream stream, bytes block, bint end_stream=*)
+    @cython.locals(size=long, is_free=bint)
+    cpdef send_data(self, Stream stream, piece, owner=*, bint end_stream=*)
+    cpdef finish(self, Stream stream, bytes trailers=*)
     cpdef flush(self, Stream stream)
     cpdef flush_all(self)
     cpdef forget(self, Stream stream)
-    cpdef _put_headers(self, Stream stream, block, bint end_stream)
+    cpdef _put_headers(self, Stream stream, bytes block, bint end_stream)
+    @cython.locals(size=long)
+    cpdef _send_whole(self, Stream stream, piece, owner, bint end_stream)
     cpdef _send_some(self, Stream stream, piece, owner)
     cpdef _put_data(self, long stream_id, piece, bint end_stream)

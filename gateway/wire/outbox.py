@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.wire import frames
+from gateway.wire.frames import DATA, END_HEADERS, END_STREAM, HEADERS, pack_frame, pack_headers
 from gateway.wire.headers import DEFAULT_TABLE_SIZE, table_size_update
 from gateway.wire.stream import SEND_END, SEND_HEADERS, Stream
 
@@ -55,6 +56,10 @@ class Outbox:
             self._table_size = size
             self._table_update = table_size_update(size)
 
+    def limit_frames(self, size: int) -> None:
+        """Take the peer's MAX_FRAME_SIZE; of a larger one no use is made."""
+        self.max_frame = min(size, LARGEST_FRAME)
+
     def send_headers(self, stream: Stream, block: bytes, end_stream: bool = False) -> None:
         """Send a header block ahead of any queued data."""
         stream.move(SEND_HEADERS)
@@ -67,10 +72,10 @@ class Outbox:
         """Send or queue bytes; `owner` comes back in `released` with the bytes written."""
         size = len(piece)
         is_free = not stream.queue and not self.paused and stream.ending is None
-        if is_free and 0 < size <= min(stream.send_window, self.window, self.max_frame, LARGEST_FRAME):
+        if is_free and 0 < size <= min(stream.send_window, self.window, self.max_frame):
             self._send_whole(stream, piece, owner, end_stream)
             return
-        stream.queue.append((piece, owner))
+        stream.wait(piece, owner)
         if end_stream:
             stream.ending = b""
         self.flush(stream)
@@ -78,7 +83,7 @@ class Outbox:
     def finish(self, stream: Stream, trailers: bytes | None = None) -> None:
         """End our side after what is queued, with a trailing header block or an empty DATA frame."""
         if trailers is None:
-            stream.queue.append((b"", None))
+            stream.wait(b"", None)
         stream.ending = trailers or b""
         self.flush(stream)
 
@@ -90,7 +95,8 @@ class Outbox:
         if queue:
             self.blocked[stream.stream_id] = stream
             return
-        self.blocked.pop(stream.stream_id, None)
+        if self.blocked:
+            self.blocked.pop(stream.stream_id, None)
         if stream.ending:
             self._put_headers(stream, stream.ending, True)
             stream.ending = b""
@@ -106,21 +112,26 @@ class Outbox:
 
     def forget(self, stream: Stream) -> None:
         """Drop what a stream has queued."""
-        self.blocked.pop(stream.stream_id, None)
-        stream.queue.clear()
+        if self.blocked:
+            self.blocked.pop(stream.stream_id, None)
+        stream.queue = None
         stream.ending = b""
 
     def _put_headers(self, stream: Stream, block: bytes, end_stream: bool) -> None:
         if self._table_update:
             block, self._table_update = self._table_update + block, b""
-        self.put(frames.pack_headers(stream.stream_id, block, end_stream, self.max_frame))
+        if len(block) <= self.max_frame:  # as most are
+            flags = END_HEADERS | END_STREAM if end_stream else END_HEADERS
+            self.put(pack_frame(HEADERS, flags, stream.stream_id, block))
+        else:
+            self.put(pack_headers(stream.stream_id, block, end_stream, self.max_frame))
 
     def _send_whole(self, stream: Stream, piece: bytes, owner: Any, end_stream: bool) -> None:
         """Send a piece that fits into one frame and both windows, as most do; nothing is queued before it."""
         size = len(piece)
         stream.send_window -= size
         self.window -= size
-        self.put(frames.pack_frame(frames.DATA, frames.END_STREAM if end_stream else 0, stream.stream_id, piece))
+        self.put(pack_frame(DATA, END_STREAM if end_stream else 0, stream.stream_id, piece))
         if end_stream:
             stream.ending = b""
             stream.move(SEND_END)
@@ -130,7 +141,7 @@ class Outbox:
     def _send_some(self, stream: Stream, piece: bytes | memoryview, owner: Any) -> None:
         size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME)
         if size < len(piece):
-            stream.queue.appendleft((memoryview(piece)[size:], owner))
+            stream.wait(memoryview(piece)[size:], owner, first=True)
             piece = piece[:size]
         stream.send_window -= size
         self.window -= size
@@ -145,5 +156,5 @@ class Outbox:
         step = self.max_frame
         for start in range(0, len(piece) or 1, step):
             part = piece[start : start + step] if len(piece) > step else piece
-            flags = frames.END_STREAM if end_stream and start + step >= len(piece) else 0
-            self.put(frames.pack_frame(frames.DATA, flags, stream_id, part))
+            flags = END_STREAM if end_stream and start + step >= len(piece) else 0
+            self.put(pack_frame(DATA, flags, stream_id, part))

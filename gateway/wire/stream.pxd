@@ -5,4 +5,5 @@ cdef class Stream:
     cdef public object outbox, state, queue, ending, announced, owner
     cdef public Stream target
     cdef public Recording recording
+    cpdef wait(self, piece, owner, bint first=*)
     cpdef move(self, move)

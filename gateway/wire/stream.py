@@ -97,7 +97,7 @@ class Stream:
         self.send_window = send_window
         self.recv_window = recv_window
         self.state = IDLE
-        self.queue: deque[tuple[bytes | memoryview, Any]] = deque()
+        self.queue: deque[tuple[bytes | memoryview, Any]] | None = None  # pieces and their owners, once one had to wait
         self.ending: bytes | None = None  # trailers behind the queue; b"" is END_STREAM on the last DATA
         self.consumed = 0  # received and passed on, not yet given back to the peer
         self.announced: int | None = None  # DATA still to come by the request's content length
@@ -106,6 +106,15 @@ class Stream:
         self.lane_credit = 0
         self.lane_start = 0
         self.recording: Recording | None = None  # of all that went through the lane, where one is wanted
+
+    def wait(self, piece: bytes | memoryview, owner: Any, first: bool = False) -> None:
+        """Have a piece wait to be sent, behind all others or before them."""
+        if self.queue is None:
+            self.queue = deque()
+        if first:
+            self.queue.appendleft((piece, owner))
+        else:
+            self.queue.append((piece, owner))
 
     def move(self, move: Move) -> None:
         """Take one step in the table.

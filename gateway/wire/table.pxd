@@ -1,3 +1,4 @@
+from gateway.wire.frames cimport pack_reset, pack_window_update
 from gateway.wire.outbox cimport Outbox
 from gateway.wire.stream cimport Stream
 
@@ -11,6 +12,8 @@ cdef class StreamTable:
     cpdef leave_lane(self, Stream stream)
     cpdef reset(self, Stream stream, code)
     cpdef release(self, Stream stream)
-    cpdef _add(self, long stream_id)
+    cpdef Stream open_stream(self)
+    cpdef sweep(self)
+    cpdef Stream _add(self, long stream_id)
     cpdef _drop(self, Stream stream)
     cpdef _remember_reset(self, long stream_id)

@@ -7,6 +7,7 @@ from enum import Enum, auto
 
 from gateway.wire import express, frames
 from gateway.wire.faults import ErrorCode
+from gateway.wire.frames import MAX_STREAM_ID, pack_reset, pack_window_update
 from gateway.wire.outbox import Outbox
 from gateway.wire.stream import CLOSED, Stream
 
@@ -48,7 +49,7 @@ class StreamTable:
     @property
     def can_open(self) -> bool:
         """Whether the peer's limit and the id space leave room for one more stream of ours."""
-        has_room = len(self.streams) < self.peer_max_streams and self._next_id <= frames.MAX_STREAM_ID
+        has_room = len(self.streams) < self.peer_max_streams and self._next_id <= MAX_STREAM_ID
         return not self.is_closed and has_room
 
     def open_stream(self) -> Stream:
@@ -62,7 +63,7 @@ class StreamTable:
         stream.consumed += size
         if stream.consumed >= self.stream_window // CREDIT_SHARE and stream.stream_id in self.streams:
             stream.recv_window += stream.consumed
-            self.outbox.put(frames.pack_window_update(stream.stream_id, stream.consumed))
+            self.outbox.put(pack_window_update(stream.stream_id, stream.consumed))
             stream.consumed = 0
 
     def enter_lane(self, stream: Stream, target: Stream) -> None:
@@ -91,7 +92,7 @@ class StreamTable:
         if self.streams.get(stream.stream_id) is stream:
             self._remember_reset(stream.stream_id)
             self._drop(stream)
-            self.outbox.put(frames.pack_reset(stream.stream_id, code))
+            self.outbox.put(pack_reset(stream.stream_id, code))
 
     def release(self, stream: Stream) -> None:
         """Forget a stream if both sides have ended it."""
@@ -128,7 +129,8 @@ class StreamTable:
         return stream
 
     def _drop(self, stream: Stream) -> None:
-        self.leave_lane(stream)
+        if stream.target is not None:
+            self.leave_lane(stream)
         del self.streams[stream.stream_id]
         self.outbox.forget(stream)
         stream.state = CLOSED

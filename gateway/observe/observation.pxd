@@ -1,0 +1,12 @@
+cimport cython
+from gateway.observe.meters cimport Meters
+from gateway.request cimport Request
+
+cdef class Observation:
+    cdef public object journal, tracing, recent, recent_first
+    cdef public Meters _meters
+    cdef public double _sample, _credit
+    cpdef arrived(self, Request request)
+    @cython.locals(came=longlong)
+    cpdef ended(self, Request request, str instance, str outcome)
+    cpdef upstream_block(self, Request request, bytes scheme, bytes authority)
