@@ -53,6 +53,7 @@ class Chunk:
     completion_tokens: int
     cached_tokens: int
     index: int = 0  # which of the request's sequences
+    prompt: int = 0  # which of several prompts, see `openai_prompts`
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
     top_token_ids: tuple[int, ...] = ()  # so many in the place of each token
@@ -71,6 +72,14 @@ def text_tensor(name: str, texts: Sequence[str]) -> Tensor:
 def int_tensor(name: str, values: Sequence[int]) -> Tensor:
     """Return an INT32 tensor."""
     return Tensor(name, "INT32", struct.pack(f"<{len(values)}i", *values), len(values))
+
+
+def prompt_tensors(given: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[Tensor]:
+    """Return a tensor for each prompt: `given` is one text, one prompt's token ids, or several of either."""
+    items: Any = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+    return [
+        text_tensor("text_input", [item]) if isinstance(item, str) else int_tensor("input_ids", item) for item in items
+    ]
 
 
 class Completion:

@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -23,13 +23,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.http_server import METHODS as EVERY_METHOD
-from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError
+from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError, Tensor
 from gateway.log import log
 from gateway.openai_bodies import Body, ChatBody, CompletionBody
 from gateway.openai_config import OpenAiConfig
 from gateway.openai_embeddings import embed
 from gateway.openai_errors import ApiError, of_kserve
 from gateway.openai_parsing import parse_body, parse_embedding_body
+from gateway.openai_prompts import Completions
 from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, usage
 from gateway.safety.guard import Denied, Guard
 
@@ -50,7 +51,7 @@ METHODS = dict.fromkeys((*KINDS, "/v1/embeddings"), "POST") | {"/v1/models": "GE
 class EventStream(StreamingResponse):
     """Server-sent events of one request, which ends with them."""
 
-    def __init__(self, events: AsyncIterator[str], completion: Completion) -> None:
+    def __init__(self, events: AsyncIterator[str], completion: Completion | Completions) -> None:
         """Take the events and the request."""
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
         self._completion = completion
@@ -106,7 +107,7 @@ class OpenAiApi:
             body.offered,
             self._config.tool_calls,
         )
-        completion = await self._client.open(body.tensors(), _metadata(request), _timeout(request))
+        completion = await self._completion(request, body)
         try:
             if not body.stream:
                 answer = await _while_connected(request, _collect(reply, completion))
@@ -121,6 +122,18 @@ class OpenAiApi:
             return CLOSED
         with_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(_events(reply, completion, first, chunks, with_usage), completion)
+
+    async def _completion(self, request: Request, body: Body) -> Completion | Completions:
+        metadata, timeout, requests = _metadata(request), _timeout(request), body.requests()
+        if len(requests) == 1:
+            return await self._client.open(requests[0], metadata, timeout)
+        now = asyncio.get_running_loop().time
+        ends_at = None if timeout is None else now() + timeout
+
+        async def open_one(tensors: Sequence[Tensor]) -> Completion:
+            return await self._client.open(tensors, metadata, None if ends_at is None else max(0.0, ends_at - now()))
+
+        return Completions(open_one, requests, body.n or 1)
 
     async def _embed(self, request: Request) -> Response:
         body = parse_embedding_body(await _read_body(request))
@@ -194,14 +207,14 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T | None:
         leaving.cancel()
 
 
-async def _collect(reply: Reply, completion: Completion) -> dict[str, Any]:
+async def _collect(reply: Reply, completion: Completion | Completions) -> dict[str, Any]:
     async with aclosing(completion.chunks()) as chunks:
         received = [chunk async for chunk in chunks]
     return reply.whole(received) | _ledger(completion)
 
 
 async def _events(
-    reply: Reply, completion: Completion, first: Chunk, chunks: AsyncIterator[Chunk], with_usage: bool
+    reply: Reply, completion: Completion | Completions, first: Chunk, chunks: AsyncIterator[Chunk], with_usage: bool
 ) -> AsyncIterator[str]:
     last = {first.index: first}
     try:
@@ -218,7 +231,7 @@ async def _events(
     yield "data: [DONE]\n\n"
 
 
-def _ledger(completion: Completion) -> dict[str, Any]:
+def _ledger(completion: Completion | Completions) -> dict[str, Any]:
     return {} if completion.ledger is None else {"ledger": completion.ledger}
 
 

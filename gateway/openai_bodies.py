@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from gateway.kserve_client import Tensor, int_tensor, text_tensor
-from gateway.openai_parts import ForModel, Message, ResponseFormat, Strict, Text, TokenId, Tool
+from gateway.kserve_client import Tensor, int_tensor, prompt_tensors, text_tensor
+from gateway.openai_parts import ForModel, Message, ResponseFormat, Strict, Text, TokenId, TokenIds, Tool
 
 MAX_INT32 = 2**31 - 1
 MAX_TOP = 20
+MAX_PROMPTS = 2048
 FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 EXTRAS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids")  # vLLM's, not OpenAI's
 NEUTRAL: dict[str, list[Any]] = {
@@ -89,8 +90,8 @@ class Body(ForModel):
         """Names of the tools that the answer may call."""
         return frozenset()
 
-    def prompt_tensors(self) -> list[Tensor]:
-        """Return the tensors of the prompt."""
+    def prompts(self) -> list[list[Tensor]]:
+        """Return the tensors of each prompt."""
         raise NotImplementedError
 
     def options(self) -> dict[str, Any]:
@@ -105,9 +106,13 @@ class Body(ForModel):
             made |= {"logprobs": True} | ({"top_logprobs": self.num_top} if self.num_top else {})
         return made
 
-    def tensors(self) -> list[Tensor]:
-        """Return the inputs of the model; what is absent here is absent there."""
-        made = self.prompt_tensors()
+    def requests(self) -> list[list[Tensor]]:
+        """Return the inputs of the model for each prompt; what is absent here is absent there."""
+        shared = self._shared_tensors()
+        return [[*prompt, *shared] for prompt in self.prompts()]
+
+    def _shared_tensors(self) -> list[Tensor]:
+        made: list[Tensor] = []
         if self.limit is not None:
             made.append(int_tensor("max_tokens", [self.limit]))
         floats = {name: getattr(self, name) for name in FLOATS}
@@ -126,18 +131,18 @@ class Body(ForModel):
 class CompletionBody(Body):
     """`POST /v1/completions`."""
 
-    prompt: Text | Annotated[list[TokenId], Field(min_length=1)]
+    prompt: (
+        Text | TokenIds | Annotated[list[Text], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
+    )
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     echo: bool | None = None
 
-    @field_validator("prompt", mode="before")
+    @field_validator("prompt")
     @classmethod
-    def _one_prompt(cls, value: object) -> object:
-        if not isinstance(value, list) or not any(isinstance(item, str | list) for item in value):
-            return value
-        if len(value) > 1:
-            raise ValueError("several prompts in one request are not supported; send one request for each")
-        return value[0]
+    def _not_too_many(cls, value: Any) -> Any:
+        if isinstance(value, list) and not isinstance(value[0], int) and len(value) > MAX_PROMPTS:
+            raise ValueError(f"at most {MAX_PROMPTS} prompts in one request, got {len(value)}")
+        return value
 
     @property
     def num_top(self) -> int | None:
@@ -148,11 +153,9 @@ class CompletionBody(Body):
         """Return what goes into `sampling_parameters`."""
         return super().options() | ({"echo": True} if self.echo else {})
 
-    def prompt_tensors(self) -> list[Tensor]:
-        """Return text or token ids."""
-        if isinstance(self.prompt, str):
-            return [text_tensor("text_input", [self.prompt])]
-        return [int_tensor("input_ids", self.prompt)]
+    def prompts(self) -> list[list[Tensor]]:
+        """Return text or token ids of each."""
+        return [[tensor] for tensor in prompt_tensors(self.prompt)]
 
 
 class ChatBody(Body):
@@ -202,12 +205,12 @@ class ChatBody(Body):
         guided = self.response_format.guided() if self.response_format is not None else None
         return super().options() | ({} if guided is None else {"guided": guided})
 
-    def prompt_tensors(self) -> list[Tensor]:
+    def prompts(self) -> list[list[Tensor]]:
         """Return the conversation, and the tools that its template is to show."""
         made = [text_tensor("messages", [json.dumps([message.plain() for message in self.messages])])]
         if self.tools and self.tool_choice != "none":
             made.append(text_tensor("tools", [json.dumps([tool.model_dump(exclude_none=True) for tool in self.tools])]))
-        return made
+        return [made]
 
 
 def without_neutral(fields: dict[str, Any]) -> dict[str, Any]:

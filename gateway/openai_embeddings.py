@@ -16,13 +16,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from gateway.kserve_client import MODEL, Chunk, KserveClient, KserveError, Tensor, int_tensor, text_tensor
-from gateway.openai_parts import ForModel, Text, TokenId
+from gateway.kserve_client import MODEL, Chunk, KserveClient, KserveError, Tensor, prompt_tensors, text_tensor
+from gateway.openai_parts import ForModel, Text, TokenIds
 
 MAX_INPUTS = 2048
 MAX_AT_ONCE = 16
 FLOAT_BYTES = 4
-TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 
 
@@ -52,15 +51,7 @@ class EmbeddingBody(ForModel):
         shared = [text_tensor("embed", [self.pooling or "last"])]
         if self.adapter is not None:
             shared.append(text_tensor("adapter", [self.adapter]))
-        return [[prompt, *shared] for prompt in self._prompts()]
-
-    def _prompts(self) -> list[Tensor]:
-        given = self.input
-        items: Any = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-        return [
-            text_tensor("text_input", [item]) if isinstance(item, str) else int_tensor("input_ids", item)
-            for item in items
-        ]
+        return [[prompt, *shared] for prompt in prompt_tensors(self.input)]
 
 
 async def embed(

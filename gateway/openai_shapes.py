@@ -110,13 +110,17 @@ def _call(number: int, call: ToolCall) -> dict[str, Any]:
 
 
 def usage(chunks: Iterable[Chunk]) -> dict[str, Any]:
-    """Return the token counts of a finished request, whose sequences share one prompt."""
+    """Return the token counts of a finished request, where sequences of one prompt share its tokens."""
     last = {chunk.index: chunk for chunk in chunks}
-    prompt = max(chunk.prompt_tokens for chunk in last.values())
+    prompts: dict[int, list[Chunk]] = {}
+    for chunk in last.values():
+        prompts.setdefault(chunk.prompt, []).append(chunk)
+    prompt = sum(max(chunk.prompt_tokens for chunk in own) for own in prompts.values())
+    cached = sum(max(chunk.cached_tokens for chunk in own) for own in prompts.values())
     completion = sum(chunk.completion_tokens for chunk in last.values())
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": max(chunk.cached_tokens for chunk in last.values())},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }

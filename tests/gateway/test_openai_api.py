@@ -18,6 +18,7 @@ from gateway.openai_bodies import ChatBody, CompletionBody
 from gateway.openai_errors import ApiError
 from gateway.openai_logprobs import text_logprobs
 from gateway.openai_parsing import parse_body
+from gateway.openai_prompts import MAX_AT_ONCE
 from gateway.tensors import pack_texts
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
@@ -314,10 +315,60 @@ def test_options_that_vllm_adds_are_taken(client: OpenAI, fake: Backend) -> None
     assert options_of(fake.requests[-1]) == asked | {"stop_token_ids": [7]}
 
 
-def test_several_prompts_are_refused_and_one_in_a_list_is_taken(client: OpenAI) -> None:
+def test_one_prompt_in_a_list_is_as_one_alone(client: OpenAI) -> None:
     assert client.completions.create(model="llm", prompt=["Hi"]).choices[0].text == "".join(WORDS)
-    with pytest.raises(openai.BadRequestError, match="one request for each"):
-        client.completions.create(model="llm", prompt=["Hi", "Ho"])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("prompt", [["a", "b", "c"], [[1], [2, 3], [4]]])
+def test_choices_of_several_prompts_are_numbered_across_prompts(
+    client: OpenAI, fake: Backend, prompt: Any, stream: bool
+) -> None:
+    before = len(fake.requests)
+    options: Any = {"stream_options": {"include_usage": True}} if stream else {}
+    answered: Any = client.completions.create(model="llm", prompt=prompt, n=2, stream=stream, **options)
+    events = list(answered) if stream else [answered]
+    texts = dict.fromkeys(range(6), "")
+    for choice in (choice for event in events for choice in event.choices):
+        texts[choice.index] += choice.text
+    assert texts == {index: 2 * WORDS[index % 2] for index in range(6)}
+    usage = events[-1].usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3 * 5, 3 * (1 + 2))
+    assert usage.prompt_tokens_details.cached_tokens == 3 * 2
+    sent = [inputs_of(item) for item in fake.requests[before:]]
+    name, packed = ("text_input", [pack_text(text) for text in prompt]) if prompt[0] == "a" else (
+        "input_ids", [struct.pack(f"<{len(ids)}i", *ids) for ids in prompt]
+    )  # fmt: skip
+    assert sorted(item[name] for item in sent) == sorted(packed)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_one_of_several_prompts_that_fails_fails_all_and_ends_the_others(
+    served: tuple[OpenAI, Backend, GatewayProcess], stream: bool
+) -> None:
+    client, _, gateway = served
+    with pytest.raises(openai.BadRequestError, match="too long"):
+        client.completions.create(model="llm", prompt=["silent 1", "fail too long", "silent 2"], stream=stream)
+    gateway.wait_until(lambda: gateway.metric("gateway_in_flight_requests") == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_several_prompts_ends_them_all(
+    served: tuple[OpenAI, Backend, GatewayProcess], stream: bool
+) -> None:
+    client, _, gateway = served
+    with pytest.raises(openai.APITimeoutError):
+        list(
+            client.with_options(timeout=0.5).completions.create(model="llm", prompt=["silent", "silent"], stream=stream)
+        )
+    gateway.wait_until(lambda: gateway.metric("gateway_in_flight_requests") == 0)
+
+
+def test_many_prompts_wait_for_a_place_and_all_are_answered(client: OpenAI) -> None:
+    done = client.completions.create(model="llm", prompt=["Hi"] * (MAX_AT_ONCE + 6), max_tokens=1)
+    assert [choice.index for choice in done.choices] == list(range(MAX_AT_ONCE + 6))
+    with pytest.raises(openai.BadRequestError, match="at most 2048 prompts"):
+        client.completions.create(model="llm", prompt=["Hi"] * 2049)
 
 
 def test_another_model_does_not_exist(client: OpenAI) -> None:
@@ -419,7 +470,7 @@ def test_a_role_is_one_of_openais_and_a_developer_is_the_system() -> None:
     with pytest.raises(ApiError, match=r"messages.0.role: .*, not 'alien'"):
         parse_body(ChatBody, b'{"model": "llm", "messages": [{"role": "alien", "content": "a"}]}')
     body = parse_body(ChatBody, b'{"model": "llm", "messages": [{"role": "developer", "content": "a"}]}')
-    assert b'"system"' in body.tensors()[0].raw
+    assert b'"system"' in body.requests()[0][0].raw
 
 
 def test_what_is_malformed_is_refused_in_openais_shape(served: tuple[OpenAI, Backend, GatewayProcess]) -> None:
