@@ -101,6 +101,11 @@ class GatewayConfig(Strict):
     max_retries: int = Field(
         default=2, ge=0, description="times a request is sent again that has failed before its first answer"
     )
+    max_deaths: int = Field(
+        default=1,
+        ge=0,
+        description="times in a row a request is sent on whose instance ended before it answered",
+    )
     resume: bool = Field(default=True, description="whether a stream whose instance dies goes on at another")
     stall_timeout_s: float | None = Field(
         default=60.0, gt=0, description="seconds of silence after which a stream goes on elsewhere; null: never"

@@ -19,6 +19,7 @@ cdef class Dispatcher:
     cpdef first_answer(self, Request request)
     cpdef succeeded(self, Request request, trailers, code)
     cpdef attempt_failed(self, Request request, failure, code=*)
+    cpdef _go_on(self, Request request, failure, code)
     cpdef _conclude(self, Request request, str outcome, code)
     cpdef _note_seconds(self, Request request)
     cpdef _choose(self, Request request, double now)

@@ -14,6 +14,7 @@ import itertools
 import random
 import secrets
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
@@ -157,9 +158,17 @@ class Dispatcher:
             return  # ending the instance's streams has already moved this one on
         if not failure.is_answer and instance is not None and request.copy_key:
             instance.leave_behind(request.copy_key)
+        self._go_on(request, failure, code)
+
+    def _go_on(self, request: Request, failure: Failure, code: int | None) -> None:
+        """Have a request that has failed go on as its second copy or elsewhere, if it may, or conclude it."""
+        if failure.is_death and request.stage is Stage.SENT:
+            request.deaths += 1
         if failure.is_retryable and self._hedges.take_over(request, code):
             return
-        if failure.is_retryable and request.can_retry and request.attempts <= self.config.max_retries:
+        if request.deaths > self.config.max_deaths:
+            self._fail(request, _deadly(failure, request), code)
+        elif failure.is_retryable and request.can_retry and request.attempts <= self.config.max_retries:
             self._retry(request, failure, code)
         elif failure.is_retryable and request.can_resume:
             self._resume(request, failure, code)
@@ -289,3 +298,10 @@ class Dispatcher:
         timer = self._line.pop(request, None)
         if timer is not None:
             timer.cancel()
+
+
+def _deadly(failure: Failure, request: Request) -> Failure:
+    """Return the failure of a request that may be what its instances die of."""
+    log("request_given_up", key=request.key, deaths=request.deaths, reason=failure.message)
+    told = f"UNAVAILABLE: {request.deaths} instances in a row ended before they answered this request; the last: "
+    return replace(failure, message=told + failure.message, trailers=())

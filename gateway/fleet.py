@@ -85,7 +85,7 @@ class Fleet:
                 while instance.load.in_flight:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
-            instance.cut("it has left and did not finish in time")
+            instance.cut("it has left and did not finish in time", is_death=False)
         self._watches.pop(instance).cancel()
         await close_links(instance.pool.retire(), self._hub)
         self.leaving.discard(instance)

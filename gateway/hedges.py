@@ -181,6 +181,7 @@ class Hedges:
     def lost(self, hedge: Hedge, failure: Failure, code: int | None) -> None:
         """Forget a second copy that has failed: the first goes on as if there had been none."""
         hedge.request.hedge = None
+        hedge.request.deaths += failure.is_death
         hedge.let_go(code)
         self._wait(hedge.request)
         if not failure.is_answer:

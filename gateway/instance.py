@@ -107,9 +107,9 @@ class Instance:
         elif self.endpoint.health is Health.DRAINING and self.endpoint.beats_stopped(now):
             self.cut("its heartbeat stands still")
 
-    def cut(self, reason: str) -> None:
-        """End every stream there at once."""
-        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False)
+    def cut(self, reason: str, is_death: bool = True) -> None:
+        """End every stream there at once; `is_death` says whether the instance itself has ended."""
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False, is_death=is_death)
         for owner in self.pool.owners():
             owner.on_lost(failure, ErrorCode.CANCEL)
         self._hub.flush()

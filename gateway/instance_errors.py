@@ -12,6 +12,7 @@ from gateway.status import Code, Failure
 from gateway.wire import protobuf
 
 ENSEMBLE = re.compile(r"(?:in ensemble '[^']*', )+")
+DEATH = re.compile(r"the engine core ended unexpectedly .*while the request was running")
 OWN_FORM = re.compile(rf"({'|'.join(code.name for code in Code if code is not Code.OK)}): ")
 TRITON_FORMS: tuple[tuple[re.Pattern[str], Code], ...] = (
     (re.compile(r"Stub process .*is not healthy"), Code.UNAVAILABLE),
@@ -32,7 +33,7 @@ def failure_of_text(text: str) -> Failure:
     """
     start = found.end() if (found := ENSEMBLE.match(text)) else 0
     if named := OWN_FORM.match(text, start):
-        return Failure(Code[named[1]], text)
+        return Failure(Code[named[1]], text, is_death=DEATH.match(text, named.end()) is not None)
     return Failure(next((code for form, code in TRITON_FORMS if form.match(text, start)), Code.INVALID_ARGUMENT), text)
 
 

@@ -8,7 +8,7 @@ from gateway.wire.events cimport DataReceived, HeadersReceived
 cdef class Request(RequestMemory):
     cdef public double arrived_at, line_since, prefill
     cdef public long long arrived_ns, first_ns, routed_ns
-    cdef public long attempts, concurrent, copies, owed
+    cdef public long attempts, concurrent, copies, deaths, owed
     cdef public str copy_key, key
     cdef public set tried
     cdef public MessageCutter cutter

@@ -48,6 +48,7 @@ class Request(RequestMemory):
         "copies",
         "copy_key",
         "cutter",
+        "deaths",
         "exchange",
         "first_ns",
         "hedge",
@@ -84,6 +85,7 @@ class Request(RequestMemory):
         self.copy_key = ""  # what names the one that is under way to the engine
         self.tried: set[str] = set()
         self.attempts = 0
+        self.deaths = 0  # of instances that had it, in a row without an answer
         self.instance: Instance | None = None
         self.link: UpstreamLink | None = None
         self.stream: Stream | None = None
@@ -265,6 +267,7 @@ class Request(RequestMemory):
 
     def _note_answer(self) -> None:
         self.step(ANSWER)
+        self.deaths = 0
         self.first_ns = self.first_ns or time.time_ns()
         self.shed(self.exchange.call.is_routed)
         if self.instance is not None:

@@ -67,6 +67,7 @@ class Failure:
     trailers: Headers = ()  # the instance's own words, where there are any
     notes: Headers = ()  # trailing metadata of the gateway's own, such as when to try again
     is_answer: bool = True  # false where the connection or the instance ended before there was one
+    is_death: bool = False  # the instance, or the engine in it, ended while it had the request
 
     @property
     def is_retryable(self) -> bool:

@@ -124,7 +124,8 @@ class UpstreamLink(Link):
         """End every stream with UNAVAILABLE."""
         self.connection.is_closed = True
         self._gone(self, reason)
-        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False)
+        has_reached = self.connection.has_settings  # else no instance had the requests
+        failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False, is_death=has_reached)
         for stream in list(self.connection.streams.values()):
             if stream.owner is not None:
                 stream.owner.on_lost(failure)

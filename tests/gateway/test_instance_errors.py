@@ -31,6 +31,19 @@ def test_what_another_instance_may_do_better_is_retryable(error: Exception, is_r
 
 
 @pytest.mark.parametrize(
+    ("what", "is_death"),
+    [
+        ("ended unexpectedly (exit code -9) while the request was running", True),
+        ("is being shut down while the request was running", False),
+        ("has just died; it is being restarted", False),
+    ],
+)
+def test_an_engine_that_died_of_its_requests_is_told_from_one_that_refuses(what: str, is_death: bool) -> None:
+    _, text = triton_error(EngineUnavailable(f"the engine core {what}"))
+    assert failure_of_text(f"in ensemble 'llm', {text}").is_death is is_death
+
+
+@pytest.mark.parametrize(
     ("text", "code"),
     [
         ("in ensemble 'llm', Stub process 'llm_engine_0_0' is not healthy.", Code.UNAVAILABLE),

@@ -1,15 +1,21 @@
 """Clients that leave, instances that die, and the gateway's own end: no request hangs, each ends exactly once."""
 
+import contextlib
 import socket
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
 
 from gateway.wire import frames
+from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
+from tests.gateway.cable import Cable
 from tests.gateway.clients import Client, ClientStream, indices, request
 from tests.gateway.conftest import Start
+from tests.gateway.process import GatewayProcess
 from tests.gateway.protos import pb
 from tests.gateway.wires import HELLO, data_frame, open_frame
 
@@ -47,6 +53,41 @@ def test_retries_are_bounded_and_end_in_one_error(start: Start) -> None:
         (answer,) = stream.rest()
     assert (answer.error_message, answer.infer_response.id) == ("starting", "r")
     assert sum(len(backend.requests) for backend in backends) == 3
+
+
+def test_a_request_that_engines_die_of_takes_no_third_one_down(start: Start) -> None:
+    gateway, backends = start()
+    died = "UNAVAILABLE: the engine core ended unexpectedly (exit code -9) while the request was running"
+    with Client(gateway.url) as client:
+        stream = client.stream()
+        stream.send(request("r", error=died, fail_after=0))
+        (answer,) = stream.rest()
+    assert answer.error_message.startswith("UNAVAILABLE: 2 instances in a row ended before they answered this request;")
+    assert answer.error_message.endswith(died)
+    assert sum(len(backend.requests) for backend in backends) == 2
+
+
+def test_nor_does_one_that_ends_whole_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    backends = [Backend(name, metrics=False) for name in "abc"]
+    with contextlib.ExitStack() as stack:
+        cables = {backend.name: stack.enter_context(Cable(backend.port)) for backend in backends}
+
+        def die(service: Any, request: Any, context: Any) -> Iterator[Any]:
+            cables[service.backend.name].cut()
+            yield from ()
+
+        monkeypatch.setattr(backend_module._Service, "_answer", die)
+        gateway = GatewayProcess(*(f"127.0.0.1:{cable.port}" for cable in cables.values()))
+        gateway.wait_usable(3)
+        with Client(gateway.url) as client:
+            stream = client.stream()
+            stream.send(request("r"))
+            (answer,) = stream.rest()
+        gateway.stop()
+    for backend in backends:
+        backend.stop()
+    assert "2 instances in a row ended" in answer.error_message
+    assert sum(len(backend.requests) for backend in backends) == 2
 
 
 @pytest.mark.parametrize("text", ["UNAVAILABLE: the core is restarting", "RESOURCE_EXHAUSTED: the queue is full"])

@@ -70,9 +70,13 @@ class Killer:
 
 
 @pytest.fixture
-def killed() -> Iterator[tuple[GatewayProcess, Killer]]:
+def killed(tmp_path: Path) -> Iterator[tuple[GatewayProcess, Killer]]:
     backends = [Backend(name, metrics=False) for name in "abc"]
-    gateway = GatewayProcess(*(backend.flag for backend in backends), flags=("--max-retries", "10"))
+    config = tmp_path / "gateway.yaml"
+    config.write_text("max_deaths: 10\n")  # of one more the requests are no cause here
+    gateway = GatewayProcess(
+        *(backend.flag for backend in backends), flags=("--max-retries", "10", "--config", str(config))
+    )
     gateway.wait_usable(3)
     killer = Killer(backends, random.Random(5))
     thread = threading.Thread(target=killer.run)
