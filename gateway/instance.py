@@ -5,6 +5,7 @@ Knows the parts and passes signals between them. Does not know routing or client
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 
@@ -61,6 +62,8 @@ class Instance:
         self.pool = Pool(hub, self.name, make_route(config), self._connection_failed)
         self.scheme = self.pool.route.scheme  # what stands in `:scheme` of calls there
         self.report: Report | None = None
+        self.in_doubt = asyncio.Event()  # while somebody is to ask whether it is ready
+        self.in_doubt.set()
         self._left_behind: deque[str] = deque(maxlen=MAX_LEFT_BEHIND)
         self._hub = hub
         self._metrics = metrics
@@ -135,6 +138,10 @@ class Instance:
     def _note_change(self, reason: str) -> None:
         health = self.endpoint.health
         log("health", instance=self.name, health=health.name.lower(), reason=reason)
+        if health in {Health.STARTING, Health.SUSPECT}:
+            self.in_doubt.set()
+        else:
+            self.in_doubt.clear()
         if health in {Health.SUSPECT, Health.DEAD}:
             self._metrics.ejections.labels(self.name, health.name.lower()).inc()
         if health is Health.DEAD:

@@ -107,6 +107,8 @@ async def watch(instance: Instance, interval: float) -> None:
     probe = _Probe(instance)
     reported = True
     while True:
+        if instance.config.metrics is None:
+            await instance.in_doubt.wait()  # before that there is nothing to read and nothing to ask
         began = loop.time()
         probe.ask_if_due(began)
         if instance.config.metrics is not None:
