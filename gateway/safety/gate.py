@@ -44,7 +44,8 @@ class Gate:
         self._loop = asyncio.get_running_loop()
         self._tickets: dict[Request, Ticket] = {}
         self._requests: dict[Ticket, Request] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # uvloop's handle of a time that has come does not tell it
 
     def submit(self, request: Request) -> None:
         """Take a new request: place it, keep it waiting or refuse it."""
@@ -95,8 +96,8 @@ class Gate:
         self._refuse(request, exhausted(refusal))
 
     def _plan(self, at: float | None) -> None:
-        if self._timer is not None and (at is None or at < self._timer.when()):
+        if self._timer is not None and (at is None or at < self._timer_at):
             self._timer.cancel()
             self._timer = None
         if at is not None and self._timer is None:
-            self._timer = self._loop.call_at(at, self._pump)
+            self._timer, self._timer_at = self._loop.call_at(at, self._pump), at

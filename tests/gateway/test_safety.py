@@ -1,18 +1,24 @@
 """Keys, limits and the lock on management, through a running gateway by gRPC and by OpenAI's client."""
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import openai
 import pytest
+import uvloop
 import yaml
 from openai import OpenAI
 
 from gateway.safety.commands import refuse_command
+from gateway.safety.config import SafetyConfig
+from gateway.safety.gate import Gate
+from gateway.safety.tenant import make_tenant
 from gateway.wire import protobuf
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
@@ -266,3 +272,30 @@ def test_a_request_timeout_ends_an_answer(start: Start) -> None:
         assert backend.wait_for(lambda: len(backend.aborted) > 0)
         with pytest.raises(openai.BadRequestError, match="x-request-timeout"):
             client.completions.create(model="llm", prompt="Hi", extra_headers={"x-request-timeout": "soon"})
+
+
+def test_two_that_leave_at_once_let_two_others_on() -> None:
+    """Under uvloop, whose handle of a call for this very moment does not tell its time."""
+
+    async def run() -> None:
+        loop, all_placed, placed = asyncio.get_running_loop(), asyncio.Event(), list[Any]()
+
+        def place(request: Any) -> None:
+            placed.append(request)
+            if len(placed) == 4:
+                all_placed.set()
+
+        config = SafetyConfig.model_validate({"tenants": [{"name": "a", "max_concurrent": 2}], "anonymous_tenant": "a"})
+        gate = Gate(config, place, lambda _request, failure: pytest.fail(failure.message), lambda: None)
+        tenant = make_tenant(config.tenants[0], loop.time())
+        requests: list[Any] = [Mock(exchange=Mock(call=Mock(tenant=tenant)), kept=[]) for _ in range(4)]
+        for asked in requests:
+            gate.submit(asked)
+        assert placed == requests[:2]
+        for asked in requests[:2]:
+            gate.left(asked, None)
+        async with asyncio.timeout(10):
+            await all_placed.wait()
+        assert placed == requests
+
+    uvloop.run(run())
