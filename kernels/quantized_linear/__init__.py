@@ -10,7 +10,8 @@
 | `int4_weight_only` (W4A16) | `Int4Weight`, a scale and a zero point for each group of channels | as they are |
 
 Contract, kept by every implementation: int8 products are summed exactly, all others in fp32 or wider; scales are
-applied to sums in fp32; a NaN or an infinity in a row of the inputs comes out of that row and of no other.
+applied to sums in fp32, or to weights that are rounded to the inputs' type where rows are many; a NaN or an infinity
+in a row of the inputs comes out of that row and of no other.
 
 Sources: W8A8, SmoothQuant (arXiv 2211.10438) without its migration; blocks of 128 x 128, DeepSeek-V3 (arXiv
 2412.19437), section 3.3; groups of 4-bit weights, AWQ (arXiv 2306.00978) and GPTQ (arXiv 2210.17323).

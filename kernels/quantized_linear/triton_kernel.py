@@ -1,6 +1,10 @@
 """Launching the quantized products of `triton_products`: tiles by the number of rows, and what is compiled ahead.
 
 Knows shapes and layouts. Does not know how a tile is computed.
+
+Many rows are multiplied by torch and a weight that is widened for that product. A wide weight is written and read once
+more, some 1.2 ps a weight on an H200 (4.2 TB/s); a row of a tile takes some 3 fs a weight more than one of torch's
+product (348 beside 790 TFLOP/s): that is even at 370 rows.
 """
 
 import math
@@ -10,10 +14,18 @@ from typing import Any
 
 import torch
 import triton
+from torch.nn import functional as F
 
 from kernels.aot import Build
 from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import triton_products as products
+from kernels.quantized_linear.triton_widening import (
+    int4_options,
+    int8_options,
+    widen,
+    widen_int4_kernel,
+    widen_int8_kernel,
+)
 from kernels.quantized_linear.weights import Float8Weight, Int4Weight, Int8Weight
 from kernels.stacked_experts.triton_kernel import MOST_EXPERTS, Grouped
 from kernels.triton_math import float8_as_bytes
@@ -21,16 +33,18 @@ from kernels.tuning import Choices, Configuration
 
 SMALLEST_BLOCK = 32  # channels that the matrix units take at least, 8 bits each
 BLOCK = 128  # channels at a time
-INT4_BLOCK = 64  # both halves of unpacked bytes want registers; 128 spill
-SMALL_TILES = ((16, (16, 32, 4, 5)), (32, (32, 64, 4, 4)))  # up to so many rows: rows, outputs, warps, stages
-TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (math.inf, (128, 128, 8, 3)))
+MOST_TILED_ROWS = 384  # more are multiplied by the widened weight
+# Up to so many rows: rows, outputs, warps, stages.
+SMALL_TILES = ((16, (16, 64, 4, 5)), (32, (32, 64, 4, 4)))
+TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (128, (64, 128, 4, 4)), (math.inf, (128, 128, 8, 3)))
 TILES_BY_GROUPS = (*SMALL_TILES, (math.inf, (64, 64, 8, 3)))
+INT4_TILES = (*SMALL_TILES, (math.inf, (64, 128, 8, 4)))
 TILES_OF: dict[str, tuple[tuple[float, Configuration], ...]] = {
     "int8": TILES,
     "int8_weight_only": TILES,
     "float8": TILES,
     "float8 by groups": TILES_BY_GROUPS,
-    "int4_weight_only": TILES_BY_GROUPS,
+    "int4_weight_only": INT4_TILES,
 }
 
 
@@ -60,6 +74,8 @@ def int8_weight_only_linear_triton(
     inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
 ) -> torch.Tensor:
     """Multiply by 8-bit integers; see `int8_linear_triton`."""
+    if grouped is None and len(inputs) > MOST_TILED_ROWS:
+        return _multiply_widened(inputs, weight, bias)
     out, grid, arguments = _prepare("int8_weight_only", inputs, weight.values, BLOCK, grouped)
     products.int8_weight_only_kernel[grid](inputs, weight.values, weight.scales, bias, out, **arguments)
     return out
@@ -86,11 +102,17 @@ def int4_weight_only_linear_triton(
     inputs: torch.Tensor, weight: Int4Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
 ) -> torch.Tensor:
     """Multiply by 4-bit integers; see `int8_linear_triton`."""
-    block_c = block_within(weight.group, INT4_BLOCK)
+    block_c = block_within(weight.group, BLOCK)
+    if grouped is None and len(inputs) > MOST_TILED_ROWS:
+        return _multiply_widened(inputs, weight, bias)
     out, grid, arguments = _prepare("int4_weight_only", inputs, weight.packed, block_c, grouped)
     values = inputs, weight.packed, weight.scales, weight.zeros
     products.int4_kernel[grid](*values, bias, out, group=weight.group, **arguments)
     return out
+
+
+def _multiply_widened(inputs: torch.Tensor, weight: Int8Weight | Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(inputs, widen(weight, inputs.dtype), None if bias is None else bias.to(inputs.dtype))
 
 
 def block_within(group: int, largest: int) -> int:
@@ -150,13 +172,33 @@ def shipped() -> list[Build]:
     """
     plain = [
         build
-        for rows in (16, 32, 64, 128)
+        for rows in (16, 32, 64, 128, 256)
         for element in ("bf16", "fp16")
         for build in (*_int8_builds(rows, element), *_float8_builds(rows, element), _int4_build(rows, element))
     ]
     usual = [build for build in plain if build.types["out"] == ("*fp16" if "packed" in build.types else "*bf16")]
     varied = [change(build) for build in usual for change in (_with_bias, _of_experts)]
-    return list({build.name: build for build in plain + varied}.values())  # more rows may have the same tile
+    tiles = {build.name: build for build in plain + varied}.values()  # more rows may have the same tile
+    return [*tiles, *(build for element in ("bf16", "fp16") for build in _widening_builds(element))]
+
+
+def _widening_builds(element: str) -> list[Build]:
+    int8 = {"values": "*i8", "scales": "*fp32", "wide": f"*{element}", "num_channels": "i32"}
+    int4 = {"packed": "*u8", "scales": "*fp32", "zeros": "*u8", "wide": f"*{element}"}
+    int4 |= {"num_groups": "i32", "num_bytes": "i32"}
+
+    def build(name: str, kernel: Any, types: dict[str, str], options: dict[str, Any], *divisible: str) -> Build:
+        constants = {key: value for key, value in options.items() if key.isupper()}
+        name, warps = f"widen {name}, {element}", options["num_warps"]
+        return Build(name, kernel, types, constants, frozenset(divisible), num_warps=warps)
+
+    return [
+        build("int8", widen_int8_kernel, int8, int8_options(), "num_channels"),
+        *(
+            build(f"int4 by {group}", widen_int4_kernel, int4, int4_options(group), "num_bytes")
+            for group in (32, 64, 128)
+        ),
+    ]
 
 
 def _with_bias(build: Build) -> Build:
@@ -224,4 +266,4 @@ def _float8_builds(rows: int, element: str) -> list[Build]:
 
 def _int4_build(rows: int, element: str) -> Build:
     types = {"inputs": f"*{element}", "packed": "*u8", "zeros": "*u8", "group": "i32"}
-    return _build("int4", products.int4_kernel, element, types, launch_options("int4_weight_only", rows, INT4_BLOCK))
+    return _build("int4", products.int4_kernel, element, types, launch_options("int4_weight_only", rows, BLOCK))

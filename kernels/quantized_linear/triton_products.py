@@ -5,6 +5,10 @@ nothing. int8 sums are int32, all others fp32. Scales that are the same for all 
 those of groups of channels multiply each group's sum, so that what goes into the matrix units is exact: integers up to
 127 in bf16 or fp16, and float8 as it is.
 
+Where there are more outputs than rows sums are lying, [BLOCK_O, BLOCK_T], so that it is outputs that fill the 64 rows
+that Hopper's matrix units take at least: for 16 rows the loop takes 1.4 instructions a weight and thread, not 1.8, in
+int8, 1.5, not 3.5, in float8, 5.6, not 12.7, in int4 (sm_90, lying with 64 outputs, upright with 32).
+
 With `pairs` and `counts` weights, scales and bias are stacks, one of each expert, and a program's rows are those that
 `kernels.stacked_experts` gives it; without them (None) they are one weight's.
 """
@@ -29,13 +33,13 @@ def int8_kernel(
         pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
     )
     weight = values + expert * num_outputs * num_channels
-    sums = tl.zeros((BLOCK_T, BLOCK_O), tl.int32)
+    sums = _zeros(BLOCK_T, BLOCK_O, tl.int32)
     for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(rows, t, c, num_rows, num_channels)
         w = _load(weight, o, c, num_outputs, num_channels)
-        sums = tl.dot(x, tl.trans(w), sums, out_dtype=tl.int32)
-    scaled = sums.to(tl.float32) * tl.load(row_scales + t, mask=t < num_rows, other=0.0)[:, None]
+        sums = _dot(x, w, sums)
+    scaled = _upright(sums, BLOCK_T).to(tl.float32) * tl.load(row_scales + t, mask=t < num_rows, other=0.0)[:, None]
     scaled *= tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
     _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
 
@@ -51,12 +55,12 @@ def int8_weight_only_kernel(
         pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
     )
     weight = values + expert * num_outputs * num_channels
-    sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
+    sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)  # never lying: that took 6.6 instructions a weight, not 4.4
     for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(inputs, t, c, num_rows, num_channels)
         w = _load(weight, o, c, num_outputs, num_channels).to(x.dtype)
-        sums = tl.dot(x, tl.trans(w), sums, input_precision="ieee")
+        sums = _dot(x, w, sums)
     scaled = sums * tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
     _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
 
@@ -72,18 +76,20 @@ def float8_kernel(
         pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
     )
     weight = values + expert * num_outputs * num_channels
-    sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
+    sums = _zeros(BLOCK_T, BLOCK_O, tl.float32)
     row_scale = row_scales + t * num_groups
     scale = scales + (expert * tl.cdiv(num_outputs, block_rows) + o // block_rows) * num_groups
     for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _as_float(_load(rows, t, c, num_rows, num_channels))
         w = _as_float(_load(weight, o, c, num_outputs, num_channels))
-        part = tl.dot(x, tl.trans(w))
+        part = _dot(x, w, _zeros(BLOCK_T, BLOCK_O, tl.float32))
         if GROUPED:
-            part *= tl.load(row_scale + start // group, mask=t < num_rows, other=0.0)[:, None]
-            part *= tl.load(scale + start // group, mask=o < num_outputs, other=0.0)[None, :]
+            of_rows = tl.load(row_scale + start // group, mask=t < num_rows, other=0.0)
+            of_outputs = tl.load(scale + start // group, mask=o < num_outputs, other=0.0)
+            part = _scaled(_scaled(part, of_rows, True, BLOCK_T), of_outputs, False, BLOCK_T)
         sums += part
+    sums = _upright(sums, BLOCK_T)
     if not GROUPED:
         sums *= tl.load(row_scale, mask=t < num_rows, other=0.0)[:, None]
         sums *= tl.load(scale, mask=o < num_outputs, other=0.0)[None, :]
@@ -101,21 +107,65 @@ def int4_kernel(
         pairs, counts, num_rows, num_outputs, num_channels, num_experts, num_chosen, BLOCK_E, BLOCK_T, BLOCK_O
     )
     weight = packed + expert * num_outputs * (num_channels // 2)
-    sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
+    sums = _zeros(BLOCK_T, BLOCK_O, tl.float32)
     num_groups = num_channels // group
     for start in range(0, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(inputs, t, c, num_rows, num_channels)
-        even, odd = tl.split(tl.reshape(x, (BLOCK_T, BLOCK_C // 2, 2)))
         byte = _load(weight, o, start // 2 + tl.arange(0, BLOCK_C // 2), num_outputs, num_channels // 2)
         place = (expert * num_outputs + o) * num_groups + start // group
-        zero = tl.load(zeros + place, mask=o < num_outputs, other=0).to(tl.int8)[:, None]
-        low = ((byte & 15).to(tl.int8) - zero).to(x.dtype)
-        high = ((byte >> 4).to(tl.int8) - zero).to(x.dtype)
-        part = tl.dot(even, tl.trans(low), input_precision="ieee")
-        part = tl.dot(odd, tl.trans(high), part, input_precision="ieee")
-        sums += part * tl.load(scales + place, mask=o < num_outputs, other=0.0).to(tl.float32)[None, :]
-    _store(sums, bias, out, t < num_rows, o, target, num_outputs, expert)
+        zero = tl.load(zeros + place, mask=o < num_outputs, other=0)
+        w = tl.reshape(tl.join(_level(byte & 15, x.dtype), _level(byte >> 4, x.dtype)), (BLOCK_O, BLOCK_C))
+        part = _dot(x, w - _level(zero, x.dtype)[:, None], _zeros(BLOCK_T, BLOCK_O, tl.float32))
+        scale = tl.load(scales + place, mask=o < num_outputs, other=0.0).to(tl.float32)
+        sums += _scaled(part, scale, False, BLOCK_T)
+    _store(_upright(sums, BLOCK_T), bias, out, t < num_rows, o, target, num_outputs, expert)
+
+
+@triton.jit
+def _level(value, dtype: tl.constexpr):
+    """Return 2^k + value for a byte below 16, in the type; in halves it is written where a sum of 2^k has such bits."""
+    if dtype == tl.bfloat16:
+        return (value.to(tl.uint16) | 0x4300).to(tl.bfloat16, bitcast=True)
+    elif dtype == tl.float16:
+        return (value.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True)
+    else:
+        return value.to(dtype)
+
+
+@triton.jit
+def _zeros(BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, dtype: tl.constexpr):
+    """Return sums, [BLOCK_T, BLOCK_O]; or lying, [BLOCK_O, BLOCK_T], where there are more outputs than rows."""
+    if BLOCK_O > BLOCK_T:
+        return tl.zeros((BLOCK_O, BLOCK_T), dtype)
+    else:
+        return tl.zeros((BLOCK_T, BLOCK_O), dtype)
+
+
+@triton.jit
+def _dot(x, w, sums):
+    """Add x w^T to sums, upright or lying."""
+    if sums.shape[0] == x.shape[0]:
+        return tl.dot(x, tl.trans(w), sums, input_precision="ieee", out_dtype=sums.dtype)
+    else:
+        return tl.dot(w, tl.trans(x), sums, input_precision="ieee", out_dtype=sums.dtype)
+
+
+@triton.jit
+def _scaled(sums, scales, OF_ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Multiply sums, upright or lying, by scales of rows or of outputs."""
+    if (sums.shape[0] == BLOCK_T) == OF_ROWS:
+        return sums * scales[:, None]
+    else:
+        return sums * scales[None, :]
+
+
+@triton.jit
+def _upright(sums, BLOCK_T: tl.constexpr):
+    if sums.shape[0] == BLOCK_T:
+        return sums
+    else:
+        return tl.trans(sums)
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 def _mended_interpreter() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         multiply, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+        combine = InterpreterBuilder.binary_op
 
         def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
             return multiply(self, _widen(self, a), _widen(self, b), *rest)
@@ -22,6 +23,13 @@ def _mended_interpreter() -> Iterator[None]:
                 src = TensorHandle(src.data.astype(np.float32), tl.float32)
             return cast(self, src, dst_type)
 
+        def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+            if lhs.dtype.scalar != tl.bfloat16:
+                return combine(self, lhs, rhs, op)
+            wide = combine(self, _widen(self, lhs), _widen(self, rhs), op)
+            return self.cast_impl(TensorHandle(wide.data, tl.float32), tl.bfloat16)
+
+        patch.setattr(InterpreterBuilder, "binary_op", binary_op)
         patch.setattr(InterpreterBuilder, "create_dot", create_dot)
         patch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
         with np.errstate(all="ignore"):  # infinities are ordinary numbers in kernels

@@ -1,5 +1,7 @@
 """Quantized linears: what rounding to a format costs, and every implementation against the reference."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,7 +10,8 @@ from kernels.quantize_rows import LARGEST, quantize_rows_reference
 from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import SCHEMES, Float8Weight, Int4Weight, Int8Weight, QuantizedLinear, Weight, select
 from kernels.quantized_linear.reference import REFERENCES
-from kernels.quantized_linear.triton_kernel import TRITON_LINEARS
+from kernels.quantized_linear.triton_kernel import MOST_TILED_ROWS, TRITON_LINEARS
+from kernels.quantized_linear.triton_widening import widen
 
 MAKERS = {
     "int8": Int8Weight.quantize,
@@ -119,3 +122,23 @@ def test_a_row_is_the_same_alone_and_among_as_many_as_share_a_tile(scheme: str) 
     together = TRITON_LINEARS[scheme](inputs, weight, None)
     for row in (0, 7, 15):
         assert torch.equal(TRITON_LINEARS[scheme](inputs[row : row + 1], weight, None)[0], together[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter cuts bf16 off
+@pytest.mark.parametrize(
+    "make", [Int8Weight.quantize, lambda w: Int4Weight.quantize(w, 32), lambda w: Int4Weight.quantize(w, 96)]
+)
+def test_a_widened_weight_is_the_dequantized_one_rounded_once(make: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(8)
+    weight = make(torch.randn(5, 96))
+    assert torch.equal(widen(weight, dtype), weight.dequantize().to(dtype))
+
+
+@pytest.mark.parametrize("scheme", ["int8_weight_only", "int4_weight_only"])
+def test_many_rows_are_multiplied_by_the_widened_weight(scheme: str) -> None:
+    torch.manual_seed(9)
+    inputs, bias = torch.randn(MOST_TILED_ROWS + 1, 64), torch.randn(7)
+    weight: Any = quantized(torch.randn(7, 64), scheme)
+    out, expected = TRITON_LINEARS[scheme](inputs, weight, bias), REFERENCES[scheme](inputs, weight, bias)
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(out, F.linear(inputs, widen(weight, torch.float32), bias))
