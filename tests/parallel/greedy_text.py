@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from engine.core import EngineCore
+from engine.offline import generate
 from engine.outputs import FinishReason
 from engine.sampling_params import SamplingParams
 from tests.conftest import TinyModel
@@ -27,7 +28,10 @@ def ranks_for(model: TinyModel, **grid: Any) -> EngineCore:
 
 
 def check_greedy_text(model: TinyModel, core: EngineCore) -> None:
-    """Assert transformers' tokens: preempted, in chunks, behind prefix hits, with drafts, after an aborted request."""
+    """Assert transformers' tokens: preempted, in chunks, behind prefix hits, with drafts, after an aborted request.
+
+    Drafts come from the draft model, and of the last prompt, which repeats itself, from its own text.
+    """
     prompts = random_prompts([1, 5, 17, 30, 8], vocab_size=model.oracle.config.vocab_size)
     core.add(99, prompts[2], SamplingParams(max_tokens=100), time.monotonic())
     core.step()
@@ -41,3 +45,7 @@ def check_greedy_text(model: TinyModel, core: EngineCore) -> None:
     for prompt, completion in zip(longer, greedy(core, longer, NUM_TOKENS), strict=True):
         assert completion.num_cached_tokens > 0
         assert model.confirms(prompt, completion.token_ids)
+    repeated, drafted = prompts[1] * 6, core.read_stats().num_draft_tokens
+    own = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True, speculation="ngram")
+    assert model.confirms(repeated, generate(core, [repeated], [own])[0].token_ids)
+    assert core.read_stats().num_draft_tokens > drafted
