@@ -1,6 +1,8 @@
 """The blueprint in small: a pool of two ranks and one of two replicas, under load that passes the threshold twice."""
 
 import json
+import os
+import signal
 import threading
 import time
 import urllib.request
@@ -11,7 +13,9 @@ import pytest
 
 from scripts.launcher.cluster import Cluster
 from scripts.launcher.fleet import Fleet, read_fleet
+from scripts.launcher.instance import TritonInstance
 from tests.e2e.kserve import Answer, ask, connect, make_request, read_metrics
+from tests.e2e.test_faults import RECOVERY_SECONDS, find_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 THRESHOLD = 4
@@ -62,11 +66,23 @@ class Load:
             thread.join(timeout=60)
             assert not thread.is_alive(), "a stream hangs"
 
+    def check(self) -> None:
+        """Assert that every answer is whole, and that all say the same."""
+        for answer in self.answers:
+            answer.check_order()
+            assert not answer.errors
+            assert answer.token_ids == self.answers[0].token_ids
+        assert len(self.answers[0].token_ids) == MAX_TOKENS
+
     def _work(self, index: int) -> None:
         with connect(self.url) as stub:
             while index < self._wanted:
-                request = make_request("Once upon a time", max_tokens=MAX_TOKENS, ignore_eos=True)
-                self.answers.append(ask(stub, request))
+                self.ask(stub)
+
+    def ask(self, stub: Any) -> None:
+        """Ask once more."""
+        request = make_request("Once upon a time", max_tokens=MAX_TOKENS, ignore_eos=True)
+        self.answers.append(ask(stub, request))
 
 
 def routing(cluster: Cluster) -> dict[str, Any]:
@@ -80,7 +96,7 @@ def level_is(cluster: Cluster, level: str, pool: str) -> bool:
 
 def wait_until(condition: Callable[[], bool]) -> None:
     """Poll, since metrics tell nobody when they change."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + RECOVERY_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not come about"
 
@@ -108,13 +124,36 @@ def test_load_that_rises_and_falls_switches_pools_and_loses_no_request(cluster: 
         wait_until(lambda: level_is(cluster, "low", "wide"))
     finally:
         load.end()
-    for answer in load.answers:
-        answer.check_order()
-        assert not answer.errors
-        assert answer.token_ids == load.answers[0].token_ids
-    assert len(load.answers[0].token_ids) == MAX_TOKENS
+    load.check()
     up, down = routing(cluster)["switches"]
     assert (up["level"], up["pool"], down["level"], down["pool"]) == ("high", "narrow", "low", "wide")
     assert "requests in flight on average over 0.5 s, at least 4.4" in up["reason"]
     assert "below 3.6" in down["reason"]
     assert read_metrics(cluster.gateway.http_url)['gateway_level_switches_total{level="high"}'] == 1
+
+
+def test_a_rank_that_is_killed_under_load_costs_time_and_no_request(cluster: Cluster) -> None:
+    wide = next(instance for instance in cluster.instances if instance.pool == "wide")
+    rank, start = find_process(wide, "rank_process"), served(cluster)["wide"]
+    load = Load(cluster.gateway.grpc_url)
+    try:
+        load.set_clients(THRESHOLD - 1)
+        wait_until(lambda: served(cluster)["wide"] > start)
+        wait_until(lambda: read_metrics(wide.metrics_url)["llm_running_requests"] > 0)
+        os.kill(rank, signal.SIGKILL)
+        wait_until(lambda: not is_usable(cluster, wide))
+    finally:
+        load.end()
+    wait_until(lambda: is_usable(cluster, wide))
+    start = served(cluster)["wide"]
+    with connect(load.url) as stub:
+        load.ask(stub)
+    assert served(cluster)["wide"] == start + 1
+    load.check()
+    assert find_process(wide, "rank_process") != rank
+
+
+def is_usable(cluster: Cluster, instance: TritonInstance) -> bool:
+    """Whether the gateway thinks so."""
+    with urllib.request.urlopen(f"http://{cluster.gateway.http_url}/healthz", timeout=10) as response:
+        return next(each["usable"] for each in json.load(response)["instances"] if each["name"] == instance.grpc_url)
