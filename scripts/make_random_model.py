@@ -4,7 +4,7 @@ Knows the names and shapes of a Llama checkpoint and how to grow or shrink a byt
 the engine, and does not build the model it writes.
 
 Invariants:
-1. The same options write the same weights.
+1. The same options write the same weights, on the same kind of device.
 2. The tokenizer has exactly the vocabulary asked for, and every text comes back from it unchanged.
 """
 
@@ -85,7 +85,7 @@ def draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tenso
     With 0.02 everywhere the best two logits are nearly tied, and the layers so weak that the last token, or one
     token for all contexts, is answered again and again.
     """
-    values = torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator, device=generator.device)
     if values.ndim > 1:
         outer = name in {"model.embed_tokens.weight", "lm_head.weight"}
         gain = GAINS.get(name.split(".")[-2], 1.0)
@@ -117,17 +117,19 @@ def write_config(out: Path, shape: Shape, dtype: str) -> None:
     GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0).save_pretrained(out)
 
 
-def write_weights(out: Path, shape: Shape, dtype: torch.dtype, seed: int) -> None:
+def write_weights(out: Path, shape: Shape, dtype: torch.dtype, seed: int, device: str) -> None:
     """Write the random tensors to one safetensors file."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = {name: draw(name, dims, generator).to(dtype) for name, dims in tensor_shapes(shape)}
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = {name: draw(name, dims, generator).to(dtype).cpu() for name, dims in tensor_shapes(shape)}
     path = out / "model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
     path.chmod(0o644)
 
 
-def write_model(out: Path, shape: Shape, dtype: Literal["float32", "bfloat16"] = "float32", seed: int = 0) -> None:
-    """Write the whole folder.
+def write_model(
+    out: Path, shape: Shape, dtype: Literal["float32", "bfloat16"] = "float32", seed: int = 0, device: str = "cpu"
+) -> None:
+    """Write the whole folder; a GPU as `device` draws billions of numbers in a moment.
 
     Raises:
         typer.BadParameter: no Llama can have this shape.
@@ -136,7 +138,7 @@ def write_model(out: Path, shape: Shape, dtype: Literal["float32", "bfloat16"] =
     out.mkdir(parents=True, exist_ok=True)
     write_config(out, shape, dtype)
     write_tokenizer(out, shape.vocabulary, shape.positions)
-    write_weights(out, shape, getattr(torch, dtype), seed)
+    write_weights(out, shape, getattr(torch, dtype), seed, device)
 
 
 def main(
@@ -152,10 +154,11 @@ def main(
     tied: Annotated[bool, typer.Option(help="Use the embedding as output matrix.")] = True,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Type of the stored weights.")] = "float32",
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the numbers are drawn: cpu or cuda.")] = "cpu",
 ) -> None:
     """Write a Llama with random weights as a Hugging Face folder."""
     shape = Shape(hidden, layers, heads, kv_heads, intermediate, vocabulary, positions, tied)
-    write_model(out, shape, dtype, seed)
+    write_model(out, shape, dtype, seed, device)
     print(f"wrote {sum(path.stat().st_size for path in out.iterdir()) / 1e6:.1f} MB to {out}")
 
 

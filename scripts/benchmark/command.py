@@ -171,13 +171,19 @@ def speculation(
 
 @app.command()
 def endpoint(
-    model: ModelOption = None, threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None
+    *,
+    model: ModelOption = None,
+    threads: ThreadsOption = 0,
+    repeats: RepeatsOption = 3,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json: JsonOption = None,
 ) -> None:
-    """Compare engine + Triton + gateway with the engine alone at 64 streams."""
+    """Compare engine + Triton + gateway, and engine + Triton, with the engine alone at 64 streams and at one."""
     from scripts.benchmark.endpoint import run
 
     with _progress() as progress:
-        report = run(_model(model), _threads(threads), repeats, progress)
+        report = run(_model(model), _threads(threads), repeats, progress, device=device, dtype=dtype)
     _finish(report, json)
 
 

@@ -1,8 +1,11 @@
-"""`scripts/bench endpoint`: the engine alone against engine + Triton + gateway, alternating in one run."""
+"""`scripts/bench endpoint`: the engine alone, with Triton, and with Triton and gateway, alternating in one run."""
 
 import statistics
 from pathlib import Path
 
+from engine.config import ENV_PREFIX, EngineConfig
+from engine.models.config import ModelConfig
+from engine.placement import choose_placement, num_gpus
 from scripts.benchmark.endpoint_side import EndpointSide
 from scripts.benchmark.engine_side import EngineSide
 from scripts.benchmark.report import Progress, Report
@@ -11,28 +14,36 @@ from scripts.launcher.cluster import Cluster
 
 TTFT_PROBES = 20
 SHORT = Workload(num_requests=1, num_shared=0, num_own=16, num_output=1)
+KV_CACHE_GIB = 2.0  # of each engine: unless told, the first one on a GPU takes what the second one needs
+ENGINE, TRITON, WHOLE = "engine alone", "engine + Triton", "engine + Triton + gateway"
 
 
-def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Report:
-    """Measure both sides `repeats` times each, and the time to first token with and without the gateway."""
+def run(model: Path, num_threads: int, repeats: int, progress: Progress, **options: str) -> Report:
+    """Measure each side `repeats` times, and the time to first token with and without the gateway.
+
+    `options` are further ones of both engines; the environment's go before them.
+    """
+    settings = {"num_threads": num_threads, "kv_cache_gib": KV_CACHE_GIB, **options}
+    config = EngineConfig.from_env(model=model, **settings)
+    where = choose_placement(config, ModelConfig.from_dir(model).dtype, num_gpus())
     report = Report(
-        f"engine alone against the whole path, {model.name}, fp32, {num_threads} threads, one instance",
-        "model, threads, prompts, greedy, 64 requests at once (128 in, 64 out); the idle side stays loaded",
+        f"engine alone against the whole path, {model.name}, {where.dtype} on {where.device}, {num_threads} threads, "
+        "one instance",
+        "model, threads, cache, prompts, greedy, 64 requests at once (128 in, 64 out) and one; idle sides stay loaded",
     )
-    task = progress.add_task("endpoint", total=2 * repeats + TTFT_PROBES)
-    engine = EngineSide(model, num_threads)
+    task = progress.add_task("endpoint", total=3 * repeats + TTFT_PROBES)
+    engine = EngineSide(model, **settings)
+    env = {ENV_PREFIX + name.upper(): str(getattr(config, name)) for name in settings}
     try:
-        with Cluster(1, model=model, env={"SCALELLM_NUM_THREADS": str(num_threads)}) as cluster:
+        with Cluster(1, model=model, env=env) as cluster:
             path = EndpointSide(cluster.gateway.grpc_url, engine.vocab_size)
             direct = EndpointSide(cluster.instances[0].grpc_url, engine.vocab_size)
-            sides = {"engine alone": engine, "engine + Triton + gateway": path}
-            for side in (*sides.values(), direct):
-                side.run(SINGLE, seed=-1)
-            for seed in range(repeats):
-                for name, side in sides.items():
-                    result = side.run(BATCH, seed)
-                    report.add(name, "tokens/s", BATCH.total_output / result.seconds)
-                    report.add(f"{name}, TTFT p50", "s", statistics.median(result.ttfts))
+            sides = {ENGINE: engine, TRITON: direct, WHOLE: path}
+            for number, side in enumerate(sides.values(), 1):
+                side.run(SINGLE, seed=-number)
+            for round_ in range(repeats):
+                for number, (name, side) in enumerate(sides.items()):
+                    _add_runs(report, name, side, seed=round_ * len(sides) + number)
                     progress.advance(task)
             for seed in range(TTFT_PROBES):
                 report.add("one stream, Triton, TTFT", "ms", 1000 * direct.run(SHORT, 1000 + seed).ttfts[0])
@@ -42,10 +53,20 @@ def run(model: Path, num_threads: int, repeats: int, progress: Progress) -> Repo
             direct.close()
     finally:
         engine.close()
-    report.ratios["tokens/s, whole path over engine alone"] = report.median(
-        "engine + Triton + gateway"
-    ) / report.median("engine alone")
-    report.ratios["TTFT that the gateway adds at one stream, ms"] = report.median(
-        "one stream, Triton + gateway, TTFT"
-    ) - report.median("one stream, Triton, TTFT")
+    report.add(
+        "TTFT that the gateway adds at one stream",
+        "ms",
+        report.median("one stream, Triton + gateway, TTFT") - report.median("one stream, Triton, TTFT"),
+    )
+    for name in (TRITON, WHOLE):
+        report.ratios[f"tokens/s, {name} over {ENGINE}"] = report.median(name) / report.median(ENGINE)
     return report
+
+
+def _add_runs(report: Report, name: str, side: EngineSide | EndpointSide, seed: int) -> None:
+    """Measure 64 requests at once, then one; no seed may come twice at one engine, which knows its prefixes."""
+    batch = side.run(BATCH, seed)
+    report.add(name, "tokens/s", BATCH.total_output / batch.seconds)
+    report.add(f"{name}, TTFT p50", "s", statistics.median(batch.ttfts))
+    single = side.run(SINGLE, 5000 + seed)
+    report.add(f"{name}, one stream", "ms/token", 1000 * (single.seconds - single.ttfts[0]) / (SINGLE.num_output - 1))
