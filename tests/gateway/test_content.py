@@ -25,8 +25,9 @@ from gateway.exchange import Exchange
 from gateway.request import Request
 from gateway.safety.config import SafetyConfig
 from gateway.status import Code, Failure
-from gateway.wire.outbox import Outbox
+from gateway.wire.connection import Connection
 from gateway.wire.stream import Stream
+from gateway.wire.table import Role
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client
@@ -308,7 +309,7 @@ def test_a_request_that_leaves_is_not_judged_any_more() -> None:
 
 
 def asked(text: str) -> Any:
-    link: Any = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0), connection=SimpleNamespace(outbox=Outbox([])))
+    link: Any = SimpleNamespace(loop=SimpleNamespace(time=lambda: 0.0), connection=Connection(Role.SERVER))
     call = parse_call(((b":method", b"POST"), (b":path", STREAM_INFER), (b"content-type", b"application/grpc")))
     dispatcher: Any = SimpleNamespace(max_request_bytes=1000)
     exchange = Exchange(link, Stream(1, link.connection.outbox, 1000, 1000), call, dispatcher)
