@@ -42,8 +42,8 @@ def multiply(
 ) -> None:
     """Compute out[r, n] = start[r, n] + sum_k x[r, k] W[n, k] for all rows and n < width, from packed W.
 
-    A number of W has `weight_bytes`: fp32 or bf16. `start` may be `out` itself; a start_stride of 0 starts every row alike. `start` has a whole number of panels'
-    columns where it is not `out`.
+    A number of W has `weight_bytes`: fp32 or bf16. `start` may be `out` itself; a start_stride of 0 starts every row
+    alike. `start` has a whole number of panels' columns where it is not `out`.
     """
     num_panels = (width + COLUMNS - 1) // COLUMNS
     num_chunks = (num_rows + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
