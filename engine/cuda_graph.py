@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from engine.batch import Batch
 from engine.graph_sizes import smallest_fitting
 from engine.kv_cache import KVCache
+from engine.layers.streamed_linear import StreamedLinear
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class DecodeGraphs:
         table_width: int,
         vocab_size: int,
         scratch_block: int,
+        head: StreamedLinear | None = None,
     ) -> None:
         """Reserve buffers on the cache's device; until `record` steps are computed as they are called.
 
@@ -50,8 +52,9 @@ class DecodeGraphs:
             table_width: blocks that the longest sequence has.
             vocab_size: V; 0 on a rank that gets no logits.
             scratch_block: the block that padding reads and writes.
+            head: the model's last layer, if what it answers is the logits, which can then go where they shall be.
         """
-        self._forward, self._cache, self._sizes = forward, cache, sizes
+        self._forward, self._cache, self._sizes, self._head = forward, cache, sizes, head
         self._block_size = cache.keys.shape[3]
         self._scratch_block = scratch_block
         device, most = cache.keys.device, sizes[-1]
@@ -135,4 +138,16 @@ class DecodeGraphs:
             block_tables=self._buffers.block_tables[:size],
             logits_indices=self._buffers.logits_indices[:size],
         )
-        self._logits[:size].copy_(self._forward(rows, self._cache))
+        target = self._logits[:size]
+        logits = self._forward_into(target, rows)
+        if logits is not target:
+            target.copy_(logits)
+
+    def _forward_into(self, target: torch.Tensor, rows: Batch) -> torch.Tensor:
+        if self._head is None:
+            return self._forward(rows, self._cache)
+        self._head.into = target
+        try:
+            return self._forward(rows, self._cache)
+        finally:
+            self._head.into = None

@@ -11,6 +11,7 @@ from engine.errors import ModelError
 from engine.layers.fused_layers import fuse_layers
 from engine.layers.packed_linear import pack_linears
 from engine.layers.stacked_experts import stack_experts
+from engine.layers.streamed_linear import join_activations, stream_linears
 from engine.lora.targets import Target, find_targets
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
@@ -87,6 +88,7 @@ def _load_part(
         round_loaded(model, scheme, device)
     if device.type != "cpu":
         stack_experts(model)
+        stream_linears(model)
     connect(model, member)
     return model
 
@@ -112,6 +114,9 @@ def _load_whole(
         round_tied_head(model, scheme, device)
     if device.type != "cpu":
         stack_experts(model)
+        stream_linears(model)
+        if config.adapters is None:
+            join_activations(model)
     return LoadedModel(model, targets)
 
 

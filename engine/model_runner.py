@@ -19,6 +19,7 @@ from engine.errors import ModelError, RanksFailed
 from engine.gpu_memory import cache_bytes, measure
 from engine.graph_sizes import graph_sizes
 from engine.kv_cache import KVCache, cache_dtype, given_num_blocks, is_measured, num_blocks_in
+from engine.layers.streamed_linear import StreamedLinear
 from engine.lora.lora_linear import wrap_linears
 from engine.model_loading import Loader, load_model
 from engine.models.config import ModelConfig
@@ -80,13 +81,15 @@ class ModelRunner:
 
     def make_graphs(self) -> DecodeGraphs:
         """Return buffers for decode steps, not yet recorded."""
+        head: torch.nn.Module = self.model.lm_head
         return DecodeGraphs(
             self.model,
             self.cache,
             graph_sizes(self.max_num_seqs),
             table_width=-(-self.max_model_len // self.block_size),
-            vocab_size=self._model_config.vocab_size if self._samples else 0,
+            vocab_size=self.vocab_size if self._samples else 0,
             scratch_block=self.num_blocks,
+            head=head if self._member is None and isinstance(head, StreamedLinear) else None,
         )
 
     def _num_blocks_beside_a_step(self, share: float) -> int:
@@ -150,6 +153,11 @@ class ModelRunner:
         logits, batch = self._forward(host, None)
         if self._samples:
             self._begin_reading(plan, logits, batch).read()
+
+    @property
+    def vocab_size(self) -> int:
+        """V, of the logits."""
+        return self._model_config.vocab_size
 
     @property
     def _samples(self) -> bool:

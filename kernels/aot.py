@@ -34,6 +34,7 @@ OPS = (
     "draw_token",
     "expert_routing",
     "gated_activation",
+    "linear",
     "paged_attention",
     "quantize_rows",
     "quantized_linear",
@@ -164,12 +165,13 @@ def _compile(build: Build, capability: int) -> tuple[int, bytes]:
     from triton.compiler import ASTSource
 
     names = build.kernel.arg_names
+    constants = dict(build.constants) | ({"DEPENDENT": capability >= 90} if "DEPENDENT" in names else {})
     signature = {name: build.types.get(name, "constexpr") for name in names}
     aligned = {name for name, kind in build.types.items() if kind.startswith("*")} | build.divisible
     source = ASTSource(
         build.kernel,
         signature,
-        dict(build.constants),
+        constants,
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
     options = {"num_warps": build.num_warps, "num_stages": build.num_stages}

@@ -25,7 +25,7 @@ from kernels.source_digest import digest_of
 
 Configuration = tuple[int, ...]
 Chosen = dict[str, dict[str, Configuration]]  # by op and class
-OPS = ("paged_attention", "quantized_linear", "stacked_experts")  # with `CHOICES` in their `triton_kernel.py`
+OPS = ("linear", "paged_attention", "quantized_linear", "stacked_experts")  # with `CHOICES` in their `triton_kernel.py`
 MOST_BYTES = 2**20  # of a file
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from kernels.aot import Build
+from kernels.dependent_launch import await_inputs, launch_options
 
 
 def expert_routing_triton(
@@ -19,7 +20,7 @@ def expert_routing_triton(
     weights = torch.empty(num_tokens, num_chosen, dtype=torch.float32, device=logits.device)
     expert_ids = torch.empty(num_tokens, num_chosen, dtype=torch.int64, device=logits.device)
     if num_tokens:
-        sizes = _constants(num_experts, num_chosen)
+        sizes = _constants(num_experts, num_chosen) | launch_options(logits.device)
         _choose_kernel[(num_tokens,)](
             logits, weights, expert_ids, num_experts, RENORMALIZE=renormalize, num_warps=1, **sizes
         )
@@ -35,8 +36,10 @@ def _constants(num_experts: int, num_chosen: int) -> dict[str, int]:
 def _choose_kernel(
     logits, weights, expert_ids, num_experts,
     CHOSEN: tl.constexpr, RENORMALIZE: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_E: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Store the weights and ids of one token's experts."""
+    await_inputs(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK_E)
     places = tl.arange(0, BLOCK_A)

@@ -7,8 +7,8 @@ a time. Tiles are cut where the sequence changes and at multiples of the tokens 
 sequence` is below (T - 1) // fit + S, and nobody has to wait for the device to count them.
 
 Few tiles over long contexts leave a GPU idle, so each is split over its positions (flash-decoding) until there are two
-programs for each multiprocessor; a split gets 128 positions at least. The number follows from sizes that the host has:
-T, S, K and the width of the block tables.
+programs for each multiprocessor, or somewhat fewer; a split gets 128 positions at least. The number follows from sizes
+that the host has: T, S, K and the width of the block tables.
 """
 
 from dataclasses import astuple, dataclass, replace
@@ -58,7 +58,7 @@ TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
     (90, "decode", 1, 128): Tiling(16, 32, 4, 5),
     (90, "decode", 1, 256): Tiling(16, 32, 8, 5),
     (90, "decode", 2, 64): Tiling(16, 128, 4, 5),
-    (90, "decode", 2, 128): Tiling(16, 64, 4, 5),
+    (90, "decode", 2, 128): Tiling(16, 64, 2, 4),
     (90, "decode", 2, 256): Tiling(16, 32, 4, 5),
     (90, "decode", 4, 64): Tiling(16, 32, 4, 3),
     (90, "decode", 4, 128): Tiling(16, 32, 4, 3),
@@ -117,6 +117,6 @@ def choose_tiling(capability: int, kind: Kind, element_bytes: int, head_dim: int
 
 def choose_num_splits(num_tiles: int, num_kv_heads: int, max_positions: int, num_multiprocessors: int) -> int:
     """Return how many programs share a tile's positions, a power of two."""
-    wanted = -(-PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // (num_tiles * num_kv_heads))
+    wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors // (num_tiles * num_kv_heads))
     useful = -(-max_positions // MIN_POSITIONS_OF_A_SPLIT)
-    return min(MAX_SPLITS, 1 << (min(wanted, useful) - 1).bit_length())
+    return min(MAX_SPLITS, 1 << (min(wanted, useful).bit_length() - 1))

@@ -16,9 +16,11 @@ import torch
 import triton
 
 from kernels.aot import CAPABILITIES, Build
+from kernels.dependent_launch import launch_options
 from kernels.paged_attention.tiling import (
     CHOICES,
     KINDS,
+    MAX_SPLITS,
     TILINGS,
     TUNED_DIMS,
     Kind,
@@ -34,7 +36,7 @@ from kernels.triton_math import float8_as_bytes
 __all__ = ["CHOICES", "paged_attention_triton", "shipped"]
 LOG2_E = 1.4426950408889634
 INTERPRETED_AS = (80, 8)  # capability and multiprocessors where there is no GPU
-SPLITS_AT_ONCE = 8
+SPLITS_AT_ONCE = MAX_SPLITS
 
 
 def paged_attention_triton(
@@ -101,9 +103,11 @@ def paged_attention_triton(
         IS_CAPPED=soft_cap is not None,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
+        **launch_options(query.device),
     )
     if num_parts:
-        combine[num_tokens, num_heads](out, parts, log_sums, num_parts, **_combine_constants(head_dim), num_warps=4)
+        options = _combine_constants(head_dim) | launch_options(query.device)
+        combine[num_tokens, num_heads](out, parts, log_sums, num_parts, **options, num_warps=4)
     return out
 
 

@@ -16,6 +16,7 @@ multiplied by the keys' scales and weights by the values'.
 import triton
 import triton.language as tl
 
+from kernels.dependent_launch import await_inputs
 from kernels.triton_math import from_e4m3_bytes, tanh
 
 MINUS_INFINITY = tl.constexpr(float("-inf"))
@@ -55,8 +56,10 @@ def attend(
     BLOCK_POSITIONS: tl.constexpr,
     IS_WINDOWED: tl.constexpr,
     IS_CAPPED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
     """Write one tile's output for one KV head, [rows, D], or a split's share of it and the log2 of its sum."""
+    await_inputs(DEPENDENT)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest, last in their prompts, go first
     kv_head, num_kv_heads = tl.program_id(1), tl.num_programs(1)
     split, num_splits = tl.program_id(2), tl.num_programs(2)
@@ -170,9 +173,11 @@ def _widen(x, kind: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_splits"])
 def combine(
-    out, parts, log_sums, num_splits, HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SPLITS: tl.constexpr
-):
+    out, parts, log_sums, num_splits,
+    HEAD_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SPLITS: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """Write out[t, h] = sum_s 2^(log_sum_s - top) part_s / sum_s 2^(log_sum_s - top); empty parts are not read."""
+    await_inputs(DEPENDENT)
     item = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     dim = tl.arange(0, BLOCK_DIM)
     acc = tl.zeros((BLOCK_DIM,), tl.float32)

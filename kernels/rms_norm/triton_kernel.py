@@ -9,7 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels import dependent_launch
 from kernels.aot import Build
+from kernels.dependent_launch import await_inputs
 
 ELEMENTS = 2048  # in a program, where a row has fewer: short rows share one
 ELEMENTS_PER_WARP = 512
@@ -25,7 +27,9 @@ def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: f
     options = launch_options(width)
     grid = (triton.cdiv(num_rows * num_heads, options["ROWS"]),)
     strides = heads.stride(0), heads.stride(1), num_rows * num_heads, num_heads
-    rms_norm_kernel[grid](heads, weight, out, *strides, width, eps, offset, **options)
+    rms_norm_kernel[grid](
+        heads, weight, out, *strides, width, eps, offset, **options, **dependent_launch.launch_options(x.device)
+    )
     return out
 
 
@@ -39,7 +43,8 @@ def add_rms_norm_triton(
         return out
     options = launch_options(width)
     grid = (triton.cdiv(num_rows, options["ROWS"]),)
-    add_rms_norm_kernel[grid](residual, x, weight, out, num_rows, width, eps, offset, **options)
+    dependent = dependent_launch.launch_options(x.device)
+    add_rms_norm_kernel[grid](residual, x, weight, out, num_rows, width, eps, offset, **options, **dependent)
     return out
 
 
@@ -53,38 +58,42 @@ def launch_options(width: int) -> dict[str, Any]:
 @triton.jit
 def rms_norm_kernel(
     x, weight, out, row_stride, head_stride, num_items, num_heads, width, eps, offset,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Normalize items `row * num_heads + head`, that lie `row_stride` and `head_stride` apart in x."""
     items = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     lanes = tl.arange(0, BLOCK)[None, :]
     mask = (items < num_items) & (lanes < width)
     places = items // num_heads * row_stride + items % num_heads * head_stride + lanes
+    weights = tl.load(weight + lanes, mask=lanes < width, other=0.0)
+    await_inputs(DEPENDENT)
     values = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
-    _store_normed(values, weight, out + items * width + lanes, mask, lanes, width, eps, offset)
+    _store_normed(values, weights, out + items * width + lanes, mask, width, eps, offset)
 
 
 @triton.jit
 def add_rms_norm_kernel(
-    residual, x, weight, out, num_rows, width, eps, offset, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
+    residual, x, weight, out, num_rows, width, eps, offset,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """Add rows of x to those of the residual and normalize the sums as the residual keeps them."""
     items = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     lanes = tl.arange(0, BLOCK)[None, :]
     mask = (items < num_rows) & (lanes < width)
     places = items * width + lanes
+    weights = tl.load(weight + lanes, mask=lanes < width, other=0.0)
+    await_inputs(DEPENDENT)
     added = tl.load(x + places, mask=mask, other=0.0).to(tl.float32)
     kept = tl.load(residual + places, mask=mask, other=0.0).to(tl.float32) + added
     kept = kept.to(residual.dtype.element_ty)
     tl.store(residual + places, kept, mask=mask)
-    _store_normed(kept.to(tl.float32), weight, out + places, mask, lanes, width, eps, offset)
+    _store_normed(kept.to(tl.float32), weights, out + places, mask, width, eps, offset)
 
 
 @triton.jit
-def _store_normed(values, weight, targets, mask, lanes, width, eps, offset):
+def _store_normed(values, weights, targets, mask, width, eps, offset):
     factor = 1.0 / tl.sqrt(tl.sum(values * values, axis=1, keep_dims=True) / width + eps)
-    weights = offset + tl.load(weight + lanes, mask=lanes < width, other=0.0).to(tl.float32)
-    tl.store(targets, (values * factor * weights).to(targets.dtype.element_ty), mask=mask)
+    tl.store(targets, (values * factor * (offset + weights.to(tl.float32))).to(targets.dtype.element_ty), mask=mask)
 
 
 def shipped() -> list[Build]:

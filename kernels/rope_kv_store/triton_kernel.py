@@ -12,6 +12,7 @@ import triton.language as tl
 
 from kernels.aot import Build
 from kernels.cache_quantization import LARGEST, SMALLEST_TOP
+from kernels.dependent_launch import await_inputs, launch_options
 from kernels.triton_math import float8_as_bytes, store_as
 
 TOP_FLOOR = tl.constexpr(SMALLEST_TOP)
@@ -48,6 +49,7 @@ def rope_kv_store_triton(
         key_cache.stride(0),
         key_cache.stride(1),
         **sizes,
+        **launch_options(qkv.device),
         num_warps=4,
     )
 
@@ -88,7 +90,9 @@ def _rope_kv_store(
     BLOCK_HALF: tl.constexpr,
     BLOCK_REST: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):
+    await_inputs(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     query_parts = tl.cdiv(num_heads, BLOCK_HEADS)

@@ -13,6 +13,7 @@ import torch
 import triton
 
 from kernels.aot import Build
+from kernels.dependent_launch import launch_options as dependent
 from kernels.stacked_experts import triton_products as products
 from kernels.tuning import Choices
 
@@ -28,10 +29,10 @@ PAIRS_AT_ONCE = 128  # that one program counts or sorts
 MOST_EXPERTS = 128  # that one compilation serves; programs look through a table of that many
 COMBINED_CHANNELS = 1024  # of one token, that one program adds up
 TILES = (
-    (4, (16, 32, 128, 4, 4)),
-    (32, (32, 64, 64, 4, 4)),
+    (4, (16, 32, 256, 2, 3)),
+    (32, (32, 128, 128, 4, 3)),
     (128, (64, 128, 64, 4, 4)),
-    (math.inf, (128, 128, 64, 8, 3)),
+    (math.inf, (128, 256, 64, 8, 3)),
 )  # up to so many pairs an expert: rows, outputs, channels, warps, stages
 CHOICES = Choices({_class(limit): (tile, *(other for _, other in TILES if other != tile)) for limit, tile in TILES})
 
@@ -120,9 +121,11 @@ def block_of(num_experts: int) -> int:
 def sort_pairs(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return pairs `token * A + place` [T A] int32, grouped by rising expert, and [E + 1] int32, how many each has.
 
-    The last ones are nobody's. An expert's pairs come in any order: a row's answer does not depend on its neighbours.
+    The last ones are nobody's. Many pairs of an expert come in any order: a row's answer does not depend on the others.
     """
     num_pairs = expert_ids.numel()
+    if num_pairs <= PAIRS_AT_ONCE:
+        return _group_few(expert_ids, num_experts)
     pairs, ranks = torch.empty(2, num_pairs, dtype=torch.int32, device=expert_ids.device)
     counts = torch.zeros(num_experts + 1, dtype=torch.int32, device=expert_ids.device)
     grid = (triton.cdiv(num_pairs, PAIRS_AT_ONCE),)
@@ -130,6 +133,15 @@ def sort_pairs(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor
     products.count_kernel[grid](expert_ids, counts, ranks, num_pairs, **options)
     options["BLOCK_E"] = block_of(num_experts)
     products.sort_kernel[grid](expert_ids, counts, ranks, pairs, num_pairs, num_experts, **options)
+    return pairs, counts
+
+
+def _group_few(expert_ids: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    num_pairs, device = expert_ids.numel(), expert_ids.device
+    pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
+    counts = torch.empty(num_experts + 1, dtype=torch.int32, device=device)
+    options: dict[str, Any] = {"BLOCK": PAIRS_AT_ONCE, "BLOCK_E": triton.next_power_of_2(num_experts + 1)}
+    products.group_kernel[(1,)](expert_ids, counts, pairs, num_pairs, num_experts, **options, **dependent(device))
     return pairs, counts
 
 
@@ -146,7 +158,9 @@ def _multiply(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     options = launch_options(grouped.share)
     grid = (grouped.num_tiles(options["BLOCK_T"]) * triton.cdiv(num_outputs, options["BLOCK_O"]),)
     sizes = {"num_outputs": num_outputs, "num_channels": num_channels}
-    products.multiply_kernel[grid](rows, weight, bias, out, **grouped.arguments, **sizes, **options)
+    products.multiply_kernel[grid](
+        rows, weight, bias, out, **grouped.arguments, **sizes, **options, **dependent(out.device)
+    )
     return out
 
 
@@ -156,7 +170,8 @@ def combine(answers: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tens
     out = torch.empty(num_tokens, width, dtype=answers.dtype, device=answers.device)
     grid = (num_tokens, triton.cdiv(width, COMBINED_CHANNELS))
     options: dict[str, Any] = {"CHOSEN": num_chosen, "BLOCK": COMBINED_CHANNELS}
-    products.combine_kernel[grid](answers, expert_ids, weights, out, num_experts, width, **options)
+    more = dependent(out.device)
+    products.combine_kernel[grid](answers, expert_ids, weights, out, num_experts, width, **options, **more)
     return out
 
 
@@ -179,6 +194,12 @@ def _sort_builds() -> list[Build]:
     types = {"expert_ids": "*i64", "counts": "*i32", "ranks": "*i32", "num_pairs": "i32"}
     sizes: dict[str, Any] = {"BLOCK": PAIRS_AT_ONCE}
     return [
+        Build(
+            "group",
+            products.group_kernel,
+            {"expert_ids": "*i64", "counts": "*i32", "pairs": "*i32", "num_pairs": "i32", "num_experts": "i32"},
+            sizes | {"BLOCK_E": MOST_EXPERTS},
+        ),
         Build("count", products.count_kernel, types, sizes),
         Build(
             "sort",

@@ -7,6 +7,25 @@ A product's program finds its expert from the counts, then multiplies up to `BLO
 import triton
 import triton.language as tl
 
+from kernels.dependent_launch import await_inputs
+
+
+@triton.jit(do_not_specialize=["num_pairs", "num_experts"])
+def group_kernel(
+    expert_ids, counts, pairs, num_pairs, num_experts,
+    BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Do what `count_kernel` and `sort_kernel` do, in one program, for pairs that fit in one block."""
+    pair, experts = tl.arange(0, BLOCK), tl.arange(0, BLOCK_E)
+    is_pair = pair < num_pairs
+    await_inputs(DEPENDENT)
+    expert = tl.load(expert_ids + pair, mask=is_pair, other=num_experts + 1).to(tl.int32)
+    is_lower, is_same = expert[None, :] < expert[:, None], expert[None, :] == expert[:, None]
+    is_first = is_lower | (is_same & (pair[None, :] < pair[:, None]))
+    tl.store(pairs + tl.sum(is_first.to(tl.int32), axis=1), pair, mask=is_pair)
+    count = tl.sum((expert[:, None] == experts[None, :]).to(tl.int32), axis=0)
+    tl.store(counts + experts, count, mask=experts <= num_experts)
+
 
 @triton.jit
 def count_kernel(expert_ids, counts, ranks, num_pairs, BLOCK: tl.constexpr):
@@ -35,7 +54,9 @@ def expert_tile(
     pairs, counts, num_experts, num_outputs, num_chosen,
     BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """Find this program's tile, down the tiles of rows first.
+    """Find this program's tile: expert by expert, and down each one's rows first.
+
+    So what runs at a time shares an expert's rows, which stay in the cache, and each weight is read once.
 
     With `num_chosen` rows are those of tokens and the answers are in the order of `pairs`; with 0 it is the reverse:
     rows are in the order of `pairs`, answers in that of token and place.
@@ -47,13 +68,15 @@ def expert_tile(
     """
     experts = tl.arange(0, BLOCK_E)
     count = tl.load(counts + experts, mask=experts < num_experts, other=0)
-    tiles_until = tl.cumsum(tl.cdiv(count, BLOCK_T), axis=0)
-    num_tiles = tl.max(tiles_until, axis=0)
-    tile = tl.program_id(0) % num_tiles
-    first_output = tl.program_id(0) // num_tiles * BLOCK_O
-    expert = tl.sum((tiles_until <= tile).to(tl.int32), axis=0)
+    row_tiles, blocks = tl.cdiv(count, BLOCK_T), tl.cdiv(num_outputs, BLOCK_O)
+    until = tl.cumsum(row_tiles, axis=0) * blocks
+    program = tl.program_id(0)
+    expert = tl.sum((until <= program).to(tl.int32), axis=0)
     is_before = experts < expert
-    within = (tile - tl.sum(tl.where(is_before, tl.cdiv(count, BLOCK_T), 0), axis=0)) * BLOCK_T + tl.arange(0, BLOCK_T)
+    tile = program - tl.sum(tl.where(is_before, row_tiles, 0), axis=0) * blocks  # of this expert's
+    num_own = tl.maximum(tl.sum(tl.where(experts == expert, row_tiles, 0), axis=0), 1)
+    first_output = tl.where(program < tl.max(until, axis=0), tile // num_own * BLOCK_O, num_outputs)
+    within = tile % num_own * BLOCK_T + tl.arange(0, BLOCK_T)
     is_row = within < tl.sum(tl.where(experts == expert, count, 0), axis=0)
     place = tl.sum(tl.where(is_before, count, 0), axis=0) + within
     pair = tl.load(pairs + place, mask=is_row & (first_output < num_outputs), other=0)
@@ -66,8 +89,10 @@ def expert_tile(
 def multiply_kernel(
     rows, weight, bias, out, pairs, counts, num_experts, num_outputs, num_channels, num_chosen,
     BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_E: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Out = rows weight[expert]^T + bias[expert], a tile of one expert's."""
+    await_inputs(DEPENDENT)
     expert, source, target, is_row, first_output = expert_tile(
         pairs, counts, num_experts, num_outputs, num_chosen, BLOCK_T, BLOCK_O, BLOCK_E
     )
@@ -90,8 +115,12 @@ def multiply_kernel(
 
 
 @triton.jit
-def combine_kernel(answers, expert_ids, weights, out, num_experts, width, CHOSEN: tl.constexpr, BLOCK: tl.constexpr):
+def combine_kernel(
+    answers, expert_ids, weights, out, num_experts, width,
+    CHOSEN: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
     """out[t] = sum_a weights[t, a] * answers[t, a], in the order of a."""
+    await_inputs(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     lanes = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = lanes < width

@@ -12,6 +12,7 @@ import transformers
 
 from engine.config import EngineConfig
 from engine.layers.stacked_experts import stack_experts
+from engine.layers.streamed_linear import join_activations, stream_linears
 from engine.model_loading import LoadedModel
 from engine.models.config import ModelConfig
 from engine.models.registry import lay_out
@@ -106,4 +107,6 @@ def load_random(
             parameter.normal_(std=WEIGHT_STD)
     if placement.device.type != "cpu":
         stack_experts(model)
+        stream_linears(model)
+        join_activations(model)
     return LoadedModel(model.eval(), {})

@@ -5,6 +5,7 @@ of a matrix product. The peer is transformers' continuous batching, on the same 
 """
 
 import gc
+import random
 import statistics
 import time
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def _held_equal(sizes: Sizes) -> str:
 
 def _add_decode(report: Report, runner: ModelRunner, batch: int, least: Least, sizes: Sizes) -> None:
     plan = dummy_step(batch, 1, runner.block_size, num_cached=sizes.context - 1, params=GREEDY)
-    _spread(plan, runner.num_blocks)
+    _scatter(plan, runner)
     seconds = _seconds_a_step(runner, plan, sizes.steps)
     floor = least.ceilings.floor(least.traffic.decode_bytes(batch, sizes.context), 0)
     report.add(f"decode, batch {batch}", "ms/step", 1000 * seconds)
@@ -132,18 +133,20 @@ def _add_decode(report: Report, runner: ModelRunner, batch: int, least: Least, s
 
 def _add_prefill(report: Report, runner: ModelRunner, least: Least, sizes: Sizes) -> None:
     plan = dummy_step(1, sizes.prompt, runner.block_size, params=GREEDY)
-    _spread(plan, runner.num_blocks)
+    _scatter(plan, runner)
     seconds = _seconds_a_step(runner, plan, max(2, sizes.steps // 10))
     floor = least.ceilings.floor(0, least.traffic.prefill_flops(sizes.prompt))
     report.add(f"prefill of {sizes.prompt}", "ms", 1000 * seconds)
     report.add(f"prefill of {sizes.prompt}, of the matrix rate", "%", 100 * floor / seconds)
 
 
-def _spread(plan: StepPlan, num_blocks: int) -> None:
-    """Give each sequence blocks of its own, so that no cache serves them all."""
-    free = iter(range(num_blocks))
+def _scatter(plan: StepPlan, runner: ModelRunner) -> None:
+    """Give each sequence blocks of its own, so that no cache serves them all, and tokens, that go to all experts."""
+    free, rng = iter(range(runner.num_blocks)), random.Random(0)  # noqa: S311 - not for secrets
     for item in plan.scheduled:
-        item.sequence.block_table = [next(free) for _ in item.sequence.block_table]
+        sequence = item.sequence
+        sequence.block_table = [next(free) for _ in sequence.block_table]
+        sequence.token_ids[:] = rng.choices(range(runner.vocab_size), k=len(sequence.token_ids))
 
 
 def _seconds_a_step(runner: ModelRunner, plan: StepPlan, steps: int) -> float:

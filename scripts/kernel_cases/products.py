@@ -18,6 +18,11 @@ LINEARS: dict[Size, tuple[tuple[int, int, int], ...]] = {  # T, O, C
     "cpu": ((1, 1536, 576), (64, 1536, 576)),
     "gpu": ((1, 28672, 4096), (16, 28672, 4096), (64, 28672, 4096), (8192, 6144, 4096)),
 }
+STREAMED: dict[Size, tuple[tuple[int, int, int], ...]] = {  # T, O, C
+    "tiny": ((1, 1, 16), (1, 37, 1040), (5, 33, 144), (19, 67, 272)),
+    "cpu": (),
+    "gpu": ((1, 4096, 4096), (1, 28672, 4096), (64, 4096, 14336), (64, 6144, 4096), (64, 28672, 4096)),
+}
 EXPERTS: dict[Size, tuple[tuple[int, int, int, int, int], ...]] = {  # T, E, A, C, F
     "tiny": ((1, 8, 2, 32, 48), (37, 5, 2, 40, 24), (3, 20, 3, 16, 17)),
     "cpu": ((1, 8, 2, 512, 1024), (64, 8, 2, 512, 1024)),
@@ -52,10 +57,35 @@ def cases(size: Size) -> list[Case]:
     linears = [
         _linear(scheme, shape, dtype) for shape in LINEARS[size] for dtype in DTYPES[size] for scheme in SCHEMES[size]
     ]
+    streamed = [case for shape in STREAMED[size] for dtype in DTYPES[size] for case in _streamed(shape, dtype)]
     shapes = [(shape, dtype) for shape in EXPERTS[size] for dtype in DTYPES[size]]
     routing = [_routing(*shape) for shape in shapes]
     experts = [_experts(*shape, scheme) for shape in shapes for scheme in EXPERT_SCHEMES[size]]
-    return linears + routing + experts
+    return linears + streamed + routing + experts
+
+
+def _streamed(shape: tuple[int, int, int], dtype: torch.dtype) -> list[Case]:
+    """Return a plain product, and one of half as many outputs that are activated."""
+    num_rows, num_outputs, num_channels = shape
+
+    def make(device: torch.device) -> tuple[Any, ...]:
+        x = normal(1, num_rows, num_channels, dtype=dtype, device=device)
+        weight = normal(2, 2 * num_outputs, num_channels, dtype=dtype, device=device, scale=num_channels**-0.5)
+        return x, weight, normal(3, 2 * num_outputs, dtype=dtype, device=device)
+
+    def run(implementation: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return implementation(x, weight[:num_outputs], bias[:num_outputs])
+
+    def run_gated(implementation: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return implementation(x, weight, bias, "silu")
+
+    text = f"{num_rows} x {num_channels} -> {num_outputs}"
+    weights, flops = num_outputs * num_channels * dtype.itemsize, 2.0 * num_rows * num_outputs * num_channels
+    moved = (num_channels + num_outputs) * num_rows * dtype.itemsize
+    return [
+        Case("linear", "streamed_linear", text, dtype, make, run, weights + moved, flops),
+        Case("linear", "gated_linear", text, dtype, make, run_gated, 2 * weights + moved, 2 * flops),
+    ]
 
 
 def _linear(scheme: str, shape: tuple[int, int, int], dtype: torch.dtype) -> Case:

@@ -30,12 +30,14 @@ from kernels import (
     draw_token,
     expert_routing,
     gated_activation,
+    linear,
     paged_attention,
     rms_norm,
     rope_kv_store,
     stacked_experts,
 )
 from kernels.draw_token import Draws, Edits
+from kernels.linear.reference import gated_linear_reference, streamed_linear_reference
 
 aten = torch.ops.aten
 TOTAL_BYTES = 4 << 20
@@ -287,7 +289,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, num_devices: int = 1) -> Iterator
     """Put CUDA devices into this process, and this thread into the first one."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     guards = (ctypes.c_void_p * 22).in_dll(library, GUARDS)
-    guards[CUDA] = guards[CUDA] or guards[META]  # does nothing, as that of the meta device
+    before, guards[CUDA] = guards[CUDA], guards[META]  # does nothing, as that of the meta device
     current = FakeStream()
     for name, value in {
         "_lazy_init": lambda: None,
@@ -316,10 +318,15 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, num_devices: int = 1) -> Iterator
         monkeypatch.setattr(package, "select", lambda _device, function=function: here().kernel(function))
     monkeypatch.setattr(rms_norm, "select_adding", lambda _device: here().kernel(rms_norm.add_rms_norm_reference))
     monkeypatch.setattr(draw_token, "select", lambda _device: draw)
+    monkeypatch.setattr(linear, "select_streamed", lambda _device: here().kernel(streamed_linear_reference))
+    monkeypatch.setattr(linear, "select_gated", lambda _device: here().kernel(gated_linear_reference))
     monkeypatch.setattr(
         gated_activation,
         "select",
         lambda _device, name: here().kernel(lambda x: gated_activation.gated_activation_reference(name, x)),
     )
-    with FakeCuda() as fake:
-        yield fake
+    try:
+        with FakeCuda() as fake:
+            yield fake
+    finally:
+        guards[CUDA] = before or guards[META]  # tensors of the fake device may still be about

@@ -21,7 +21,7 @@ DEVICE = "NVIDIA H200"
 FEW_ROWS = "int8, up to 16 rows"
 MEASURED: tuning.Chosen = {
     "quantized_linear": {FEW_ROWS: (32, 64, 4, 4)},
-    "paged_attention": {"sm_90 decode, 2 bytes, 128 channels": (16, 32, 4, 5)},
+    "paged_attention": {"sm_90 decode, 2 bytes, 128 channels": (16, 32, 2, 4)},
 }
 
 
