@@ -2,7 +2,8 @@
 
     y[t, n] = sum_k norm(x)[t, k] W[n, k] + b[n]
 
-Contract, kept by every implementation: sums in fp32 or wider; a row's result does not depend on the rows beside it.
+Contract, kept by every implementation: sums in fp32 or wider; a row's result does not depend on what the rows beside it
+hold, and on a CPU not on how many there are. On a GPU one row, up to 64 and more are summed each in their own order.
 A CPU multiplies packed weights (`cpu_kernel`), a GPU plain ones: `select_streamed` and `select_gated` return what is
 made for the few rows of decode steps there, and leaves many rows to torch's own product.
 """

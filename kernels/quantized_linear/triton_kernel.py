@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from kernels.aot import Build
 from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import triton_products as products
+from kernels.quantized_linear import triton_row
 from kernels.quantized_linear.triton_widening import (
     int4_options,
     int8_options,
@@ -75,8 +76,8 @@ def int8_weight_only_linear_triton(
     inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
 ) -> torch.Tensor:
     """Multiply by 8-bit integers; see `int8_linear_triton`."""
-    if grouped is None and len(inputs) > MOST_TILED_ROWS:
-        return _multiply_widened(inputs, weight, bias)
+    if grouped is None and (answer := _untiled(inputs, weight, bias)) is not None:
+        return answer
     out, grid, arguments = _prepare("int8_weight_only", inputs, weight.values, BLOCK, grouped)
     products.int8_weight_only_kernel[grid](inputs, weight.values, weight.scales, bias, out, **arguments)
     return out
@@ -104,16 +105,21 @@ def int4_weight_only_linear_triton(
 ) -> torch.Tensor:
     """Multiply by 4-bit integers; see `int8_linear_triton`."""
     block_c = block_within(weight.group, BLOCK)
-    if grouped is None and len(inputs) > MOST_TILED_ROWS:
-        return _multiply_widened(inputs, weight, bias)
+    if grouped is None and (answer := _untiled(inputs, weight, bias)) is not None:
+        return answer
     out, grid, arguments = _prepare("int4_weight_only", inputs, weight.packed, block_c, grouped)
     values = inputs, weight.packed, weight.scales, weight.zeros
     products.int4_kernel[grid](*values, bias, out, group=weight.group, **arguments)
     return out
 
 
-def _multiply_widened(inputs: torch.Tensor, weight: Int8Weight | Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
-    return F.linear(inputs, widen(weight, inputs.dtype), None if bias is None else bias.to(inputs.dtype))
+def _untiled(inputs: torch.Tensor, weight: Int8Weight | Int4Weight, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the product of a single row, or of many; None where tiles are best."""
+    if len(inputs) == 1 and triton_row.takes(weight):
+        return triton_row.multiply_row(inputs, weight, bias)
+    if len(inputs) > MOST_TILED_ROWS:
+        return F.linear(inputs, widen(weight, inputs.dtype), None if bias is None else bias.to(inputs.dtype))
+    return None
 
 
 def block_within(group: int, largest: int) -> int:
@@ -180,7 +186,8 @@ def shipped() -> list[Build]:
     usual = [build for build in plain if build.types["out"] == ("*fp16" if "packed" in build.types else "*bf16")]
     varied = [change(build) for build in usual for change in (_with_bias, _of_experts)]
     tiles = {build.name: build for build in plain + varied}.values()  # more rows may have the same tile
-    return [*tiles, *(build for element in ("bf16", "fp16") for build in _widening_builds(element))]
+    others = [build for element in ("bf16", "fp16") for build in (*_widening_builds(element), *_row_builds(element))]
+    return [*tiles, *others]
 
 
 def _widening_builds(element: str) -> list[Build]:
@@ -197,6 +204,29 @@ def _widening_builds(element: str) -> list[Build]:
         build("int8", widen_int8_kernel, int8, int8_options(), "num_channels"),
         *(
             build(f"int4 by {group}", widen_int4_kernel, int4, int4_options(group), "num_bytes")
+            for group in (32, 64, 128)
+        ),
+    ]
+
+
+def _row_builds(element: str) -> list[Build]:
+    types = {"inputs": f"*{element}", "scales": "*fp32", "out": f"*{element}"} | dict.fromkeys(
+        SIZES.keys() - {"num_rows"}, "i32"
+    )
+    int8 = types | {"values": "*i8"}
+    int4 = types | {"packed": "*u8", "zeros": "*u8"}
+
+    def build(name: str, kernel: Any, types: dict[str, str], options: dict[str, Any]) -> Build:
+        constants = {key: value for key, value in options.items() if key.isupper()} | {"bias": None}
+        name, divisible, warps = f"one row, {name}, {element}", frozenset({"num_channels"}), options["num_warps"]
+        return Build(
+            name, kernel, types, constants, divisible, num_warps=warps, is_sampled=name.endswith("by 128, bf16")
+        )
+
+    return [
+        build("int8", triton_row.int8_row_kernel, int8, triton_row.int8_options()),
+        *(
+            build(f"int4 by {group}", triton_row.int4_row_kernel, int4, triton_row.int4_options(group))
             for group in (32, 64, 128)
         ),
     ]
@@ -240,12 +270,12 @@ def _build(name: str, kernel: Any, element: str, types: dict[str, str], options:
 
 
 def _int8_builds(rows: int, element: str) -> list[Build]:
-    options = launch_options("int8", rows, BLOCK)  # and those of weights only: their tables are one
+    options, only_options = (launch_options(product, rows, BLOCK) for product in ("int8", "int8_weight_only"))
     both = {"rows": "*i8", "row_scales": "*fp32", "values": "*i8"}
     only = {"inputs": f"*{element}", "values": "*i8"}
     return [
         _build("int8", products.int8_kernel, element, both, options),
-        _build("int8 weight only", products.int8_weight_only_kernel, element, only, options),
+        _build("int8 weight only", products.int8_weight_only_kernel, element, only, only_options),
     ]
 
 
