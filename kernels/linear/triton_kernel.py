@@ -15,7 +15,7 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from kernels.aot import Build
+from kernels.aot import CAPABILITIES, Build
 from kernels.dependent_launch import launch_options
 from kernels.gated_activation.triton_kernel import gated_activation_triton
 from kernels.linear import triton_programs as programs
@@ -33,6 +33,7 @@ TILES: dict[str, tuple[Tile, ...]] = {  # the literal one first
     "some rows, gated": ((64, 64, 4, 5), (128, 64, 8, 4)),
 }
 CHOICES = Choices(TILES)
+UNSPLIT_FROM = 10  # major capability: there what adds up the parts spills in the loop before
 LARGEST_COUNT = 1 << 16  # tiles of outputs that are split
 
 
@@ -94,13 +95,16 @@ def _class(num_rows: int, num_outputs: int, activation: str) -> str:
 
 def _num_splits(num_tiles: int, most: int, device: torch.device) -> int:
     """Return how many programs share a tile, a power of two: while multiprocessors are left, and channels."""
-    free = max(1, min(_num_multiprocessors(device) // num_tiles, most, MOST_SPLITS))
+    free = max(1, min(_programs_at_once(device) // num_tiles, most, MOST_SPLITS))
     return 1 << (free.bit_length() - 1)
 
 
 @cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+def _programs_at_once(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 8
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count if properties.major < UNSPLIT_FROM else 1
 
 
 @cache
@@ -137,5 +141,6 @@ def _build(element: str, name: str, tile: Tile, splits: int) -> Build:
         frozenset({"width", "row_stride"} & types.keys()),
         num_warps=warps,
         num_stages=stages,
+        capabilities=CAPABILITIES if splits == 1 else tuple(each for each in CAPABILITIES if each < 10 * UNSPLIT_FROM),
         is_sampled=element == "bf16" and tile == TILES[name][0] and splits == 1,
     )
