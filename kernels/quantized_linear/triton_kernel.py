@@ -39,12 +39,13 @@ MOST_TILED_ROWS = 384  # more are multiplied by the widened weight
 SMALL_TILES = ((16, (16, 64, 4, 5)), (32, (32, 64, 4, 4)))
 TILES = (*SMALL_TILES, (128, (64, 128, 4, 4)), (math.inf, (128, 128, 8, 3)))
 WEIGHT_ONLY_TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (128, (64, 128, 4, 4)), (math.inf, (128, 128, 8, 3)))
+FLOAT8_TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (math.inf, (128, 128, 8, 3)))  # on sm_100 64 x 128 spills
 TILES_BY_GROUPS = (*SMALL_TILES, (math.inf, (64, 64, 8, 3)))
 INT4_TILES = ((16, (16, 64, 4, 5)), (math.inf, (32, 64, 4, 4)))
 TILES_OF: dict[str, tuple[tuple[float, Configuration], ...]] = {
     "int8": TILES,
     "int8_weight_only": WEIGHT_ONLY_TILES,
-    "float8": TILES,
+    "float8": FLOAT8_TILES,
     "float8 by groups": TILES_BY_GROUPS,
     "int4_weight_only": INT4_TILES,
 }
