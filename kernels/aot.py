@@ -114,6 +114,11 @@ class Report:
         return f"needs {self.shared} bytes of shared memory of {limit}" if self.shared > limit else ""
 
 
+def constants_among(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the kernel's constants among what a launch is told, in capitals; the rest is for the compiler."""
+    return {name: value for name, value in options.items() if name.isupper()}
+
+
 def shipped_builds(op: str) -> dict[str, Build]:
     """Return an op's builds by name.
 

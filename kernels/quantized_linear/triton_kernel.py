@@ -16,17 +16,10 @@ import torch
 import triton
 from torch.nn import functional as F
 
-from kernels.aot import Build
+from kernels.aot import Build, constants_among
 from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import triton_products as products
-from kernels.quantized_linear import triton_row
-from kernels.quantized_linear.triton_widening import (
-    int4_options,
-    int8_options,
-    widen,
-    widen_int4_kernel,
-    widen_int8_kernel,
-)
+from kernels.quantized_linear import triton_row, triton_widening
 from kernels.quantized_linear.weights import Float8Weight, Int4Weight, Int8Weight
 from kernels.stacked_experts.triton_kernel import MOST_EXPERTS, Grouped
 from kernels.triton_math import float8_as_bytes
@@ -119,7 +112,9 @@ def _untiled(inputs: torch.Tensor, weight: Int8Weight | Int4Weight, bias: torch.
     if len(inputs) == 1 and triton_row.takes(weight):
         return triton_row.multiply_row(inputs, weight, bias)
     if len(inputs) > MOST_TILED_ROWS:
-        return F.linear(inputs, widen(weight, inputs.dtype), None if bias is None else bias.to(inputs.dtype))
+        return F.linear(
+            inputs, triton_widening.widen(weight, inputs.dtype), None if bias is None else bias.to(inputs.dtype)
+        )
     return None
 
 
@@ -187,50 +182,12 @@ def shipped() -> list[Build]:
     usual = [build for build in plain if build.types["out"] == ("*fp16" if "packed" in build.types else "*bf16")]
     varied = [change(build) for build in usual for change in (_with_bias, _of_experts)]
     tiles = {build.name: build for build in plain + varied}.values()  # more rows may have the same tile
-    others = [build for element in ("bf16", "fp16") for build in (*_widening_builds(element), *_row_builds(element))]
+    others = [
+        build
+        for element in ("bf16", "fp16")
+        for build in (*triton_widening.builds(element), *triton_row.builds(element))
+    ]
     return [*tiles, *others]
-
-
-def _widening_builds(element: str) -> list[Build]:
-    int8 = {"values": "*i8", "scales": "*fp32", "wide": f"*{element}", "num_channels": "i32"}
-    int4 = {"packed": "*u8", "scales": "*fp32", "zeros": "*u8", "wide": f"*{element}"}
-    int4 |= {"num_groups": "i32", "num_bytes": "i32"}
-
-    def build(name: str, kernel: Any, types: dict[str, str], options: dict[str, Any], *divisible: str) -> Build:
-        constants = {key: value for key, value in options.items() if key.isupper()}
-        name, warps = f"widen {name}, {element}", options["num_warps"]
-        return Build(name, kernel, types, constants, frozenset(divisible), num_warps=warps)
-
-    return [
-        build("int8", widen_int8_kernel, int8, int8_options(), "num_channels"),
-        *(
-            build(f"int4 by {group}", widen_int4_kernel, int4, int4_options(group), "num_bytes")
-            for group in (32, 64, 128)
-        ),
-    ]
-
-
-def _row_builds(element: str) -> list[Build]:
-    types = {"inputs": f"*{element}", "scales": "*fp32", "out": f"*{element}"} | dict.fromkeys(
-        SIZES.keys() - {"num_rows"}, "i32"
-    )
-    int8 = types | {"values": "*i8"}
-    int4 = types | {"packed": "*u8", "zeros": "*u8"}
-
-    def build(name: str, kernel: Any, types: dict[str, str], options: dict[str, Any]) -> Build:
-        constants = {key: value for key, value in options.items() if key.isupper()} | {"bias": None}
-        name, divisible, warps = f"one row, {name}, {element}", frozenset({"num_channels"}), options["num_warps"]
-        return Build(
-            name, kernel, types, constants, divisible, num_warps=warps, is_sampled=name.endswith("by 128, bf16")
-        )
-
-    return [
-        build("int8", triton_row.int8_row_kernel, int8, triton_row.int8_options()),
-        *(
-            build(f"int4 by {group}", triton_row.int4_row_kernel, int4, triton_row.int4_options(group))
-            for group in (32, 64, 128)
-        ),
-    ]
 
 
 def _with_bias(build: Build) -> Build:
@@ -256,7 +213,7 @@ DIVISIBLE = frozenset({"num_outputs", "num_channels", "group"})
 
 
 def _build(name: str, kernel: Any, element: str, types: dict[str, str], options: dict[str, Any], **rest: Any) -> Build:
-    constants = {key: value for key, value in options.items() if key.isupper()}
+    constants = constants_among(options)
     return Build(
         name=f"{name}, {element}, {options['BLOCK_T']} x {options['BLOCK_O']}",
         kernel=kernel,

@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.aot import Build, constants_among
 from kernels.quantized_linear.weights import Int4Weight, Int8Weight
 
 MOST_INT8_OUTPUTS = 16384  # from here on there are tiles enough for every multiprocessor, and tiles are faster
@@ -126,3 +127,26 @@ def _store_row(answers, bias, out, o, is_output):
     if bias is not None:
         answers += tl.load(bias + o, mask=is_output, other=0.0).to(tl.float32)
     tl.store(out + o, answers.to(out.dtype.element_ty), mask=is_output)
+
+
+def builds(element: str) -> list[Build]:
+    """Return what is compiled ahead for inputs of a type."""
+    types = {"inputs": f"*{element}", "scales": "*fp32", "out": f"*{element}"}
+    types |= {"num_outputs": "i32", "num_channels": "i32"}
+    int8, int4 = types | {"values": "*i8"}, types | {"packed": "*u8", "zeros": "*u8"}
+
+    def build(name: str, kernel: Any, types: dict[str, str], options: dict[str, Any]) -> Build:
+        return Build(
+            f"one row, {name}, {element}",
+            kernel,
+            types,
+            constants_among(options) | {"bias": None},
+            frozenset({"num_channels"}),
+            num_warps=options["num_warps"],
+            is_sampled=name.endswith("by 128") and element == "bf16",
+        )
+
+    return [
+        build("int8", int8_row_kernel, int8, int8_options()),
+        *(build(f"int4 by {group}", int4_row_kernel, int4, int4_options(group)) for group in (32, 64, 128)),
+    ]

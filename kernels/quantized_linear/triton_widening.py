@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.aot import Build, constants_among
 from kernels.quantized_linear.weights import Int4Weight, Int8Weight
 
 BYTES = 8192  # that one program reads
@@ -68,3 +69,22 @@ def widen_int4_kernel(
     both = tl.interleave((byte & 15).to(tl.float32), (byte >> 4).to(tl.float32))
     w = ((both - zero) * scale).to(wide.dtype.element_ty)
     tl.store(wide + g[:, None] * (2 * num_bytes) + c, w, mask=is_group[:, None] & (c < 2 * num_bytes))
+
+
+def builds(element: str) -> list[Build]:
+    """Return what is compiled ahead for inputs of a type."""
+    int8 = {"values": "*i8", "scales": "*fp32", "wide": f"*{element}", "num_channels": "i32"}
+    int4 = {"packed": "*u8", "scales": "*fp32", "zeros": "*u8", "wide": f"*{element}"}
+    int4 |= {"num_groups": "i32", "num_bytes": "i32"}
+
+    def build(name: str, kernel: Any, types: dict[str, str], options: dict[str, Any], divisible: str) -> Build:
+        name, constants = f"widen {name}, {element}", constants_among(options)
+        return Build(name, kernel, types, constants, frozenset({divisible}), num_warps=options["num_warps"])
+
+    return [
+        build("int8", widen_int8_kernel, int8, int8_options(), "num_channels"),
+        *(
+            build(f"int4 by {group}", widen_int4_kernel, int4, int4_options(group), "num_bytes")
+            for group in (32, 64, 128)
+        ),
+    ]

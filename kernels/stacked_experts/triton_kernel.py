@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import triton
 
-from kernels.aot import Build
+from kernels.aot import Build, constants_among
 from kernels.dependent_launch import launch_options as dependent
 from kernels.stacked_experts import triton_products as products
 from kernels.tuning import Choices
@@ -215,7 +215,7 @@ def _multiply_build(element: str, share: int, *, has_bias: bool) -> Build:
     options = launch_options(share)
     elements = dict.fromkeys(("rows", "weight", "out", *(("bias",) if has_bias else ())), f"*{element}")
     sizes = dict.fromkeys(("num_experts", "num_outputs", "num_channels", "num_chosen"), "i32")
-    constants = {key: value for key, value in options.items() if key.isupper()} | {"BLOCK_E": MOST_EXPERTS}
+    constants = constants_among(options) | {"BLOCK_E": MOST_EXPERTS}
     return Build(
         f"{element}, {options['BLOCK_T']} x {options['BLOCK_O']}{', bias' if has_bias else ''}",
         products.multiply_kernel,
