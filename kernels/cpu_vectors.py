@@ -24,7 +24,8 @@ from numba.extending import intrinsic
 from kernels.cpu_target import has
 
 INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOAT_BYTES = 4
+FLOAT_BYTES, SHORT_BYTES = 4, 2  # of a weight in fp32, and in bf16
+UPPER_HALF = 0xFFFF0000  # of 32 bits
 FUSED = ("contract",)
 
 
@@ -42,7 +43,7 @@ def _register_shape() -> tuple[int, int, int]:
 
 LANES, VECTORS, TILE_ROWS = _register_shape()
 COLUMNS = LANES * VECTORS  # of a panel
-VECTOR = ir.VectorType(FLOAT, LANES)
+VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
 
 
 def at(builder: Any, address: Any, index: Any, size: int, kind: ir.Type) -> Any:
@@ -101,16 +102,40 @@ def emit_row_choice(builder: Any, num_rows: Any, body: Callable[[int], None]) ->
 @emitted
 def multiply_tile(_context, num_rows, x, x_stride, weights, depth, start, start_stride, out, out_stride):
     """Compute 1 to TILE_ROWS rows of `out` from `depth` rows of a panel; strides count floats."""
+    return types.void(*[types.int64] * 9), _tile_generator(_load_floats)
 
+
+@emitted
+def multiply_short_tile(_context, num_rows, x, x_stride, weights, depth, start, start_stride, out, out_stride):
+    """Compute the same from a panel in bf16: of a row, word c holds column c below and column c + LANES above."""
+    return types.void(*[types.int64] * 9), _tile_generator(_load_shorts)
+
+
+def _tile_generator(load: Callable[..., Any]) -> Callable[..., Any]:
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         num_rows, *rest = args
-        emit_row_choice(builder, num_rows, lambda rows: _emit_tile(builder, rows, rest))
+        emit_row_choice(builder, num_rows, lambda rows: _emit_tile(builder, rows, rest, load))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9), generate
+    return generate
 
 
-def _emit_tile(builder: Any, num_rows: int, args: list[Any]) -> None:
+def _load_floats(builder: Any, weights: Any, k: Any) -> list[Any]:
+    """Return row k of a panel in fp32 as vectors."""
+    row = builder.ptrtoint(at(builder, weights, k, COLUMNS * FLOAT_BYTES, FLOAT), INT64)
+    places = [at(builder, row, vector * LANES, FLOAT_BYTES, VECTOR) for vector in range(VECTORS)]
+    return [builder.load(place, align=LANES * FLOAT_BYTES) for place in places]
+
+
+def _load_shorts(builder: Any, weights: Any, k: Any) -> list[Any]:
+    """Return row k of a panel in bf16 as two vectors in fp32, whose upper halves bf16 numbers are."""
+    words = builder.load(at(builder, weights, k, COLUMNS * SHORT_BYTES, WORDS), align=LANES * FLOAT_BYTES)
+    lower = builder.shl(words, ir.Constant(WORDS, [16] * LANES))
+    upper = builder.and_(words, ir.Constant(WORDS, [UPPER_HALF] * LANES))
+    return [builder.bitcast(half, VECTOR) for half in (lower, upper)]
+
+
+def _emit_tile(builder: Any, num_rows: int, args: list[Any], load: Callable[..., Any]) -> None:
     x, x_stride, weights, depth, start, start_stride, out, out_stride = args
     cells = [(row, vector) for row in range(num_rows) for vector in range(VECTORS)]
 
@@ -119,12 +144,7 @@ def _emit_tile(builder: Any, num_rows: int, args: list[Any]) -> None:
         return at(builder, address, index, FLOAT_BYTES, VECTOR)
 
     def step(k: Any, sums: list[Any]) -> list[Any]:
-        panel_row = at(builder, weights, k, COLUMNS * FLOAT_BYTES, FLOAT)
-        address = builder.ptrtoint(panel_row, INT64)
-        loaded = [
-            builder.load(at(builder, address, vector * LANES, FLOAT_BYTES, VECTOR), align=LANES * FLOAT_BYTES)
-            for vector in range(VECTORS)
-        ]
+        loaded = load(builder, weights, k)
         indexes = [builder.add(builder.mul(x_stride, ir.Constant(INT64, row)), k) for row in range(num_rows)]
         factors = [spread(builder, builder.load(at(builder, x, index, FLOAT_BYTES, FLOAT)), LANES) for index in indexes]
         products = [builder.fmul(factors[row], loaded[vector], flags=FUSED) for row, vector in cells]

@@ -28,6 +28,7 @@ def linear_cpu(x: torch.Tensor, weight: PackedWeight, norm: Norm | None = None) 
     _kernel(
         *rows,
         weight.panels.data_ptr(),
+        weight.panels.itemsize,
         weight.out_features,
         weight.bias.data_ptr(),
         out.data_ptr(),
@@ -37,7 +38,7 @@ def linear_cpu(x: torch.Tensor, weight: PackedWeight, norm: Norm | None = None) 
 
 
 @numba.njit(
-    numba.void(*ROW_TYPES, *[INTEGER] * 5),
+    numba.void(*ROW_TYPES, *[INTEGER] * 6),
     cache=CACHE,
     parallel=True,
 )
@@ -53,6 +54,7 @@ def _kernel(
     normed: int,
     normed_stride: int,
     panels: int,
+    weight_bytes: int,
     width: int,
     bias: int,
     out: int,
@@ -63,4 +65,4 @@ def _kernel(
         member = (counters, me, num_members)
         if has_norm:
             normalize(member, 0, num_rows, x, x_stride, norm_weight, depth, eps, offset, normed)
-        multiply(member, 1, num_rows, normed, normed_stride, panels, depth, width, bias, 0, out, width)
+        multiply(member, 1, num_rows, normed, normed_stride, panels, weight_bytes, depth, width, bias, 0, out, width)

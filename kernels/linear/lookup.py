@@ -3,10 +3,11 @@
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
 from kernels.cpu_cache import CACHE
-from kernels.cpu_vectors import COLUMNS, FLOAT_BYTES, floats_at
+from kernels.cpu_vectors import COLUMNS, FLOAT_BYTES, LANES, SHORT_BYTES, UPPER_HALF, bytes_at, floats_at
 from kernels.linear.packing import PackedWeight
 from kernels.linear.rows import INTEGER
 
@@ -14,15 +15,28 @@ from kernels.linear.rows import INTEGER
 def lookup_cpu(row_ids: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
     """Return the weight's rows, [T, K] fp32, for row_ids [T] int64 without gaps, each below N."""
     out = torch.empty(len(row_ids), weight.in_features)
-    _kernel(row_ids.numpy(), weight.panels.data_ptr(), weight.in_features, out.data_ptr())
+    _kernel(row_ids.numpy(), weight.panels.data_ptr(), weight.panels.itemsize, weight.in_features, out.data_ptr())
     return out
 
 
-@numba.njit(numba.void(numba.types.Array(numba.int64, 1, "C"), *[INTEGER] * 3), cache=CACHE)
-def _kernel(row_ids: Any, panels: int, depth: int, out: int):
+@numba.njit
+def _widen(panel: int, depth: int, column: int, out: Any) -> None:
+    """Write one column of a panel in bf16 to `out`, [K]; see `cpu_vectors.multiply_short_tile` for its order."""
+    words, bits = bytes_at(panel, depth * COLUMNS * SHORT_BYTES).view(np.uint32), out.view(np.uint32)
+    for k in range(depth):
+        word = words[k * LANES + column % LANES]
+        bits[k] = word << np.uint32(16) if column < LANES else word & np.uint32(UPPER_HALF)
+
+
+@numba.njit(numba.void(numba.types.Array(numba.int64, 1, "C"), *[INTEGER] * 4), cache=CACHE)
+def _kernel(row_ids: Any, panels: int, weight_bytes: int, depth: int, out: int):
     for row in range(len(row_ids)):
         panel, column = row_ids[row] // COLUMNS, row_ids[row] % COLUMNS
-        source = floats_at(panels + panel * depth * COLUMNS * FLOAT_BYTES, depth * COLUMNS)
+        source = panels + panel * depth * COLUMNS * weight_bytes
         target = floats_at(out + row * depth * FLOAT_BYTES, depth)
-        for k in range(depth):
-            target[k] = source[k * COLUMNS + column]
+        if weight_bytes == SHORT_BYTES:
+            _widen(source, depth, column, target)
+        else:
+            floats = floats_at(source, depth * COLUMNS)
+            for k in range(depth):
+                target[k] = floats[k * COLUMNS + column]

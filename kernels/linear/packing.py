@@ -2,6 +2,9 @@
 
 Knows the layout. Does not know how it is multiplied. A weight [N, K] becomes panels of COLUMNS outputs,
 [N / COLUMNS, K, COLUMNS], filled up with zeros: a tile then reads memory from one end to the other.
+
+Where every number of a weight is one of bf16, as in most checkpoints, its panels hold bf16, which loses nothing: half
+the memory to read, and the same products in fp32.
 """
 
 from dataclasses import dataclass
@@ -9,7 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from kernels.cpu_memory import RELEASED_AT_ONCE, WeightMemory, aligned, release
-from kernels.cpu_vectors import COLUMNS
+from kernels.cpu_vectors import COLUMNS, LANES, VECTORS
+
+LOWER_HALF = 0xFFFF  # of 32 bits
 
 
 @dataclass(slots=True, frozen=True)
@@ -17,7 +22,7 @@ class PackedWeight:
     """A linear layer for `linear_cpu`.
 
     Attributes:
-        panels: [P, K, COLUMNS] fp32, aligned.
+        panels: [P, K, COLUMNS] fp32 or bf16, aligned; in bf16 columns c and c + LANES are neighbours.
         bias: [P COLUMNS] fp32, zeros where there is none.
         out_features: N, at most P COLUMNS.
     """
@@ -40,7 +45,8 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory |
     """
     out_features, depth = weight.shape
     num_panels = -(-out_features // COLUMNS)
-    panels = (aligned if memory is None else memory.take)(num_panels, depth, COLUMNS)
+    dtype = torch.bfloat16 if _is_short(weight) else torch.float32
+    panels = (aligned if memory is None else memory.take)(num_panels, depth, COLUMNS, dtype=dtype)
     step = max(1, RELEASED_AT_ONCE // (COLUMNS * depth * weight.itemsize))
     for first in range(0, num_panels, step):
         rows = weight[first * COLUMNS : (first + step) * COLUMNS]
@@ -53,10 +59,23 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory |
     return PackedWeight(panels, starts, out_features)
 
 
+def _is_short(weight: torch.Tensor) -> bool:
+    """Whether every number has a bf16 number's bits."""
+    step = max(1, RELEASED_AT_ONCE // (weight.shape[1] * weight.itemsize))
+    return not any((rows.view(torch.int32) & LOWER_HALF).any() for rows in weight.split(step))
+
+
 def _fill(panels: torch.Tensor, rows: torch.Tensor) -> None:
     whole = len(rows) // COLUMNS
-    panels[:whole].copy_(rows[: whole * COLUMNS].view(whole, COLUMNS, rows.shape[1]).transpose(1, 2))
+    _turn(panels[:whole], rows[: whole * COLUMNS])
     if whole < len(panels):
-        last = rows[whole * COLUMNS :]
-        panels[whole].zero_()
-        panels[whole, :, : len(last)].copy_(last.t())
+        last = rows.new_zeros(COLUMNS, rows.shape[1])
+        last[: len(rows) - whole * COLUMNS] = rows[whole * COLUMNS :]
+        _turn(panels[whole:], last)
+
+
+def _turn(panels: torch.Tensor, rows: torch.Tensor) -> None:
+    turned = rows.view(len(panels), COLUMNS, rows.shape[1]).transpose(1, 2)
+    if panels.dtype == torch.bfloat16:
+        panels, turned = panels.unflatten(2, (LANES, VECTORS)).transpose(2, 3), turned.unflatten(2, (VECTORS, LANES))
+    panels.copy_(turned)

@@ -9,7 +9,15 @@ import numba
 import numpy as np
 
 from kernels.cpu_math import FAST_MATH
-from kernels.cpu_vectors import COLUMNS, FLOAT_BYTES, TILE_ROWS, floats_at, multiply_tile
+from kernels.cpu_vectors import (
+    COLUMNS,
+    FLOAT_BYTES,
+    SHORT_BYTES,
+    TILE_ROWS,
+    floats_at,
+    multiply_short_tile,
+    multiply_tile,
+)
 from kernels.cpu_workers import take, take_next, wait
 
 ROWS_PER_ITEM = 16 * TILE_ROWS
@@ -24,6 +32,7 @@ def multiply(
     x: int,
     x_stride: int,
     weights: int,
+    weight_bytes: int,
     depth: int,
     width: int,
     start: int,
@@ -33,8 +42,8 @@ def multiply(
 ) -> None:
     """Compute out[r, n] = start[r, n] + sum_k x[r, k] W[n, k] for all rows and n < width, from packed W.
 
-    `start` may be `out` itself; a start_stride of 0 starts every row alike. `start` has a whole number of panels'
-    columns where it is not `out`.
+    A number of W has `weight_bytes`: fp32 or bf16. `start` may be `out` itself; a start_stride of 0 starts every row
+    alike. `start` has a whole number of panels' columns where it is not `out`.
     """
     num_panels = (width + COLUMNS - 1) // COLUMNS
     num_chunks = (num_rows + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
@@ -46,15 +55,16 @@ def multiply(
         rows = min(ROWS_PER_ITEM, num_rows - first)
         panel_start = start + (first * start_stride + column) * FLOAT_BYTES
         panel_out = out + (first * out_stride + column) * FLOAT_BYTES
-        panel_x, panel_weights = x + first * x_stride * FLOAT_BYTES, weights + panel * depth * COLUMNS * FLOAT_BYTES
+        panel_x, panel_weights = x + first * x_stride * FLOAT_BYTES, weights + panel * depth * COLUMNS * weight_bytes
         if column + COLUMNS <= width:
             multiply_panel(
-                rows, panel_x, x_stride, panel_weights, depth, panel_start, start_stride, panel_out, out_stride
-            )
+                rows, panel_x, x_stride, panel_weights, weight_bytes, depth, panel_start, start_stride, panel_out,
+                out_stride,
+            )  # fmt: skip
         else:
             multiply_last_panel(
-                rows, panel_x, x_stride, panel_weights, depth, panel_start, start_stride, panel_out, out_stride,
-                width - column,
+                rows, panel_x, x_stride, panel_weights, weight_bytes, depth, panel_start, start_stride, panel_out,
+                out_stride, width - column,
             )  # fmt: skip
         item = take_next(member, phase, num_items)
     wait(member, phase, num_items)
@@ -66,6 +76,7 @@ def multiply_panel(
     x: int,
     x_stride: int,
     weights: int,
+    weight_bytes: int,
     depth: int,
     start: int,
     start_stride: int,
@@ -74,19 +85,17 @@ def multiply_panel(
 ) -> None:
     """Multiply rows by one panel, a part of the depth after the other."""
     for k in range(0, depth, DEPTH_PER_PASS):
-        part = min(DEPTH_PER_PASS, depth - k)
+        part, part_weights = min(DEPTH_PER_PASS, depth - k), weights + k * COLUMNS * weight_bytes
         for row in range(0, num_rows, TILE_ROWS):
-            multiply_tile(
-                min(TILE_ROWS, num_rows - row),
-                x + (row * x_stride + k) * FLOAT_BYTES,
-                x_stride,
-                weights + k * COLUMNS * FLOAT_BYTES,
-                part,
-                start + row * start_stride * FLOAT_BYTES,
-                start_stride,
-                out + row * out_stride * FLOAT_BYTES,
-                out_stride,
-            )
+            rows = min(TILE_ROWS, num_rows - row)
+            row_x = x + (row * x_stride + k) * FLOAT_BYTES
+            row_start, row_out = start + row * start_stride * FLOAT_BYTES, out + row * out_stride * FLOAT_BYTES
+            if weight_bytes == SHORT_BYTES:
+                multiply_short_tile(
+                    rows, row_x, x_stride, part_weights, part, row_start, start_stride, row_out, out_stride
+                )
+            else:
+                multiply_tile(rows, row_x, x_stride, part_weights, part, row_start, start_stride, row_out, out_stride)
         start, start_stride = out, out_stride
 
 
@@ -96,6 +105,7 @@ def multiply_last_panel(
     x: int,
     x_stride: int,
     weights: int,
+    weight_bytes: int,
     depth: int,
     start: int,
     start_stride: int,
@@ -111,7 +121,7 @@ def multiply_last_panel(
         for column in range(width):
             whole[row, column] = starts[row * start_stride + column]
     address = whole.ctypes.data
-    multiply_panel(num_rows, x, x_stride, weights, depth, address, COLUMNS, address, COLUMNS)
+    multiply_panel(num_rows, x, x_stride, weights, weight_bytes, depth, address, COLUMNS, address, COLUMNS)
     for row in range(num_rows):
         for column in range(width):
             outs[row * out_stride + column] = whole[row, column]

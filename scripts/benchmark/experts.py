@@ -39,13 +39,15 @@ SHAPES = {
 }
 
 
-def build(shape: Shape) -> tuple[nn.Module, nn.Module]:
-    """Return the experts and the dense layer that does as many operations for each token."""
+def build(shape: Shape, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """Return the experts and the dense layer that does as many operations for each token; weights are of `dtype`."""
     device = torch.device("cpu")
     moe = MoEConfig(shape.num_experts, shape.num_chosen, shape.intermediate, norm_topk=True, sparse_layers=frozenset())
     experts = MixtureOfExperts(shape.hidden, "silu", moe, device)
     dense = FeedForward(shape.hidden, shape.num_chosen * shape.intermediate, "silu")
     both = nn.ModuleList([experts, dense])
+    for parameter in both.parameters():
+        parameter.copy_(parameter.to(dtype))
     pack_linears(both)
     fuse_layers(both)
     return both[0], both[1]
@@ -62,12 +64,13 @@ def milliseconds(module: nn.Module, hidden: torch.Tensor) -> float:
 def main(
     *,
     batch: Annotated[int, typer.Option(min=1, help="Tokens in a step.")] = 64,
+    dtype: Annotated[str, typer.Option(help="What the checkpoint holds: float32 or bfloat16.")] = "bfloat16",
     runs: Annotated[int, typer.Option(min=1, help="Alternating calls of each side.")] = 30,
 ) -> None:
     """Print medians and their ratio; one thread and its CPU time, so that a busy machine disturbs little."""
     set_threads(1)
     for name, shape in SHAPES.items():
-        experts, dense = build(shape)
+        experts, dense = build(shape, getattr(torch, dtype))
         hidden = torch.randn(batch, shape.hidden)
         pairs = [(milliseconds(experts, hidden), milliseconds(dense, hidden)) for _ in range(runs)]
         sparse_ms, dense_ms = (statistics.median(side) for side in zip(*pairs, strict=True))

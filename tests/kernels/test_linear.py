@@ -10,6 +10,7 @@ from kernels.gated_mlp.cpu_kernel import gated_mlp_cpu
 from kernels.gated_mlp.reference import gated_mlp_reference
 from kernels.linear import Norm
 from kernels.linear.cpu_kernel import linear_cpu
+from kernels.linear.lookup import lookup_cpu
 from kernels.linear.packing import pack
 from kernels.linear.reference import linear_reference
 from kernels.linear.tiles import DEPTH_PER_PASS, ROWS_PER_ITEM
@@ -46,6 +47,28 @@ def test_a_fused_block_gives_what_its_parts_give(activation: str, width: int, in
         x = torch.randn(num_rows, width)
         out = gated_mlp_cpu(x, pack(*gate_up), pack(*down), activation, norm)
         torch.testing.assert_close(out, gated_mlp_reference(x, gate_up, down, activation, norm), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weights_of_bf16_numbers_take_half_the_memory_and_give_the_same_bits(shape: tuple[int, int]) -> None:
+    weight, bias = make(shape)
+    weight = weight.bfloat16().float()
+    extended = torch.cat([weight, torch.full((1, shape[1]), 0.1)])  # 0.1 is no bf16 number
+    short, plain = pack(weight, bias), pack(extended, torch.cat([bias, bias[:1]]))
+    assert (short.panels.dtype, plain.panels.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(lookup_cpu(torch.arange(shape[0]), short), weight)
+    for num_rows in ROWS:
+        x = torch.randn(num_rows, shape[1])
+        assert torch.equal(linear_cpu(x, short), linear_cpu(x, plain)[:, : shape[0]])
+
+
+def test_the_projections_of_a_block_may_differ_in_their_numbers() -> None:
+    gate_up, down = make((24, 40)), make((40, 12))
+    x = torch.randn(5, 40)
+    for short in (gate_up, down):
+        short[0].copy_(short[0].bfloat16())
+        out = gated_mlp_cpu(x, pack(*gate_up), pack(*down), "silu")
+        torch.testing.assert_close(out, gated_mlp_reference(x, gate_up, down, "silu"), atol=5e-5, rtol=1e-4)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
