@@ -6,18 +6,19 @@ Knows options and where results go. Does not know how anything is predicted.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from engine.errors import ModelError
 from engine.models.config import ModelConfig
+from engine.quantization.config import MXFP4
 from scripts.planner.devices import PUBLISHED, Device, PlanError, find_device
 from scripts.planner.load import Workload
 from scripts.planner.plan import GIB, Plan, Setting, best_changes, make_plan
 from scripts.planner.plot import plot_plan
-from scripts.planner.step import BYTES, Types
+from scripts.planner.step import BYTES, KV_TYPES, Types
 from scripts.planner.tables import METRICS, change_lines, document, layout_table, metric_table, refused_lines
 
 MAX_DEVICES = 1024
@@ -35,10 +36,10 @@ def plan(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
     output: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
     weights: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(BYTES)}. Default: bf16, fp32 on CPUs.")
+        str | None, typer.Option(help=f"One of {', '.join(BYTES)}. Default: the checkpoint's; fp32 on CPUs.")
     ] = None,
     kv_cache: Annotated[
-        str | None, typer.Option(help="The same of keys and values. Default: 16 bits, 32 on CPUs.")
+        str | None, typer.Option(help=f"One of {', '.join(KV_TYPES)}. Default: bf16, fp32 on CPUs.")
     ] = None,
     kv_cache_gib: Annotated[
         float | None, typer.Option(min=0, help="Cache of each device. Default: 0.9 of its memory, less the weights.")
@@ -55,11 +56,12 @@ def plan(
     """
     try:
         rates = find_device(device)
+        config = _read_model(model)
         setting = Setting(
-            model=_read_model(model),
+            model=config,
             device=rates,
             num_devices=count,
-            types=_types(rates, weights, kv_cache),
+            types=_types(config, rates, weights, kv_cache),
             work=Workload(prompt, output, max_num_seqs, max_num_batched_tokens),
             kv_bytes=None if kv_cache_gib is None else kv_cache_gib * GIB,
         )
@@ -70,8 +72,7 @@ def plan(
     title = f"{name} on {count} x {rates.name}, {setting.types.weights} weights, {prompt} tokens in, {output} out"
     _show(made, title)
     if json_path is not None:
-        content = document(made, name)
-        json_path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _write(document(made, name), json_path)
     if plot is not None:
         _plot(made, f"predicted: {title}", plot)
     if not made.options:
@@ -84,13 +85,22 @@ def _read_model(path: Path) -> ModelConfig:
     return ModelConfig.from_dir(path.parent if path.is_file() else path)
 
 
-def _types(device: Device, weights: str | None, kv_cache: str | None) -> Types:
-    chosen = weights or device.default_weights
+def _types(model: ModelConfig, device: Device, weights: str | None, kv_cache: str | None) -> Types:
+    chosen = weights or _stored(model, device)
     types = Types(chosen, kv_cache or ("fp32" if device.default_weights == "fp32" else "bf16"))
-    for name in (types.weights, types.kv_cache):
-        if name not in BYTES:
-            raise PlanError(f"there is no type {name!r}: give one of {', '.join(BYTES)}")
+    for what, name, known in (("weights", types.weights, BYTES), ("keys and values", types.kv_cache, KV_TYPES)):
+        if name not in known:
+            raise PlanError(f"{what} cannot be of type {name!r}: give one of {', '.join(known)}")
     return types
+
+
+def _stored(model: ModelConfig, device: Device) -> str:
+    """Return the type that a checkpoint's weights stay in on that device."""
+    quantization = model.quantization
+    if quantization is None or quantization.method == MXFP4 or device.is_cpu:
+        return device.default_weights
+    stored = quantization.formats[0][1]
+    return f"int{stored.bits}" if stored.layout != "float" else "fp8"
 
 
 def _show(made: Plan, title: str) -> None:
@@ -105,9 +115,14 @@ def _show(made: Plan, title: str) -> None:
         console.print(metric_table(made.options, metric))
     for line in change_lines(best_changes(made.options)):
         console.print(line)
-    shares = f"kernels assumed to reach {device.compute_share:.0%} of compute, {device.bandwidth_share:.0%} of memory"
-    assumed = f"; {shares} and {device.link_share:.0%} of links" if device.source == "published" else ""
-    console.print(f"predicted, from rates of {device.name}: {device.source}{assumed}", style="dim")
+    console.print(f"predicted, from rates of {device.name}: {device.source}", style="dim")
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"--json cannot be written: {error}") from None
 
 
 def _plot(made: Plan, title: str, path: Path) -> None:
@@ -115,3 +130,5 @@ def _plot(made: Plan, title: str, path: Path) -> None:
         plot_plan(made, title, path)
     except ImportError as error:
         raise typer.BadParameter(f"--plot needs matplotlib (pip install -e '.[plot]'): {error}") from error
+    except (OSError, ValueError) as error:  # a folder that is not there, an ending that names no kind of picture
+        raise typer.BadParameter(f"--plot cannot be written: {error}") from None

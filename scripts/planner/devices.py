@@ -2,9 +2,9 @@
 
 Knows rates, sizes and where each number comes from. Does not know models or layouts.
 
-Published rates are of dense arithmetic (no sparsity), one direction of a link, from the vendors' data sheets. No kernel
-reaches them, so a published device also has shares of them that kernels are *assumed* to reach. A measured device has
-shares of 1: its rates were reached.
+All rates of a device are such as kernels reach. Published ones are peaks of dense arithmetic (no sparsity) and one
+direction of a link, from the vendors' data sheets, times the shares of them that were measured on one H200
+(docs/planning.md says by which rows); that other GPUs reach the same shares, and links theirs, is *assumed*.
 """
 
 import json
@@ -15,6 +15,15 @@ from typing import Any
 
 GB = 1e9
 TERA = 1e12
+
+# Shares of published peaks, on an H200 with Llama 3 8B and Mixtral 8x7B in bf16.
+READING = 0.88  # a copy
+COMPUTING = {"bf16": 0.65, "fp32": 0.65, "int8": 0.58, "fp8": 0.38}  # a prefill's linear layers; 8 bits: kernels alone
+ATTENDING = 0.275  # of the 16-bit peak: 8,192 tokens of a prompt
+EXPERTS = 0.78  # of what linear layers reach: 4,096 tokens of Mixtral
+LINKS = 0.75  # assumed
+LAYER_S = 18e-6  # a decode step's nine kernels a layer, each filling and draining the GPU
+HOST_S, HOST_SEQUENCE_S = 0.8e-3, 3e-6  # a step of a model of two tiny layers, at 1 and at 4 sequences
 
 
 class PlanError(Exception):
@@ -41,7 +50,7 @@ class Device:
     """One accelerator, or a process of CPU threads.
 
     Attributes:
-        source: `published`, or when and on what it was measured.
+        source: where the rates are from, and when they were measured.
         memory: bytes for weights and KV cache.
         bandwidth: bytes/s that weights are read at.
         compute: FLOP/s of matrix products by the type of their operands.
@@ -49,12 +58,13 @@ class Device:
         kv_bandwidth: bytes/s that attention reads these at from memory, block by block; 0 is as fast as weights.
         near, far: links within a node and between nodes.
         devices_per_node: devices that share the near link.
-        layer_s: seconds of a layer that depend on nothing: launches.
-        step_s: seconds of a step that depend on nothing: scheduling, one synchronisation.
-        sequence_s: seconds that each sequence adds to a step: sampling, bookkeeping.
+        experts: what of `compute` the products of experts reach.
+        layer_s: seconds of a layer that depend on nothing: kernels starting and ending.
+        step_s: seconds of a step that depend on nothing, on the host: scheduling, laying out, one synchronisation.
+        sequence_s: seconds that each sequence adds to a step there: sampling, bookkeeping.
         tell_s: seconds that telling other ranks of a step adds to it.
-        compute_share, bandwidth_share, link_share: what of the rates kernels reach.
-        is_cpu: whether expert groups may exchange tokens; see `engine.parallel.experts`.
+        is_cpu: whether the host computes the model too, and whether expert groups may exchange tokens
+            (`engine.parallel.experts`).
         overlap: what of the lesser of computing and reading weights hides behind the other; 1 is the roofline.
     """
 
@@ -66,13 +76,11 @@ class Device:
     attention: float
     near: Link
     far: Link
+    layer_s: float
+    step_s: float
+    sequence_s: float
     devices_per_node: int = 8
-    layer_s: float = 20e-6
-    step_s: float = 1e-3
-    sequence_s: float = 2e-6
-    compute_share: float = 1.0
-    bandwidth_share: float = 1.0
-    link_share: float = 1.0
+    experts: float = 1.0
     overlap: float = 1.0
     kv_bandwidth: float = 0.0
     is_cpu: bool = False
@@ -85,26 +93,26 @@ class Device:
 
     def link(self, num_ranks: int) -> Link:
         """Return the link that a group of neighbouring ranks is bound by."""
-        link = self.near if num_ranks <= self.devices_per_node else self.far
-        return replace(link, bandwidth=link.bandwidth * self.link_share)
+        return self.near if num_ranks <= self.devices_per_node else self.far
 
 
 def _published(
     name: str, memory_gb: float, bandwidth_gb: float, near_gb: float, far_gb: float, **tera: float
 ) -> Device:
-    """Return a GPU: data-sheet rates, assumed shares and latencies."""
+    """Return a GPU, from its data sheet; links' latencies are assumed."""
     return Device(
         name=name,
-        source="published",
+        source="published peaks, of which kernels are taken to reach what they did on one H200",
         memory=memory_gb * GB,
-        bandwidth=bandwidth_gb * GB,
-        compute={dtype: rate * TERA for dtype, rate in tera.items()},
-        attention=tera["bf16"] * TERA,
-        near=Link(start_s=5e-6, hop_s=1e-6, bandwidth=near_gb * GB),
-        far=Link(start_s=10e-6, hop_s=5e-6, bandwidth=far_gb * GB),
-        compute_share=0.6,
-        bandwidth_share=0.75,
-        link_share=0.75,
+        bandwidth=READING * bandwidth_gb * GB,
+        compute={dtype: COMPUTING[dtype] * rate * TERA for dtype, rate in tera.items()},
+        attention=ATTENDING * tera["bf16"] * TERA,
+        near=Link(start_s=5e-6, hop_s=1e-6, bandwidth=LINKS * near_gb * GB),
+        far=Link(start_s=10e-6, hop_s=5e-6, bandwidth=LINKS * far_gb * GB),
+        experts=EXPERTS,
+        layer_s=LAYER_S,
+        step_s=HOST_S,
+        sequence_s=HOST_SEQUENCE_S,
     )
 
 

@@ -166,6 +166,9 @@ def _check(setting: Setting) -> None:
             f"{device.name} has no rate for {types.weights} weights ({types.operands(device)} products); it has rates "
             f"for {', '.join(device.compute)}"
         )
+    longest = setting.model.max_sequence_length
+    if work.prompt + work.output > longest:
+        raise PlanError(f"{work.prompt} tokens in and {work.output} out are more than the model's {longest} positions")
     if work.token_budget <= work.max_num_seqs:
         raise PlanError(
             f"a budget of {work.token_budget} tokens a step leaves nothing for prompts beside {work.max_num_seqs} "
@@ -190,4 +193,5 @@ def _no_room(option: Option) -> str:
         f"{size / GIB:.1f} GiB" for size in (option.step.weight_bytes, option.step.device.memory * MEMORY_SHARE)
     )
     kept = _kept_tokens(option.work, option.step.model)
-    return f"{weights} of weights in {usable} of a device leave {option.kv_tokens:,} tokens; one request keeps {kept:,}"
+    room = f"there is room for {option.kv_tokens:,} tokens, and one request keeps {kept:,}"
+    return f"{weights} of weights in {usable} of a device; {room}"

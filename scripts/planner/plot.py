@@ -22,13 +22,13 @@ def plot_plan(plan: Plan, title: str, path: Path) -> None:
     for option in plan.options:
         rates.plot(CONCURRENCIES, [option.tokens_per_s(each) for each in CONCURRENCIES], label=option.name)
         gaps.plot(CONCURRENCIES, [1000 * option.steady(each).itl_s for each in CONCURRENCIES], label=option.name)
+    for axes, label in ((rates, "output tokens/s"), (gaps, "ms between tokens")):
+        axes.set(xscale="log", yscale="log", xlabel="requests in flight", ylabel=label)
+        axes.grid(visible=True, which="both", alpha=0.2)
     for change in best_changes(plan.options)[1:]:
         for axes in (rates, gaps):
             axes.axvline(change.at, color="grey", linestyle=":", linewidth=1)
         rates.annotate(f" {change.after} from {change.at}", (change.at, rates.get_ylim()[0]), rotation=90, fontsize=8)
-    for axes, label in ((rates, "output tokens/s"), (gaps, "ms between tokens")):
-        axes.set(xscale="log", yscale="log", xlabel="requests in flight", ylabel=label)
-        axes.grid(visible=True, which="both", alpha=0.2)
     gaps.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(title)
     figure.savefig(path, dpi=80)

@@ -18,6 +18,7 @@ from scripts.planner.layouts import Layout, head_shares
 from scripts.planner.work import Work, context_read, count_work, touched_experts
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5625}  # int4 with a scale for each group of 32
+KV_TYPES = ("fp32", "bf16", "fp8", "int8")
 LOGIT_BYTES = 4
 ID_BYTES = 4
 
@@ -62,19 +63,28 @@ class StepLoad:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Seconds of one step, by what they are spent on."""
+    """Seconds of one step, by what they are spent on.
+
+    Attributes:
+        launches: what layers take whatever they compute.
+        host: of the host, for this step.
+        is_ahead: whether it lays out the next step meanwhile, so that only the slower of the two is seen.
+    """
 
     dense: float
     experts: float
     attention: float
     head: float
     exchange: float
-    fixed: float
+    launches: float
+    host: float
+    is_ahead: bool
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.dense + self.experts + self.attention + self.head + self.exchange + self.fixed
+        computing = self.dense + self.experts + self.attention + self.head + self.exchange + self.launches
+        return max(computing, self.host) if self.is_ahead else computing + self.host
 
 
 class StepModel:
@@ -88,7 +98,7 @@ class StepModel:
         self.work: Work = count_work(model)
         self._heads, self._kv_heads = head_shares(model, layout.num_ranks)
         self._link = device.link(layout.num_ranks)
-        self._compute = device.compute[types.operands(device)] * device.compute_share
+        self._compute = device.compute[types.operands(device)]
 
     @property
     def weight_bytes(self) -> float:
@@ -117,19 +127,20 @@ class StepModel:
             attention=work.num_layers * self._attention(load),
             head=self._roofline(load.num_decodes + (load.prefill_tokens > 0), work.head / self.layout.num_ranks),
             exchange=self._exchange(load),
-            fixed=self.device.step_s
-            + work.num_layers * self.device.layer_s
-            + load.num_decodes * self.device.sequence_s,
+            launches=work.num_layers * self.device.layer_s,
+            host=self.device.step_s + load.num_decodes * self.device.sequence_s,
+            is_ahead=self.layout.num_ranks == 1 and not self.device.is_cpu,
         )
 
     @property
     def _num_own_experts(self) -> int:
         return math.ceil(self.work.num_experts / self.layout.ep)
 
-    def _roofline(self, num_rows: float, num_parameters: float, read: float | None = None) -> float:
+    def _roofline(self, num_rows: float, num_parameters: float, read: float | None = None, share: float = 1.0) -> float:
+        """Return the seconds of a product that reads `read` of its parameters and reaches a share of the rate."""
         read_bytes = (num_parameters if read is None else read) * BYTES[self.types.weights]
-        reading = read_bytes / (self.device.bandwidth * self.device.bandwidth_share)
-        computing = 2.0 * num_rows * num_parameters / self._compute
+        reading = read_bytes / self.device.bandwidth
+        computing = 2.0 * num_rows * num_parameters / (self._compute * share)
         shown = (1.0 - self.device.overlap) * min(computing, reading)
         return max(computing, reading) + shown if num_rows else 0.0
 
@@ -146,16 +157,16 @@ class StepModel:
         most_touched = busiest(touched * part, missed, layout.ep)
         expert = work.expert / layout.tp
         rows = min(most_rows, num_tokens * min(own, chosen))
-        return self._roofline(rows, expert, read=min(most_touched, own, touched) * expert)
+        return self._roofline(rows, expert, min(most_touched, own, touched) * expert, self.device.experts)
 
     def _attention(self, load: StepLoad) -> float:
         """Return the seconds of one layer's attention; a decode reads its keys for one row, a chunk for all of its."""
         decoding = load.num_decodes * context_read(load.decode_context, self.model.windows)
         chunk = context_read(load.prefill_context, self.model.windows)
         operations = 4.0 * self.model.num_heads * self._heads * self.model.head_dim
-        computing = operations / (self.device.attention * self.device.compute_share)
+        computing = operations / self.device.attention
         value_bytes = self.work.kv_values * self._kv_heads * BYTES[self.types.kv_cache]
-        reading = value_bytes / (self.device.kv_bandwidth or self.device.bandwidth * self.device.bandwidth_share)
+        reading = value_bytes / (self.device.kv_bandwidth or self.device.bandwidth)
         decode = decoding * max(computing, reading)
         return decode + max(load.prefill_tokens * chunk * computing, chunk * reading)
 
