@@ -60,6 +60,10 @@ class OwnCall:
         """Take the end of the connection."""
         self._end(failure)
 
+    def on_defect(self, failure: Failure) -> None:
+        """Take that the gateway has failed at something that the instance sent."""
+        self._end(failure)
+
     def written(self, size: int) -> None:
         """Nobody waits for these bytes."""
 

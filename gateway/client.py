@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway.call import BadCall, Call, parse_call
 from gateway.exchange import Exchange
-from gateway.link import Hub, Link
+from gateway.link import Hub, Link, end_owner
 from gateway.log import log
 from gateway.patience import Patience
 from gateway.safety.guard import Denied
@@ -79,20 +79,27 @@ class ClientLink(Link):
         super().connection_made(transport)
 
     def handle(self, event: Event) -> None:
-        """Act on one event."""
-        if isinstance(event, DataReceived):
-            if event.stream.owner is not None:
-                event.stream.owner.on_data(event)
-        elif isinstance(event, HeadersReceived):
-            if event.opens:
-                self._open(event)
-            elif event.stream.owner is not None:
-                event.stream.owner.on_end()
-        elif isinstance(event, StreamReset):
-            if event.stream.owner is not None:
-                event.stream.owner.cancel("cancelled")
-        else:
-            self._handle_rare(event)
+        """Act on one event; a defect of ours ends its stream, not the connection."""
+        owner: Exchange | None = None
+        try:
+            if isinstance(event, DataReceived):
+                owner = event.stream.owner
+                if owner is not None:
+                    owner.on_data(event)
+            elif isinstance(event, HeadersReceived):
+                owner = event.stream.owner
+                if event.opens:
+                    self._open(event)
+                elif owner is not None:
+                    owner.on_end()
+            elif isinstance(event, StreamReset):
+                owner = event.stream.owner
+                if owner is not None:
+                    owner.cancel("cancelled")
+            else:
+                self._handle_rare(event)
+        except Exception as error:  # noqa: BLE001 - whatever it is, other streams are not to end of it
+            self.contain(event, owner, error)
 
     def _handle_rare(self, event: PingAnswered | ConnectionFailed | GoAwayReceived) -> None:
         match event:
@@ -191,7 +198,10 @@ class ClientLink(Link):
 
     def _cancel_all(self, reason: str) -> None:
         for exchange in list(self.exchanges):
-            exchange.cancel(reason)
+            try:
+                exchange.cancel(reason)
+            except Exception as error:  # noqa: BLE001 - a defect of ours at one stream keeps no other open
+                end_owner(exchange, error)
 
     def _drain_streams(self) -> None:
         self._told = True

@@ -14,7 +14,9 @@ import itertools
 import random
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
@@ -33,6 +35,7 @@ from gateway.safety.guard import Guard
 from gateway.status import Code, Failure
 from gateway.tape import NotResumable, Tape
 from gateway.wire.faults import ErrorCode
+from gateway.wire.stream import CLOSED
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig
@@ -108,13 +111,24 @@ class Dispatcher:
             self._metrics.aborts.labels(instance.name).inc()
             send_abort(instance, request.copy_key, repeat=was_sent)
 
-    def cut_short(self, request: Request) -> None:
-        """Conclude a request of whose answer nothing more may follow."""
-        instance = request.instance
-        self._conclude(request, "filtered", ErrorCode.CANCEL)
-        request.exchange.succeeded(request, ())
+    def cut_short(self, request: Request, failure: Failure | None = None) -> None:
+        """Conclude a request of whose answer nothing more may follow, for the client as if it were whole or failed."""
+        instance, stream = request.instance, request.stream
+        code = None if stream is None or stream.state is CLOSED else ErrorCode.CANCEL
+        if failure is None:
+            self._conclude(request, "filtered", code)
+            request.exchange.succeeded(request, ())
+        else:
+            self._fail(request, failure, code)
         if instance is not None:
             send_abort(instance, request.copy_key, repeat=False)
+
+    def when_judged(self, request: Request, then: Callable[[], None]) -> None:
+        """Do something behind all of a request's answer: at once, where no judge has a say."""
+        if request.screen is None or request.screen.hearing is None:
+            then()
+        else:
+            request.screen.hearing.conclude(then)
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
@@ -142,6 +156,12 @@ class Dispatcher:
         """Conclude a request that its instance finished well; `code` resets what is left of its stream."""
         if request.instance is not None:
             request.instance.endpoint.answered()
+        if request.screen is None:  # as most are
+            self._finish(request, trailers, code)
+        else:
+            self.when_judged(request, partial(self._finish, request, trailers, code))
+
+    def _finish(self, request: Request, trailers: Headers, code: int | None) -> None:
         self._conclude(request, "ok", code)
         request.exchange.succeeded(request, trailers)
 
@@ -288,6 +308,8 @@ class Dispatcher:
         self._hub.flush()
 
     def _ended(self, request: Request, instance: str, outcome: str) -> None:
+        if request.screen is not None and request.screen.hearing is not None:
+            request.screen.hearing.leave()
         self.observation.ended(request, instance, outcome)
         self._metrics.requests.count(request.exchange.call.method, instance, outcome)
         if self._gate is not None:

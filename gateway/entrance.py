@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gateway.content.judging import ask, guarded
 from gateway.content.messages import texts_of_prompt
 from gateway.content.screen import Screening, screen_prompt
-from gateway.log import log
 from gateway.safety.commands import refuse_command
 from gateway.status import Code, Failure
 
@@ -51,7 +51,7 @@ class Entrance:
         elif self._screening is None or self._screening.judge is None:
             self._admit(request)
         else:
-            work = self._hear(request, self._screening.judge)
+            work = guarded(request, self._hear(request, self._screening.judge))
             self._waiting[request] = asyncio.get_running_loop().create_task(work)
 
     def leave(self, request: Request) -> None:
@@ -66,23 +66,13 @@ class Entrance:
         return screen_prompt(self._screening, request) if self._screening is not None else None
 
     async def _hear(self, request: Request, judge: Judge) -> None:
-        failure = await self._verdict(request, judge)
+        verdict = await ask(judge, texts_of_prompt(b"".join(request.kept or ())), self._timeout, "prompt")
         del self._waiting[request]
-        if failure is None:
+        if verdict is None:
             self._admit(request)
+        elif isinstance(verdict, str):
+            message = f"the prompt is blocked by the content rule {verdict}"
+            self._refuse(request, Failure(Code.INVALID_ARGUMENT, message))
         else:
-            self._refuse(request, failure)
+            self._refuse(request, verdict)
         self._flush()
-
-    async def _verdict(self, request: Request, judge: Judge) -> Failure | None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                rule = await judge(texts_of_prompt(b"".join(request.kept or ())))
-        except TimeoutError:
-            return Failure(Code.UNAVAILABLE, f"UNAVAILABLE: the prompt was not judged within {self._timeout:g} s")
-        except Exception as error:  # noqa: BLE001 - the operator's own code: whatever it raises, nothing passes unjudged
-            log("judge_failed", error=repr(error))
-            return Failure(Code.UNAVAILABLE, "UNAVAILABLE: the prompt could not be judged")
-        if rule is None:
-            return None
-        return Failure(Code.INVALID_ARGUMENT, f"the prompt is blocked by the content rule {rule}")

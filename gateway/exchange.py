@@ -95,6 +95,10 @@ class Exchange:
         if not self.ended:
             self._close(reason)
 
+    def on_defect(self, failure: Failure) -> None:
+        """Take that the gateway has failed at something that the client sent."""
+        self.end(failure)
+
     def drain(self) -> None:
         """Finish what is open and take nothing new."""
         self._draining = True

@@ -96,6 +96,13 @@ class Hedge:
         elif self.request.stream is self.stream:
             self.request.on_lost(failure, code)
 
+    def on_defect(self, failure: Failure) -> None:
+        """Take that the gateway has failed at something that the instance sent."""
+        if self.request.hedge is self:
+            self._hedges.lost(self, failure, ErrorCode.INTERNAL_ERROR)
+        else:
+            self.request.on_defect(failure)
+
     def written(self, size: int) -> None:
         """Nobody waits for these bytes."""
 

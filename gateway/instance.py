@@ -19,7 +19,7 @@ from gateway.log import log
 from gateway.metrics import Metrics
 from gateway.status import Code, Failure
 from gateway.tls import client_context
-from gateway.upstream import Pool, Route
+from gateway.upstream import Pool, Route, lose_all
 from gateway.wire.faults import ErrorCode
 
 HEARTBEAT_MODELS = frozenset({"preprocessing", "llm_engine", "postprocessing"})
@@ -113,8 +113,7 @@ class Instance:
     def cut(self, reason: str, is_death: bool = True) -> None:
         """End every stream there at once; `is_death` says whether the instance itself has ended."""
         failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False, is_death=is_death)
-        for owner in self.pool.owners():
-            owner.on_lost(failure, ErrorCode.CANCEL)
+        lose_all(self.pool.streams(), failure, ErrorCode.CANCEL)
         self._hub.flush()
 
     def facts(self) -> dict[str, object]:

@@ -6,12 +6,14 @@ Knows asyncio transports and `wire.Connection`. Does not know what events mean; 
 import asyncio
 import contextlib
 from collections.abc import Collection
-from typing import cast
+from typing import Protocol, cast
 
+from gateway.log import log_defect
 from gateway.patience import Patience, Verdict, Vigil
+from gateway.status import Code, Failure
 from gateway.tls import speaks_http2
 from gateway.wire.connection import Connection
-from gateway.wire.events import Event
+from gateway.wire.events import DataReceived, Event, HeadersReceived, StreamReset
 from gateway.wire.faults import ErrorCode
 from gateway.wire.outbox import Outbox
 
@@ -21,9 +23,17 @@ HIGH_WATER = 256 * 1024  # bytes a transport may hold before what is queued wait
 LINGER_SECONDS = 5.0  # for a peer to take what is left of a connection that is closing
 GOODBYE_SECONDS = 0.5  # the same when the whole gateway ends
 KEEPALIVE = b"\0alive\0\0"
+OWN_DEFECT = "INTERNAL: the gateway itself has failed at this; its log says how"
 
 _buffer = bytearray(READ_BYTES)  # shared: between `get_buffer` and `buffer_updated` nothing else runs
 _view = memoryview(_buffer)
+
+
+class Owner(Protocol):
+    """Who stands behind a stream."""
+
+    def on_defect(self, failure: Failure) -> None:
+        """Take the end of the stream by a defect of the gateway's own."""
 
 
 class Hub:
@@ -47,8 +57,11 @@ class Hub:
             batch = self.dirty.copy()
             self.dirty.clear()
             for outbox in batch:
-                if outbox.sink is not None:
-                    outbox.sink()
+                try:
+                    if outbox.sink is not None:
+                        outbox.sink()
+                except Exception as error:  # noqa: BLE001 - a defect of ours: the others are still to be written
+                    log_defect("write_failed", error)
 
 
 class Link:
@@ -69,6 +82,14 @@ class Link:
     def handle(self, event: Event) -> None:
         """Act on one event."""
         raise NotImplementedError
+
+    def contain(self, event: Event, owner: Owner | None, error: Exception) -> None:
+        """End just the stream of an event at which the gateway itself has failed, and whatever its owner stands for."""
+        if not isinstance(event, HeadersReceived | DataReceived | StreamReset):
+            raise error
+        end_owner(owner, error)
+        event.stream.owner = None
+        self.connection.reset(event.stream, ErrorCode.INTERNAL_ERROR)
 
     def lost(self, error: Exception | None) -> None:
         """Act on the end of the connection."""
@@ -170,9 +191,22 @@ class Link:
         if outbox.released:
             released, outbox.released = outbox.released, []
             for owner, size in released:
-                owner.written(size)
+                try:
+                    owner.written(size)
+                except Exception as error:  # noqa: BLE001 - a defect of ours: the others are still to be told
+                    end_owner(owner, error)
         if outbox.ended:
             self.connection.sweep()
+
+
+def end_owner(owner: Owner | None, error: Exception) -> None:
+    """Write down a defect of the gateway's own, and have whoever it hit end."""
+    log_defect("handler_failed", error, of=type(owner).__name__)
+    try:
+        if owner is not None:
+            owner.on_defect(Failure(Code.INTERNAL, OWN_DEFECT, is_answer=False))
+    except Exception as second:  # noqa: BLE001 - it is in a state that nobody foresaw
+        log_defect("handler_failed", second, of=type(owner).__name__)
 
 
 async def close_links(links: Collection[Link], hub: Hub) -> None:

@@ -11,11 +11,12 @@ Invariants:
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
 from gateway.request_memory import RequestMemory
-from gateway.request_stages import ANSWER, ANSWERING, SEND, SENT, TRANSITIONS, WAITING, Step
+from gateway.request_stages import ANSWER, ANSWERING, DONE, SEND, SENT, TRANSITIONS, WAITING, Step
 from gateway.routing.asked import prefill_weight
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
@@ -212,17 +213,26 @@ class Request(RequestMemory):
                 self._note_answer()
             self.record(pieces)
             if self.screen is not None and self.screen.watches:
-                self.owed += sum([len(piece) for piece, _ in pieces])
-                pieces, count = self.screen.answer(pieces)
-            self.exchange.deliver(self, pieces, count)
-            if not pieces:
-                self.written(0)  # the screen holds a part of a message: the rest is to come
+                self._deliver_screened(self.screen, pieces)
+            else:
+                self.exchange.deliver(self, pieces, count)
             if not is_first:  # many a request has but one answer
                 self._open_lane()
         if self.screen is not None and self.screen.has_cut:
-            self.exchange.dispatcher.cut_short(self)
+            dispatcher = self.exchange.dispatcher
+            dispatcher.when_judged(self, partial(dispatcher.cut_short, self))
         elif self.cutter.stopped_at is not None:
             self.exchange.dispatcher.attempt_failed(self, failure_of_message(self.cutter.stopped_at))
+
+    def _deliver_screened(self, screen: Screen, pieces: list[tuple[bytes, bool]]) -> None:
+        self.owed += sum([len(piece) for piece, _ in pieces])
+        pieces, count = screen.answer(pieces)
+        if not pieces:
+            self.written(0)  # the screen holds a part of a message: the rest is to come
+        elif screen.hearing is not None:
+            screen.hearing.take(pieces, count)
+        else:
+            self.exchange.deliver(self, pieces, count)
 
     def on_reset(self, code: int) -> None:
         """Take the instance's RST_STREAM."""
@@ -232,6 +242,13 @@ class Request(RequestMemory):
     def on_lost(self, failure: Failure, code: int | None = None) -> None:
         """Take the end of the connection, or of the instance."""
         self.exchange.dispatcher.attempt_failed(self, failure, code)
+
+    def on_defect(self, failure: Failure) -> None:
+        """Take that the gateway has failed at something that the instance sent."""
+        if self.stage is DONE:  # its client may not have been told
+            self.exchange.end(failure)
+        else:
+            self.exchange.dispatcher.attempt_failed(self, failure, ErrorCode.INTERNAL_ERROR)
 
     def written(self, size: int) -> None:
         """Give back to the instance what has gone on to the client."""

@@ -62,7 +62,8 @@ class Rounds:
             return
         self._look_at = now + limit / LOOKS_IN_A_STALL
         pools = [instance.pool for instance in self._dispatcher.instances.values()]
-        open_requests = [owner for pool in pools for owner in pool.owners() if isinstance(owner, Request)]
+        owners = [stream.owner for pool in pools for stream in pool.streams()]
+        open_requests = [owner for owner in owners if isinstance(owner, Request)]
         for request in self._silence.stalled(open_requests, limit, now):
             instance = request.instance
             if instance is None:

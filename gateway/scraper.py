@@ -1,25 +1,24 @@
 """Reads instances' metrics ten times a second and asks those in doubt whether they are ready.
 
-Knows HTTP and Prometheus' text as far as needed, and hands reports to instances. Does not judge them.
+Knows Prometheus' text as far as needed, and hands reports to instances. Does not judge them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from typing import TYPE_CHECKING
 
 from gateway.abort import ask_ready
-from gateway.address import split_address
 from gateway.endpoint import Signal
 from gateway.loads import Report
 from gateway.log import log
+from gateway.metrics_page import MetricsPage, ScrapeError
 
 if TYPE_CHECKING:
     from gateway.instance import Instance
 
-READ_TIMEOUT = 1.0
-MAX_REPORT_BYTES = 4 * 2**20
 STALL_SECONDS = 0.5  # a loop that comes round this much late has itself stood still
 WANTED = {
     "llm_waiting_requests": "waiting",
@@ -30,10 +29,6 @@ WANTED = {
 }
 HEARTBEAT = "llm_heartbeat"
 MODEL_LABEL = re.compile(r'\bmodel="([^"]*)"')
-
-
-class ScrapeError(Exception):
-    """A metrics port that did not answer as it should."""
 
 
 def parse_report(text: str) -> Report:
@@ -51,6 +46,8 @@ def parse_report(text: str) -> Report:
             number = float(value)
         except ValueError:
             continue
+        if not math.isfinite(number):
+            continue
         if name == HEARTBEAT:
             model = MODEL_LABEL.search(labels)
             beats[model[1] if model else labels] = number
@@ -67,53 +64,28 @@ def parse_report(text: str) -> Report:
     )
 
 
-async def fetch(address: str) -> str:
-    """Return the metrics text of `host:port`.
-
-    Raises:
-        ScrapeError: it cannot be had.
-    """
-    host, port = split_address(address)
-    try:
-        async with asyncio.timeout(READ_TIMEOUT):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(f"GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
-                answer = await _read_all(reader)
-            finally:
-                writer.close()
-    except (OSError, TimeoutError) as error:
-        raise ScrapeError(f"{address}: {error or 'no answer'}") from error
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if b" 200" not in head.split(b"\r\n", 1)[0]:
-        raise ScrapeError(f"{address}: {head[:80]!r}")
-    return body.decode("utf-8", "replace")
-
-
-async def _read_all(reader: asyncio.StreamReader) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while part := await reader.read(2**16):
-        parts.append(part)
-        size += len(part)
-        if size > MAX_REPORT_BYTES:
-            raise ScrapeError(f"more than {MAX_REPORT_BYTES} bytes of metrics")
-    return b"".join(parts)
-
-
 async def watch(instance: Instance, interval: float) -> None:
     """Keep one instance's report and health current, for ever."""
+    page = None if instance.config.metrics is None else MetricsPage(instance.config.metrics)
+    try:
+        await _watch(instance, interval, page)
+    finally:
+        if page is not None:
+            page.close()
+
+
+async def _watch(instance: Instance, interval: float, page: MetricsPage | None) -> None:
     loop = asyncio.get_running_loop()
     probe = _Probe(instance)
     reported = True
     while True:
-        if instance.config.metrics is None:
+        if page is None:
             await instance.in_doubt.wait()  # before that there is nothing to read and nothing to ask
         began = loop.time()
         probe.ask_if_due(began)
-        if instance.config.metrics is not None:
+        if page is not None:
             try:
-                instance.take_report(parse_report(await fetch(instance.config.metrics)))
+                instance.take_report(parse_report(await page.read()))
                 reported = _note(instance, reported, "")
             except ScrapeError as error:
                 reported = _note(instance, reported, str(error))

@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from gateway.http_server import HttpServer, make_app
 from gateway.instance import Instance
 from gateway.kserve_client import KserveClient
 from gateway.link import Hub, close_links
-from gateway.log import log
+from gateway.log import log, log_defect
 from gateway.metrics import InstanceFacts, Metrics
 from gateway.openai_api import OpenAiApi
 from gateway.plain_answers import PlainAnswers
@@ -294,6 +293,4 @@ def _print_addresses(addresses: dict[str, str]) -> None:
 
 
 def _log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    error = context.get("exception")
-    trace = traceback.format_exception(error) if error is not None else []
-    log("unhandled", message=context.get("message"), error=repr(error), trace="".join(trace))
+    log_defect("unhandled", context.get("exception"), message=context.get("message"))

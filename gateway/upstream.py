@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.address import connect
-from gateway.link import Hub, Link
+from gateway.link import Hub, Link, end_owner
 from gateway.log import log
 from gateway.patience import Patience
 from gateway.status import Code, Failure
@@ -49,6 +49,9 @@ class Caller(Protocol):
 
     def on_lost(self, failure: Failure, code: int | None = None) -> None:
         """Take the end of the connection, or of the instance when the stream is still to be reset with `code`."""
+
+    def on_defect(self, failure: Failure) -> None:
+        """Take the end of the stream by a defect of the gateway's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +95,29 @@ class UpstreamLink(Link):
         return stream
 
     def handle(self, event: Event) -> None:
-        """Act on one event."""
-        if isinstance(event, HeadersReceived):
-            if event.stream.owner is not None:
-                event.stream.owner.on_headers(event)
+        """Act on one event; a defect of ours ends its stream, not the connection that others share."""
+        owner: Caller | None = None
+        try:
+            if isinstance(event, HeadersReceived):
+                owner = event.stream.owner
+                if owner is not None:
+                    owner.on_headers(event)
+                else:
+                    self.connection.release(event.stream)
+            elif isinstance(event, DataReceived):
+                owner = event.stream.owner
+                if owner is not None:
+                    self._on_data(event, owner)
+                else:
+                    self.connection.release(event.stream)
+            elif isinstance(event, StreamReset):
+                owner = event.stream.owner
+                if owner is not None:
+                    owner.on_reset(event.code)
             else:
-                self.connection.release(event.stream)
-        elif isinstance(event, DataReceived):
-            if event.stream.owner is not None:
-                self._on_data(event, event.stream.owner)
-            else:
-                self.connection.release(event.stream)
-        elif isinstance(event, StreamReset):
-            if event.stream.owner is not None:
-                event.stream.owner.on_reset(event.code)
-        else:
-            self._handle_rare(event)
+                self._handle_rare(event)
+        except Exception as error:  # noqa: BLE001 - whatever it is, other streams are not to end of it
+            self.contain(event, owner, error)
 
     def _handle_rare(self, event: GoAwayReceived | ConnectionFailed | PingAnswered) -> None:
         if isinstance(event, GoAwayReceived):
@@ -126,9 +136,7 @@ class UpstreamLink(Link):
         self._gone(self, reason)
         has_reached = self.connection.has_settings  # else no instance had the requests
         failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {reason}", is_answer=False, is_death=has_reached)
-        for stream in list(self.connection.streams.values()):
-            if stream.owner is not None:
-                stream.owner.on_lost(failure)
+        lose_all(self.connection.streams.values(), failure)
 
     def retire(self, reason: str) -> None:
         """Close a connection that nothing has used for a while."""
@@ -162,10 +170,20 @@ class UpstreamLink(Link):
         self.is_draining = True
         self._reason = f"connection closed with GOAWAY {event.code} {event.debug.decode('utf-8', 'replace')}".strip()
         failure = Failure(Code.UNAVAILABLE, f"instance {self.name}: {self._reason}", is_answer=False)
-        for stream in list(self.connection.streams.values()):
-            if stream.stream_id > event.last_stream_id and stream.owner is not None:
-                stream.owner.on_lost(failure, ErrorCode.CANCEL)
+        streams = self.connection.streams.values()
+        lose_all([each for each in streams if each.stream_id > event.last_stream_id], failure, ErrorCode.CANCEL)
         self.check_idle()
+
+
+def lose_all(streams: Iterable[Stream], failure: Failure, code: int | None = None) -> None:
+    """Tell whoever owns these streams that they have ended; a defect at one keeps it from no other."""
+    for stream in list(streams):
+        owner: Caller | None = stream.owner
+        try:
+            if owner is not None:
+                owner.on_lost(failure, code)
+        except Exception as error:  # noqa: BLE001 - as in `UpstreamLink.handle`
+            end_owner(owner, error)
 
 
 class Pool:
@@ -202,10 +220,9 @@ class Pool:
                 self._known_limit = link.connection.peer_max_streams
         return assumed if self._known_limit is None else self._known_limit
 
-    def owners(self) -> list[Caller]:
-        """Return whoever has a stream open."""
-        streams = [stream for link in self.links for stream in link.connection.streams.values()]
-        return [stream.owner for stream in streams if stream.owner is not None]
+    def streams(self) -> list[Stream]:
+        """Return the streams that are open."""
+        return [stream for link in self.links for stream in link.connection.streams.values()]
 
     def watch(self, now: float) -> None:
         """Judge the silence of each connection."""
@@ -226,7 +243,7 @@ class Pool:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await connect(route.address, lambda: link, route.tls, route.server_name)
         except (OSError, TimeoutError) as error:
-            link.fail(f"cannot connect: {error or 'timed out'}")
+            link.fail(f"cannot connect: {str(error) or 'timed out'}")
             self.hub.flush()
 
     def _on_gone(self, link: UpstreamLink, reason: str) -> None:

@@ -39,7 +39,7 @@ class Check(Protocol):
         ...
 
 
-Judge = Callable[[list[str]], Awaitable[str | None]]  # texts of a prompt -> the name of the rule that forbids it
+Judge = Callable[[list[str]], Awaitable[str | None]]  # texts -> the name of the rule that forbids them
 
 
 class RuleCheck:

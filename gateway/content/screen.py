@@ -13,6 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from gateway.content.check import Check, Judge, finds, make_check
+from gateway.content.judging import Hearing, Pieces
 from gateway.content.messages import FILTERED, change_answer, change_prompt, model_of
 from gateway.content.scanner import Scanner
 from gateway.observe.observer import ERROR_TAG
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 MODEL = b"llm"
 MAX_ANSWER_BYTES = 64 * 2**20
-Pieces = list[tuple[bytes, bool]]  # bytes, and whether they end a message
 
 
 class Screening:
@@ -39,11 +39,13 @@ class Screening:
         hook = make_hook() if make_hook is not None else None
         self.check: Check = make_check(config, hook)
         self.judge: Judge | None = getattr(hook, "judge", None)
+        self.answer_judge: Judge | None = getattr(hook, "judge_answer", None)
         self.config = config
-        has_hook = finds(hook)
-        self.checks_prompts = hook is not None or any("prompt" in rule.on for rule in config.rules)
-        self.checks_answers = has_hook or any("output" in rule.on for rule in config.rules)
-        self.hides = has_hook or any("output" in rule.on and rule.action != "flag" for rule in config.rules)
+        has_hook, watches_prompts = finds(hook), self.judge is not None
+        watches_answers = has_hook or self.answer_judge is not None
+        self.checks_prompts = has_hook or watches_prompts or any("prompt" in rule.on for rule in config.rules)
+        self.checks_answers = watches_answers or any("output" in rule.on for rule in config.rules)
+        self.hides = watches_answers or any("output" in rule.on and rule.action != "flag" for rule in config.rules)
 
     def scanner(self, place: Place) -> Scanner:
         """Return a scanner of one text."""
@@ -59,6 +61,8 @@ class Screen:
         self.watches = screening.checks_answers
         self.found: Counter[tuple[str, str, str]] = Counter()  # (rule, action, place)
         self._screening = screening
+        self.hearing: Hearing | None = None  # where answers have a judge
+        self._released: dict[int, list[str]] = {}  # texts of the answer so far, for it, by sequence
         self._scanners: dict[int, Scanner] = {}
         self._reader = MessageReader(MAX_ANSWER_BYTES)
 
@@ -93,6 +97,18 @@ class Screen:
     def _checked(self, body: bytes) -> bytes:
         return body if body[:1] == ERROR_TAG else change_answer(body, self._outputs, self._screening.hides)
 
+    def texts(self) -> list[str]:
+        """Return what the answer says so far: the text of each of its sequences."""
+        return ["".join(parts) for _, parts in sorted(self._released.items())]
+
+    def filtered(self, rule: str, held: Pieces) -> Pieces:
+        """Return what a client gets in the place of held messages that a judge has forbidden."""
+        self.has_cut = True
+        self.found[rule, "block", "output"] += 1
+        bodies = [body for piece, _ in held for _, body in MessageReader(MAX_ANSWER_BYTES).feed(piece)]
+        ended = {"text_output": pack_texts([b""]), "finish_reason": pack_texts([FILTERED])}
+        return [(frame_message(change_answer(bodies[0], lambda outputs: outputs | ended, hides=True)), True)]
+
     def flags(self) -> str:
         """Return what was found, for the journal."""
         return ", ".join(f"{rule} {action} {place} {count}" for (rule, action, place), count in self.found.items())
@@ -108,6 +124,8 @@ class Screen:
         text = b"".join(texts_of(outputs["text_output"])).decode("utf-8", "replace")
         reasons = texts_of(outputs.get("finish_reason", b""))
         released = self._push(scanner, text, final=any(reasons))
+        if self.hearing is not None:
+            self._released.setdefault(index, []).append(released)
         changed = outputs | {"text_output": pack_texts([released.encode()])}
         if not scanner.is_blocked:
             return changed
@@ -123,8 +141,10 @@ class Screen:
 
 def screen_prompt(screening: Screening, request: Request) -> Failure | None:
     """Put a message of a routed stream under the check; return why it may not go on, if so."""
-    request.screen = Screen(screening)
-    screened = request.screen.prompt(b"".join(request.kept or ()))
+    screen = request.screen = Screen(screening)
+    if screening.answer_judge is not None:
+        screen.hearing = Hearing(screening.answer_judge, screening.config.judge_timeout_s, screen, request)
+    screened = screen.prompt(b"".join(request.kept or ()))
     if isinstance(screened, Failure):
         return screened
     request.kept = [screened]

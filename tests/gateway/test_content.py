@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import openai
 import pytest
 import yaml
@@ -191,9 +192,9 @@ def spell(service: Any, asked: Any, context: Any) -> Iterator[Any]:
 def start(tmp_path: Path) -> Iterator[Start]:
     ended: list[tuple[GatewayProcess, Backend]] = []
 
-    def run(*rules: dict[str, Any]) -> tuple[GatewayProcess, Backend]:
+    def run(*rules: dict[str, Any], **content: object) -> tuple[GatewayProcess, Backend]:
         config = tmp_path / "gateway.yaml"
-        config.write_text(yaml.safe_dump({"safety": {"content": {"rules": list(rules)}}}))
+        config.write_text(yaml.safe_dump({"safety": {"content": {"rules": list(rules)} | content}}))
         backend = Backend("a")
         gateway = GatewayProcess(backend.flag, flags=("--config", str(config)))
         ended.append((gateway, backend))
@@ -250,6 +251,68 @@ def test_a_long_checked_answer_flows_on_in_small_and_in_large_messages(start: St
         stream.send(pb.ModelInferRequest.FromString(encode(text_input=text)))
         parts = [item.infer_response.raw_output_contents[0][4:] for item in stream.rest()]
     assert b"".join(parts) == text.encode()
+
+
+class FragileCheck(LoudCheck):
+    """A hook that breaks."""
+
+    def find(self, text: str, place: str) -> list[Finding]:
+        if text.startswith(f"break the {place}"):
+            raise RuntimeError("a defect")
+        return []
+
+
+@pytest.mark.parametrize("place", ["prompt", "output"])
+def test_a_defect_ends_one_stream_and_no_other_on_its_connections(start: Start, place: str) -> None:
+    gateway, _ = start(hook="tests.gateway.test_content:FragileCheck")
+    with Client(gateway.url) as client:
+        other, broken = client.stream(), client.stream()
+        other.send(pb.ModelInferRequest.FromString(encode(text_input="hang")))
+        other.read()
+        broken.send(pb.ModelInferRequest.FromString(encode(text_input=f"break the {place}")))
+        try:
+            assert "its log says how" in broken.rest()[-1].error_message
+        except grpc.RpcError as error:
+            assert "its log says how" in str(error)
+        other.send(pb.ModelInferRequest.FromString(encode(text_input="on it goes")))
+        texts = [other.read().infer_response.raw_output_contents[0][4:] for _ in range(3)]
+        assert b"on " in b"".join(texts)
+        other.cancel()
+    assert gateway.metric("gateway_resumes_total") == gateway.metric("gateway_retries_total") == 0
+
+
+class AnswerModerator:
+    """A hook that waits for a verdict on answers: `bad` is forbidden, `broken` breaks it, `slow` takes for ever."""
+
+    async def judge_answer(self, texts: list[str]) -> str | None:
+        return await Moderator().judge(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "passes", "error"),
+    [
+        ("all is well. " * 400, "all is well. " * 400, ""),
+        ("hang on, all is bad", "hang on, all is ", ""),
+        ("this is broken ", "this is ", "UNAVAILABLE: the answer could not be judged"),
+        ("this is slow", "this is ", "UNAVAILABLE: the answer was not judged within 0.5 s"),
+    ],
+)
+def test_an_asynchronous_hook_judges_answers_before_they_pass(start: Start, text: str, passes: str, error: str) -> None:
+    hook = "tests.gateway.test_content:AnswerModerator"
+    gateway, backend = start(hook=hook, judge_timeout_s=0.5 if "slow" in text else 60)
+    with Client(gateway.url) as client:
+        stream = client.stream()
+        stream.send(pb.ModelInferRequest.FromString(encode(text_input=text)))
+        answers = stream.rest()
+    said = b"".join(item.infer_response.raw_output_contents[0][4:] for item in answers if not item.error_message)
+    assert passes.startswith(said.decode())
+    assert [item.error_message for item in answers if item.error_message] == ([error] if error else [])
+    if not error and "bad" not in text:
+        assert said.decode() == text
+    elif not error:
+        assert answers[-1].infer_response.raw_output_contents[1] == b"\x0e\0\0\0content_filter"
+        assert gateway.metric('gateway_content_findings_total{action="block",place="output",rule="moderation"}') == 1
+        assert backend.wait_for(lambda: len(backend.aborted) == 1)
 
 
 class Moderator:
