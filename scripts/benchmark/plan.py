@@ -19,9 +19,8 @@ from scripts.benchmark.steps import NUM_STEPS, Clock, clock_for, decode_seconds,
 from scripts.planner.devices import Device
 from scripts.planner.layouts import Layout
 from scripts.planner.load import Workload, steady
-from scripts.planner.step import StepLoad, StepModel, Types
+from scripts.planner.step import StepLoad, StepModel, Types, stored_type
 
-FP32 = Types("fp32", "fp32")
 SEED = 1
 MEASURED, PREDICTED = ": measured", ": predicted"
 
@@ -49,7 +48,8 @@ def run(
         f"{lengths[0]} tokens in, {lengths[1]} out on average, greedy, fp32; rates {device.source}",
     )
     layout = Layout(1, config.tensor_parallel, config.expert_parallel)
-    step = StepModel(ModelConfig.from_dir(config.model), device, layout, FP32)
+    model = ModelConfig.from_dir(config.model)
+    step = StepModel(model, device, layout, Types(stored_type(model, device), "fp32"))
     task = progress.add_task("plan", total=2 * repeats)
     is_alone = config.parallel.num_ranks == 1
     clock = clock_for(config.num_threads) if is_alone else time.perf_counter  # which counts waiting for other ranks

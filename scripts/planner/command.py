@@ -13,12 +13,11 @@ from rich.console import Console
 
 from engine.errors import ModelError
 from engine.models.config import ModelConfig
-from engine.quantization.config import MXFP4
 from scripts.planner.devices import PUBLISHED, Device, PlanError, find_device
 from scripts.planner.load import Workload
 from scripts.planner.plan import GIB, Plan, Setting, best_changes, make_plan
 from scripts.planner.plot import plot_plan
-from scripts.planner.step import BYTES, KV_TYPES, Types
+from scripts.planner.step import BYTES, KV_TYPES, Types, stored_type
 from scripts.planner.tables import METRICS, change_lines, document, layout_table, metric_table, refused_lines
 
 MAX_DEVICES = 1024
@@ -36,7 +35,7 @@ def plan(
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of a prompt.")] = 512,
     output: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
     weights: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(BYTES)}. Default: the checkpoint's; fp32 on CPUs.")
+        str | None, typer.Option(help=f"One of {', '.join(BYTES)}. Default: the checkpoint's, as the engine keeps it.")
     ] = None,
     kv_cache: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(KV_TYPES)}. Default: bf16, fp32 on CPUs.")
@@ -86,21 +85,12 @@ def _read_model(path: Path) -> ModelConfig:
 
 
 def _types(model: ModelConfig, device: Device, weights: str | None, kv_cache: str | None) -> Types:
-    chosen = weights or _stored(model, device)
+    chosen = weights or stored_type(model, device)
     types = Types(chosen, kv_cache or ("fp32" if device.default_weights == "fp32" else "bf16"))
     for what, name, known in (("weights", types.weights, BYTES), ("keys and values", types.kv_cache, KV_TYPES)):
         if name not in known:
             raise PlanError(f"{what} cannot be of type {name!r}: give one of {', '.join(known)}")
     return types
-
-
-def _stored(model: ModelConfig, device: Device) -> str:
-    """Return the type that a checkpoint's weights stay in on that device."""
-    quantization = model.quantization
-    if quantization is None or quantization.method == MXFP4 or device.is_cpu:
-        return device.default_weights
-    stored = quantization.formats[0][1]
-    return f"int{stored.bits}" if stored.layout != "float" else "fp8"
 
 
 def _show(made: Plan, title: str) -> None:

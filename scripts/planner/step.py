@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from engine.models.config import ModelConfig
 from engine.parallel.exchange_rule import prefers_exchange
+from engine.quantization.config import MXFP4
 from scripts.planner import collectives
 from scripts.planner.devices import Device
 from scripts.planner.layouts import Layout, head_shares
@@ -37,6 +38,17 @@ class Types:
     def operands(self, device: Device) -> str:
         """The type that products are computed in: the weights' where the device has it, else that in between."""
         return self.weights if self.weights in device.compute else self.activations(device)
+
+
+def stored_type(model: ModelConfig, device: Device) -> str:
+    """Return the type that a checkpoint's weights stay in on that device; CPUs compute in fp32 whatever it is."""
+    quantization = model.quantization
+    if device.is_cpu:
+        return "bf16" if model.dtype == "bfloat16" and quantization is None else "fp32"
+    if quantization is None or quantization.method == MXFP4:
+        return device.default_weights
+    stored = quantization.formats[0][1]
+    return "fp8" if stored.layout == "float" else f"int{stored.bits}"
 
 
 @dataclass(frozen=True, slots=True)

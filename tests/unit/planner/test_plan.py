@@ -13,7 +13,7 @@ from scripts.planner.command import app
 from scripts.planner.devices import PUBLISHED, PlanError
 from scripts.planner.load import Workload
 from scripts.planner.plan import Setting, best_changes, make_plan, thresholds
-from scripts.planner.step import Types
+from scripts.planner.step import Types, stored_type
 
 MIXTRAL = ROOT / "docs" / "plans" / "mixtral-8x7b"
 SETTING = Setting(
@@ -118,6 +118,14 @@ def test_weights_are_of_the_checkpoints_type(tmp_path: Path, method: dict[str, o
     code, text = run("--model", str(tmp_path), "--count", "8")
     assert code == 0, text
     assert f"{weights} weights" in text
+
+
+def test_a_cpu_keeps_weights_of_16_bits_and_computes_in_32() -> None:
+    cpu = replace(PUBLISHED["H100"], compute={"fp32": 1e11}, is_cpu=True)
+    model = ModelConfig.from_dir(DEFAULT_MODEL)
+    types = Types(stored_type(model, cpu), "fp32")
+    assert (types.weights, types.activations(cpu), types.operands(cpu)) == ("bf16", "fp32", "fp32")
+    assert stored_type(replace(model, dtype="float32"), cpu) == "fp32"
 
 
 @pytest.mark.parametrize(
