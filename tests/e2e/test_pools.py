@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 THRESHOLD = 4
 NUM_CLIENTS = 10
 MAX_TOKENS = 24
+PAUSE_SECONDS = 0.05  # between looks at other processes, which have no event to wait for
 POOLS = f"""
 pools:
 - {{name: wide, tp: 2, threads: 1, options: {{kv_cache_gib: 0.25}}}}
@@ -99,6 +100,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + RECOVERY_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not come about"
+        time.sleep(PAUSE_SECONDS)
 
 
 def served(cluster: Cluster) -> dict[str, float]:
