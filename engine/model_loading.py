@@ -31,6 +31,7 @@ from engine.quantization.loading import (
 )
 from engine.quantization.slots import find_parts
 from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
+from engine.weights.stored_types import keep_stored_types
 from kernels.cpu_memory import returning
 
 
@@ -76,16 +77,17 @@ def _load_part(
     scheme, device = _scheme(config, model_config), placement.device
     model = lay_out(model_config, device, placement.dtype)
     cuts = shard(model, member.place, member.placements)
-    stored = StoredWeights({}, set())
+    stored, entries = StoredWeights({}, set()), read_all_entries(config.model)
     if model_config.quantization is not None:
         parts, dropped = cuts.parts()
-        entries = read_all_entries(config.model)
         stored = read_as_stored(model, parts, model_config.quantization, entries, device, unwanted=dropped)
+    if device.type == "cpu":
+        keep_stored_types(model, cuts.pieces(model), entries)
     model.materialize(device, num_positions).eval()
     views = {name: view for name, view in cuts.pieces(model).items() if name not in stored.names}
     load_weights(config.model, views | stored.sinks, _passed_over(model, model_config))
     if scheme is not None:
-        round_loaded(model, scheme, device)
+        round_loaded(model, scheme, placement)
     if device.type != "cpu":
         stack_experts(model)
         stream_linears(model)
@@ -102,16 +104,17 @@ def _load_whole(
     targets = find_targets(model, views) if config.adapters is not None else {}
     parts = find_parts(model, views)
     sinks: dict[str, Sink] = {}
-    is_quantized = model_config.quantization is not None
-    entries = read_all_entries(config.model) if is_quantized else {}
+    entries = read_all_entries(config.model)
     if scheme is not None:
         sinks = round_on_load(model, parts, scheme, entries, device)
     elif model_config.quantization is not None:
         sinks = read_as_stored(model, parts, model_config.quantization, entries, device).sinks
+    if device.type == "cpu":
+        keep_stored_types(model, model.weight_views(), entries)
     model.materialize(device, num_positions).eval()
     load_weights(config.model, model.weight_views() | sinks, _passed_over(model, model_config))
     if scheme is not None:
-        round_tied_head(model, scheme, device)
+        round_tied_head(model, scheme, placement)
     if device.type != "cpu":
         stack_experts(model)
         stream_linears(model)

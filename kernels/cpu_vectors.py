@@ -24,7 +24,9 @@ from numba.extending import intrinsic
 from kernels.cpu_target import has
 
 INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOAT_BYTES, SHORT_BYTES = 4, 2  # of a weight in fp32, and in bf16
+HALF = ir.HalfType()
+FLOAT_BYTES, SHORT_BYTES = 4, 2  # of a number in fp32, and in bf16 or fp16
+FLOATS, BFLOATS, HALVES = 0, 1, 2  # kinds of weights: of numbers in fp32, bf16 and fp16
 UPPER_HALF = 0xFFFF0000  # of 32 bits
 FUSED = ("contract",)
 
@@ -43,7 +45,7 @@ def _register_shape() -> tuple[int, int, int]:
 
 LANES, VECTORS, TILE_ROWS = _register_shape()
 COLUMNS = LANES * VECTORS  # of a panel
-VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
+VECTOR, WORDS, HALF_VECTOR = (ir.VectorType(kind, LANES) for kind in (FLOAT, INT32, HALF))
 
 
 def at(builder: Any, address: Any, index: Any, size: int, kind: ir.Type) -> Any:
@@ -106,9 +108,20 @@ def multiply_tile(_context, num_rows, x, x_stride, weights, depth, start, start_
 
 
 @emitted
-def multiply_short_tile(_context, num_rows, x, x_stride, weights, depth, start, start_stride, out, out_stride):
+def multiply_bfloat_tile(_context, num_rows, x, x_stride, weights, depth, start, start_stride, out, out_stride):
     """Compute the same from a panel in bf16: of a row, word c holds column c below and column c + LANES above."""
-    return types.void(*[types.int64] * 9), _tile_generator(_load_shorts)
+    return types.void(*[types.int64] * 9), _tile_generator(_load_bfloats)
+
+
+@emitted
+def multiply_half_tile(_context, num_rows, x, x_stride, weights, depth, start, start_stride, out, out_stride):
+    """Compute the same from a panel in fp16, columns in order; only where `has_halves`."""
+    return types.void(*[types.int64] * 9), _tile_generator(_load_halves)
+
+
+def has_halves() -> bool:
+    """Whether the CPU widens vectors of fp16."""
+    return has("f16c") and has("avx2", "fma")
 
 
 def _tile_generator(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,12 +140,19 @@ def _load_floats(builder: Any, weights: Any, k: Any) -> list[Any]:
     return [builder.load(place, align=LANES * FLOAT_BYTES) for place in places]
 
 
-def _load_shorts(builder: Any, weights: Any, k: Any) -> list[Any]:
+def _load_bfloats(builder: Any, weights: Any, k: Any) -> list[Any]:
     """Return row k of a panel in bf16 as two vectors in fp32, whose upper halves bf16 numbers are."""
     words = builder.load(at(builder, weights, k, COLUMNS * SHORT_BYTES, WORDS), align=LANES * FLOAT_BYTES)
     lower = builder.shl(words, ir.Constant(WORDS, [16] * LANES))
     upper = builder.and_(words, ir.Constant(WORDS, [UPPER_HALF] * LANES))
     return [builder.bitcast(half, VECTOR) for half in (lower, upper)]
+
+
+def _load_halves(builder: Any, weights: Any, k: Any) -> list[Any]:
+    """Return row k of a panel in fp16 as vectors in fp32."""
+    row = builder.ptrtoint(at(builder, weights, k, COLUMNS * SHORT_BYTES, HALF), INT64)
+    places = [at(builder, row, vector * LANES, SHORT_BYTES, HALF_VECTOR) for vector in range(VECTORS)]
+    return [builder.fpext(builder.load(place, align=LANES * SHORT_BYTES), VECTOR) for place in places]
 
 
 def _emit_tile(builder: Any, num_rows: int, args: list[Any], load: Callable[..., Any]) -> None:

@@ -53,9 +53,23 @@ class PackedEmbedding(nn.Module):
         return self.lookup(token_ids, self.packed)
 
 
-def pack_linears(model: nn.Module) -> None:
-    """Replace every linear layer of a loaded CPU model that has a packed form, and an embedding that shares its weight.
+class WideningEmbedding(nn.Module):
+    """An embedding whose table is of 16 bits, for a model that computes in fp32."""
 
+    def __init__(self, weight: torch.Tensor) -> None:
+        """Take the table, [V, C]."""
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Map [T] to [T, C] fp32."""
+        return self.weight[token_ids].float()
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Replace every linear layer of a loaded CPU model that has a packed form, and embeddings.
+
+    An embedding that shares a packed weight reads its rows there; a table of 16 bits gets a module that widens them.
     A plain weight's memory is given back while it is packed: weights are held once, and nothing else may hold them.
     """
     memory = WeightMemory()
@@ -68,8 +82,12 @@ def pack_linears(model: nn.Module) -> None:
             continue
         setattr(parent, name, layer)
         if isinstance(child, nn.Linear) and id(child.weight) in embeddings:
-            owner, place = embeddings[id(child.weight)]
+            owner, place = embeddings.pop(id(child.weight))
             setattr(owner, place, PackedEmbedding(layer.packed))
+    for owner, place in embeddings.values():
+        table = owner.get_submodule(place).get_parameter("weight")
+        if table.dtype != torch.float32:
+            setattr(owner, place, WideningEmbedding(table))
 
 
 def _packed(module: nn.Module, memory: WeightMemory) -> PackedLinear | None:

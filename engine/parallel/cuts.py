@@ -109,7 +109,6 @@ class Cuts:
         local = getattr(model.get_submodule(self._paths[id(kept.module)]), kept.name, None)
         if local is None:
             return []
-        local = local.detach()
         is_turned = view.ndim == 2 and view.stride() != full.stride() and view.shape == full.shape[::-1]
         dim = 1 - kept.dim if is_turned else kept.dim
         local = local.t() if is_turned else local

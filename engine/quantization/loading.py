@@ -3,7 +3,7 @@
 Knows which layers are meant. Does not know how formats pack numbers or how files are read. The functions here are
 passes over a model that is laid out and has no memory yet: they put a slot in each such layer's place and return what
 takes the checkpoint's tensors for it. A model in memory is never twice there: beyond it loading needs one projection's
-tensors, and 2 MiB of plain weights where they are rounded row by row (all schemes but `fp8:tensor` and `fp8:block`).
+tensors, and some MiB of plain weights where they are rounded row by row (all schemes but `fp8:tensor` and `fp8:block`).
 """
 
 import logging
@@ -16,6 +16,7 @@ from torch import nn
 
 from engine.errors import WeightMismatch
 from engine.models.decoder import HEAD
+from engine.placement import Placement
 from engine.quantization.awq import AwqLayout
 from engine.quantization.compressed_tensors import IntLayout, PackedLayout
 from engine.quantization.config import CheckpointQuantization, LoadScheme, WeightFormat
@@ -24,17 +25,15 @@ from engine.quantization.gptq import GptqLayout
 from engine.quantization.layout import Layout, PlainLayout
 from engine.quantization.mxfp4 import Mxfp4Layout
 from engine.quantization.quantized_linear import make_linear
-from engine.quantization.schemes import Quantizer, make_quantizer
+from engine.quantization.schemes import Quantizer, make_quantizer, round_pieces
 from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, ZeroSink
 from engine.quantization.slots import Part, Slot, SlotFiller, replace_module
-from engine.quantization.weights import stack_rows
 from engine.weights.safetensors_file import TensorEntry
 from engine.weights.safetensors_loader import Sink
 
 logger = logging.getLogger(__name__)
 
 STAY_PLAIN = ("router", "shared_gate")  # a few outputs that decide much
-ROUNDED_VALUES = 2**19  # of a loaded weight that are rounded at once: 2 MiB in fp32, as in the pieces of a file
 SCALE_NAMES = ("weight_scale_inv", "weight_scale")
 UNREAD = (".input_scale", ".output_scale", ".input_zero_point", ".k_scale", ".v_scale", ".kv_scale")
 QUANTIZED_TYPES = ("I8", "F8_E4M3")
@@ -86,13 +85,13 @@ def round_on_load(
     return sinks
 
 
-def round_tied_head(model: nn.Module, scheme: LoadScheme, device: torch.device) -> None:
+def round_tied_head(model: nn.Module, scheme: LoadScheme, placement: Placement) -> None:
     """Round the output matrix of a loaded model that shares it with its embedding, which stays as it is."""
     if scheme.quantizes_head and type(model.get_submodule(HEAD)) is nn.Linear:
-        _round_linear(model, HEAD, make_quantizer(scheme), device)
+        _round_linear(model, HEAD, make_quantizer(scheme), placement)
 
 
-def round_loaded(model: nn.Module, scheme: LoadScheme, device: torch.device) -> None:
+def round_loaded(model: nn.Module, scheme: LoadScheme, placement: Placement) -> None:
     """Round the linear layers of a loaded model, one at a time: of a rank's part, whose shapes only that rank knows.
 
     Where a rank has some of a layer's inputs, scales are for those alone, and so finer than a whole row's.
@@ -101,7 +100,7 @@ def round_loaded(model: nn.Module, scheme: LoadScheme, device: torch.device) -> 
     paths = [path for path, module in model.named_modules() if type(module) is nn.Linear]
     for path in paths:
         if _is_rounded(path, scheme):
-            _round_linear(model, path, quantizer, device)
+            _round_linear(model, path, quantizer, placement)
 
 
 def read_as_stored(
@@ -155,17 +154,12 @@ def is_unread(name: str) -> bool:
     return name.endswith(UNREAD)
 
 
-def _round_linear(model: nn.Module, path: str, quantizer: Quantizer, device: torch.device) -> None:
+def _round_linear(model: nn.Module, path: str, quantizer: Quantizer, placement: Placement) -> None:
     linear = model.get_submodule(path)
     assert isinstance(linear, nn.Linear)
     weight = linear.weight.detach()
-    if quantizer.is_row_wise:
-        pieces = weight.split(max(1, ROUNDED_VALUES // weight.shape[1]))
-        parts = (quantizer.quantize(rows.float()) for rows in pieces)
-        rounded = stack_rows(len(weight), parts)
-    else:
-        rounded = quantizer.quantize(weight.float())
-    replace_module(model, path, make_linear(rounded, linear.bias, device, weight.dtype))
+    rounded = round_pieces(quantizer, len(weight), [weight])
+    replace_module(model, path, make_linear(rounded, linear.bias, placement.device, placement.dtype))
 
 
 def _is_rounded(path: str, scheme: LoadScheme) -> bool:

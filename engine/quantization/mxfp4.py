@@ -47,4 +47,5 @@ class Mxfp4Layout:
         numbers = PAIRS.index_select(0, tensors["blocks"].flatten().int()).view(*exponents.shape, GROUP)
         scales = torch.ldexp(torch.ones(exponents.shape), exponents.int() - EXPONENT_BIAS)
         first = cut.inputs.start % GROUP
-        return PartWeight(numbers.mul_(scales.unsqueeze(-1)).flatten(1)[:, first : first + len(cut.inputs)])
+        weight = numbers.mul_(scales.unsqueeze(-1)).bfloat16()  # exact: two bits and a sign, and fp32's exponents
+        return PartWeight(weight.flatten(1)[:, first : first + len(cut.inputs)])

@@ -33,8 +33,10 @@ class QuantizedLinear(nn.Module):
 
 
 def make_linear(part: PartWeight, bias: torch.Tensor | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Return a layer with this weight and bias; `dtype` is that of plain weights."""
+    """Return a layer with this weight and bias; `dtype` is that of plain weights, but for those of 16 bits on a CPU."""
     part = part.to(device)
+    if device.type == "cpu" and isinstance(part.weight, torch.Tensor) and part.order is None:
+        return _plain_linear(part.weight, bias)
     if part.is_plain or (device.type == "cpu" and part.scheme not in CPU_SCHEMES):
         return _plain_linear(part.dequantize().to(dtype), bias)
     return QuantizedLinear(part, bias, device)

@@ -6,16 +6,18 @@ Sources: W8A8 with scales found as rows come, ZeroQuant (arXiv 2206.01861); e4m3
 blocks, DeepSeek-V3 (arXiv 2412.19437); groups of 4-bit weights, GPTQ (arXiv 2210.17323), section 4.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 
 from engine.quantization.config import LoadScheme
-from engine.quantization.weights import PartWeight
+from engine.quantization.weights import PartWeight, stack_rows
 from kernels.quantized_linear import Float8Weight, Int4Weight, Int8Weight
 
 BLOCK = 128
 SMALLEST_GROUP = 8
+ROUNDED_VALUES = 2**17  # that are rounded at once: half a megabyte in fp32, of which rounding takes a few
 
 
 class Quantizer(Protocol):
@@ -29,6 +31,17 @@ class Quantizer(Protocol):
     def quantize(self, weight: torch.Tensor) -> PartWeight:
         """Round a weight [O, C]; one that the scheme cannot hold stays plain."""
         ...
+
+
+def round_pieces(quantizer: Quantizer, num_rows: int, pieces: Iterable[torch.Tensor]) -> PartWeight:
+    """Round a weight [O, C] that comes in pieces, [n, C], of which each is valid until the next one.
+
+    Beyond the result there are never more than a few times ROUNDED_VALUES numbers where the scheme is row-wise.
+    """
+    if not quantizer.is_row_wise:
+        return quantizer.quantize(torch.cat([piece.to(torch.float32, copy=True) for piece in pieces]))
+    runs = (rows for piece in pieces for rows in piece.split(max(1, ROUNDED_VALUES // piece.shape[1])))
+    return stack_rows(num_rows, (quantizer.quantize(rows.float()) for rows in runs))
 
 
 class Int8Quantizer:

@@ -9,9 +9,9 @@ import torch
 
 from engine.errors import WeightMismatch
 from engine.quantization.layout import FLOAT_TYPES, Expected, Layout
-from engine.quantization.schemes import Quantizer
+from engine.quantization.schemes import Quantizer, round_pieces
 from engine.quantization.slots import Part, Slot, SlotFiller
-from engine.quantization.weights import PartWeight, stack_rows
+from engine.quantization.weights import PartWeight
 from engine.weights.safetensors_loader import StoredTensor
 
 
@@ -27,11 +27,7 @@ class RoundingSink:
 
     def take(self, tensor: StoredTensor) -> None:
         """Round the tensor and hand it to the slot."""
-        if self._quantizer.is_row_wise:
-            parts = (self._quantizer.quantize(piece.float()) for _, piece in tensor.read())
-            rounded = stack_rows(self._part.cut.shape[0], parts)
-        else:
-            rounded = self._quantizer.quantize(torch.cat([piece.float().clone() for _, piece in tensor.read()]))
+        rounded = round_pieces(self._quantizer, self._part.cut.shape[0], (piece for _, piece in tensor.read()))
         self._filler.fill(self._slot, self._part, rounded)
 
 

@@ -31,14 +31,14 @@ def gated_mlp_cpu(
     _kernel(
         *rows,
         gate_up.panels.data_ptr(),
-        gate_up.panels.itemsize,
+        gate_up.kind,
         gate_up.bias.data_ptr(),
         hidden.data_ptr(),
         KINDS[activation],
         down.in_features,
         active.data_ptr(),
         down.panels.data_ptr(),
-        down.panels.itemsize,
+        down.kind,
         down.bias.data_ptr(),
         down.out_features,
         out.data_ptr(),
@@ -74,14 +74,14 @@ def _kernel(
     normed: int,
     normed_stride: int,
     gate_up: int,
-    gate_up_bytes: int,
+    gate_up_kind: int,
     gate_up_bias: int,
     hidden: int,
     activation: int,
     inner: int,
     active: int,
     down: int,
-    down_bytes: int,
+    down_kind: int,
     down_bias: int,
     out_width: int,
     out: int,
@@ -93,8 +93,8 @@ def _kernel(
         if has_norm:
             normalize(member, 0, num_rows, x, x_stride, norm_weight, width, eps, offset, normed)
         multiply(
-            member, 1, num_rows, normed, normed_stride, gate_up, gate_up_bytes, width, 2 * inner, gate_up_bias, 0,
+            member, 1, num_rows, normed, normed_stride, gate_up, gate_up_kind, width, 2 * inner, gate_up_bias, 0,
             hidden, 2 * inner,
         )  # fmt: skip
         _activate(member, 2, num_rows, activation, hidden, inner, active)
-        multiply(member, 3, num_rows, active, inner, down, down_bytes, inner, out_width, down_bias, 0, out, out_width)
+        multiply(member, 3, num_rows, active, inner, down, down_kind, inner, out_width, down_bias, 0, out, out_width)

@@ -45,7 +45,7 @@ def pack_int8(
     num_panels, num_groups = -(-out_features // COLUMNS), -(-depth // GROUP)
     panels = (aligned if memory is None else memory.take)(num_panels, num_groups, COLUMNS, GROUP, dtype=torch.int8)
     corrections = torch.empty(out_features, dtype=torch.int32)
-    step = max(1, RELEASED_AT_ONCE // (COLUMNS * depth))
+    step = max(1, RELEASED_AT_ONCE // (COLUMNS * depth * torch.int32.itemsize))  # what `sum` makes of them
     for first in range(0, num_panels, step):
         rows = values[first * COLUMNS : (first + step) * COLUMNS]
         part = panels[first : first + step]

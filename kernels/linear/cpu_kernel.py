@@ -28,7 +28,7 @@ def linear_cpu(x: torch.Tensor, weight: PackedWeight, norm: Norm | None = None) 
     _kernel(
         *rows,
         weight.panels.data_ptr(),
-        weight.panels.itemsize,
+        weight.kind,
         weight.out_features,
         weight.bias.data_ptr(),
         out.data_ptr(),
@@ -54,7 +54,7 @@ def _kernel(
     normed: int,
     normed_stride: int,
     panels: int,
-    weight_bytes: int,
+    kind: int,
     width: int,
     bias: int,
     out: int,
@@ -65,4 +65,4 @@ def _kernel(
         member = (counters, me, num_members)
         if has_norm:
             normalize(member, 0, num_rows, x, x_stride, norm_weight, depth, eps, offset, normed)
-        multiply(member, 1, num_rows, normed, normed_stride, panels, weight_bytes, depth, width, bias, 0, out, width)
+        multiply(member, 1, num_rows, normed, normed_stride, panels, kind, depth, width, bias, 0, out, width)

@@ -3,8 +3,8 @@
 Knows the layout. Does not know how it is multiplied. A weight [N, K] becomes panels of COLUMNS outputs,
 [N / COLUMNS, K, COLUMNS], filled up with zeros: a tile then reads memory from one end to the other.
 
-Where every number of a weight is one of bf16, as in most checkpoints, its panels hold bf16, which loses nothing: half
-the memory to read, and the same products in fp32.
+A weight in bf16 or fp16, as in most checkpoints, stays in that type: half the memory to read, and the same products in
+fp32.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from kernels.cpu_memory import RELEASED_AT_ONCE, WeightMemory, aligned, release
-from kernels.cpu_vectors import COLUMNS, LANES, VECTORS
+from kernels.cpu_vectors import BFLOATS, COLUMNS, FLOATS, HALVES, LANES, VECTORS, has_halves
 
-LOWER_HALF = 0xFFFF  # of 32 bits
+KINDS = {torch.float32: FLOATS, torch.bfloat16: BFLOATS} | ({torch.float16: HALVES} if has_halves() else {})
 
 
 @dataclass(slots=True, frozen=True)
@@ -22,7 +22,7 @@ class PackedWeight:
     """A linear layer for `linear_cpu`.
 
     Attributes:
-        panels: [P, K, COLUMNS] fp32 or bf16, aligned; in bf16 columns c and c + LANES are neighbours.
+        panels: [P, K, COLUMNS] fp32, bf16 or fp16, aligned; in bf16 columns c and c + LANES are neighbours.
         bias: [P COLUMNS] fp32, zeros where there is none.
         out_features: N, at most P COLUMNS.
     """
@@ -32,20 +32,25 @@ class PackedWeight:
     out_features: int
 
     @property
+    def kind(self) -> int:
+        """What its numbers are, as the tiles call it."""
+        return KINDS[self.panels.dtype]
+
+    @property
     def in_features(self) -> int:
         """K."""
         return self.panels.shape[1]
 
 
 def pack(weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory | None = None) -> PackedWeight:
-    """Copy a weight, [N, K] fp32, and its bias, [N], into panels.
+    """Copy a weight, [N, K] in fp32, bf16 or fp16, and its bias, [N], into panels; fp16 becomes fp32 on older CPUs.
 
     With `memory` the panels lie there, and the weight's own memory is given back as it is copied: its values are lost,
     and beyond one weight there are never more than RELEASED_AT_ONCE bytes.
     """
     out_features, depth = weight.shape
     num_panels = -(-out_features // COLUMNS)
-    dtype = torch.bfloat16 if _is_short(weight) else torch.float32
+    dtype = weight.dtype if weight.dtype in KINDS else torch.float32
     panels = (aligned if memory is None else memory.take)(num_panels, depth, COLUMNS, dtype=dtype)
     step = max(1, RELEASED_AT_ONCE // (COLUMNS * depth * weight.itemsize))
     for first in range(0, num_panels, step):
@@ -57,12 +62,6 @@ def pack(weight: torch.Tensor, bias: torch.Tensor | None, memory: WeightMemory |
     if bias is not None:
         starts[:out_features].copy_(bias)
     return PackedWeight(panels, starts, out_features)
-
-
-def _is_short(weight: torch.Tensor) -> bool:
-    """Whether every number has a bf16 number's bits."""
-    step = max(1, RELEASED_AT_ONCE // (weight.shape[1] * weight.itemsize))
-    return not any((rows.view(torch.int32) & LOWER_HALF).any() for rows in weight.split(step))
 
 
 def _fill(panels: torch.Tensor, rows: torch.Tensor) -> None:

@@ -10,18 +10,30 @@ import numpy as np
 
 from kernels.cpu_math import FAST_MATH
 from kernels.cpu_vectors import (
+    BFLOATS,
     COLUMNS,
     FLOAT_BYTES,
+    FLOATS,
+    HALVES,
     SHORT_BYTES,
     TILE_ROWS,
     floats_at,
-    multiply_short_tile,
+    has_halves,
+    multiply_bfloat_tile,
+    multiply_half_tile,
     multiply_tile,
 )
 from kernels.cpu_workers import take, take_next, wait
 
 ROWS_PER_ITEM = 16 * TILE_ROWS
+HAS_HALVES = has_halves()
 DEPTH_PER_PASS = 1536  # rows of a panel that stay in the second-level cache while rows of x come by
+
+
+@numba.njit
+def size_of(kind: int) -> int:
+    """Return the bytes of a weight's number."""
+    return FLOAT_BYTES if kind == FLOATS else SHORT_BYTES
 
 
 @numba.njit
@@ -32,7 +44,7 @@ def multiply(
     x: int,
     x_stride: int,
     weights: int,
-    weight_bytes: int,
+    kind: int,
     depth: int,
     width: int,
     start: int,
@@ -42,8 +54,8 @@ def multiply(
 ) -> None:
     """Compute out[r, n] = start[r, n] + sum_k x[r, k] W[n, k] for all rows and n < width, from packed W.
 
-    A number of W has `weight_bytes`: fp32 or bf16. `start` may be `out` itself; a start_stride of 0 starts every row
-    alike. `start` has a whole number of panels' columns where it is not `out`.
+    `kind` is that of W. `start` may be `out` itself; a start_stride of 0 starts every row alike. `start` has a whole
+    number of panels' columns where it is not `out`.
     """
     num_panels = (width + COLUMNS - 1) // COLUMNS
     num_chunks = (num_rows + ROWS_PER_ITEM - 1) // ROWS_PER_ITEM
@@ -55,15 +67,15 @@ def multiply(
         rows = min(ROWS_PER_ITEM, num_rows - first)
         panel_start = start + (first * start_stride + column) * FLOAT_BYTES
         panel_out = out + (first * out_stride + column) * FLOAT_BYTES
-        panel_x, panel_weights = x + first * x_stride * FLOAT_BYTES, weights + panel * depth * COLUMNS * weight_bytes
+        panel_x, panel_weights = x + first * x_stride * FLOAT_BYTES, weights + panel * depth * COLUMNS * size_of(kind)
         if column + COLUMNS <= width:
             multiply_panel(
-                rows, panel_x, x_stride, panel_weights, weight_bytes, depth, panel_start, start_stride, panel_out,
+                rows, panel_x, x_stride, panel_weights, kind, depth, panel_start, start_stride, panel_out,
                 out_stride,
             )  # fmt: skip
         else:
             multiply_last_panel(
-                rows, panel_x, x_stride, panel_weights, weight_bytes, depth, panel_start, start_stride, panel_out,
+                rows, panel_x, x_stride, panel_weights, kind, depth, panel_start, start_stride, panel_out,
                 out_stride, width - column,
             )  # fmt: skip
         item = take_next(member, phase, num_items)
@@ -76,7 +88,7 @@ def multiply_panel(
     x: int,
     x_stride: int,
     weights: int,
-    weight_bytes: int,
+    kind: int,
     depth: int,
     start: int,
     start_stride: int,
@@ -85,13 +97,17 @@ def multiply_panel(
 ) -> None:
     """Multiply rows by one panel, a part of the depth after the other."""
     for k in range(0, depth, DEPTH_PER_PASS):
-        part, part_weights = min(DEPTH_PER_PASS, depth - k), weights + k * COLUMNS * weight_bytes
+        part, part_weights = min(DEPTH_PER_PASS, depth - k), weights + k * COLUMNS * size_of(kind)
         for row in range(0, num_rows, TILE_ROWS):
             rows = min(TILE_ROWS, num_rows - row)
             row_x = x + (row * x_stride + k) * FLOAT_BYTES
             row_start, row_out = start + row * start_stride * FLOAT_BYTES, out + row * out_stride * FLOAT_BYTES
-            if weight_bytes == SHORT_BYTES:
-                multiply_short_tile(
+            if kind == BFLOATS:
+                multiply_bfloat_tile(
+                    rows, row_x, x_stride, part_weights, part, row_start, start_stride, row_out, out_stride
+                )
+            elif HAS_HALVES and kind == HALVES:
+                multiply_half_tile(
                     rows, row_x, x_stride, part_weights, part, row_start, start_stride, row_out, out_stride
                 )
             else:
@@ -105,7 +121,7 @@ def multiply_last_panel(
     x: int,
     x_stride: int,
     weights: int,
-    weight_bytes: int,
+    kind: int,
     depth: int,
     start: int,
     start_stride: int,
@@ -121,7 +137,7 @@ def multiply_last_panel(
         for column in range(width):
             whole[row, column] = starts[row * start_stride + column]
     address = whole.ctypes.data
-    multiply_panel(num_rows, x, x_stride, weights, weight_bytes, depth, address, COLUMNS, address, COLUMNS)
+    multiply_panel(num_rows, x, x_stride, weights, kind, depth, address, COLUMNS, address, COLUMNS)
     for row in range(num_rows):
         for column in range(width):
             outs[row * out_stride + column] = whole[row, column]

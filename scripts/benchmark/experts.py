@@ -45,9 +45,7 @@ def build(shape: Shape, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     moe = MoEConfig(shape.num_experts, shape.num_chosen, shape.intermediate, norm_topk=True, sparse_layers=frozenset())
     experts = MixtureOfExperts(shape.hidden, "silu", moe, device)
     dense = FeedForward(shape.hidden, shape.num_chosen * shape.intermediate, "silu")
-    both = nn.ModuleList([experts, dense])
-    for parameter in both.parameters():
-        parameter.copy_(parameter.to(dtype))
+    both = nn.ModuleList([experts, dense]).to(dtype)
     pack_linears(both)
     fuse_layers(both)
     return both[0], both[1]

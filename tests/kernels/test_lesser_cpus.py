@@ -28,8 +28,10 @@ for shape in (1, 1), (3, 5), (17, 123), (2 * cpu_vectors.COLUMNS, 3001):
     for rows in (*range(1, cpu_vectors.TILE_ROWS + 1), ROWS_PER_ITEM + 3):
         x = torch.randn(rows, shape[1])
         x[0] = weight[0].sign()
-        plain = linear_cpu(x, pack(weight, bias))
-        torch.testing.assert_close(plain, torch.nn.functional.linear(x, weight, bias), atol=2e-5, rtol=1e-4)
+        for dtype in torch.float32, torch.bfloat16, torch.float16:
+            stored = weight.to(dtype)
+            plain, expected = linear_cpu(x, pack(stored, bias)), torch.nn.functional.linear(x, stored.float(), bias)
+            torch.testing.assert_close(plain, expected, atol=2e-5, rtol=1e-4)
         packed = pack_int8(rounded.values, rounded.scales, bias)
         expected = int8_linear_reference(x, rounded, bias)
         torch.testing.assert_close(int8_linear_cpu(x, packed), expected, atol=1e-5, rtol=1e-5)

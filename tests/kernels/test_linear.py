@@ -1,5 +1,7 @@
 """Linear layers and whole feed-forward blocks on packed weights: the fast path against the reference."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -50,25 +52,25 @@ def test_a_fused_block_gives_what_its_parts_give(activation: str, width: int, in
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_weights_of_bf16_numbers_take_half_the_memory_and_give_the_same_bits(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_stay_so_and_give_the_bits_of_wide_ones(shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight, bias = make(shape)
-    weight = weight.bfloat16().float()
-    extended = torch.cat([weight, torch.full((1, shape[1]), 0.1)])  # 0.1 is no bf16 number
-    short, plain = pack(weight, bias), pack(extended, torch.cat([bias, bias[:1]]))
-    assert (short.panels.dtype, plain.panels.dtype) == (torch.bfloat16, torch.float32)
-    assert torch.equal(lookup_cpu(torch.arange(shape[0]), short), weight)
+    weight = weight.to(dtype)
+    short, wide = pack(weight, bias), pack(weight.float(), bias)
+    assert (short.panels.dtype, wide.panels.dtype) == (dtype, torch.float32)
+    assert torch.equal(lookup_cpu(torch.arange(shape[0]), short), weight.float())
     for num_rows in ROWS:
         x = torch.randn(num_rows, shape[1])
-        assert torch.equal(linear_cpu(x, short), linear_cpu(x, plain)[:, : shape[0]])
+        assert torch.equal(linear_cpu(x, short), linear_cpu(x, wide))
 
 
-def test_the_projections_of_a_block_may_differ_in_their_numbers() -> None:
-    gate_up, down = make((24, 40)), make((40, 12))
-    x = torch.randn(5, 40)
-    for short in (gate_up, down):
-        short[0].copy_(short[0].bfloat16())
-        out = gated_mlp_cpu(x, pack(*gate_up), pack(*down), "silu")
-        torch.testing.assert_close(out, gated_mlp_reference(x, gate_up, down, "silu"), atol=5e-5, rtol=1e-4)
+@pytest.mark.parametrize("dtypes", list(itertools.permutations((torch.bfloat16, torch.float16, torch.float32), 2)))
+def test_the_projections_of_a_block_may_differ_in_their_types(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    (gate_up, gate_up_bias), (down, down_bias) = make((24, 40)), make((40, 12))
+    gate_up, down, x = gate_up.to(dtypes[0]), down.to(dtypes[1]), torch.randn(5, 40)
+    out = gated_mlp_cpu(x, pack(gate_up, gate_up_bias), pack(down, down_bias), "silu")
+    expected = gated_mlp_reference(x, (gate_up.float(), gate_up_bias), (down.float(), down_bias), "silu")
+    torch.testing.assert_close(out, expected, atol=5e-5, rtol=1e-4)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:

@@ -10,11 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from engine.errors import ModelError, WeightMismatch
-from engine.layers.checkpoint import Piece, Pieces
+from engine.layers.checkpoint import Piece, Pieces, Views
 from engine.weights.safetensors_file import PIECE_BYTES, contiguous_runs, read_entries, read_rows
-from engine.weights.safetensors_loader import load_weights
+from engine.weights.safetensors_loader import load_weights, read_all_entries
+from engine.weights.stored_types import keep_stored_types
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,6 +52,34 @@ def test_stacked_tensors_go_to_their_places(tmp_path: Path) -> None:
     parts = [torch.zeros(4, 2) for _ in range(3)]
     load_weights(tmp_path, {"stacked": [part.t() for part in parts]}, nothing_is_redundant)
     assert torch.equal(torch.stack(parts).transpose(1, 2), stacked)
+
+
+def test_weights_keep_the_type_of_16_bits_that_all_their_tensors_have(tmp_path: Path) -> None:
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    save_file({name: torch.zeros(2, 3, dtype=dtype) for name, dtype in types.items()}, tmp_path / "model.safetensors")
+    parts = {
+        "one": ("bf16", "bf16"),
+        "other": ("fp16",),
+        "wide": ("fp32",),
+        "mixed": ("bf16", "fp16"),
+        "no": ("absent",),
+    }
+    with torch.device("meta"):
+        linears = nn.ModuleDict({name: nn.Linear(3, 2 * len(files)) for name, files in parts.items()})
+        model = nn.ModuleDict({"linears": linears, "table": nn.Embedding(2, 3), "norm": nn.LayerNorm(3)})
+    entries = read_all_entries(tmp_path)
+    views: Views = {"bf16": model["table"].get_parameter("weight")}
+    for name, files in parts.items():
+        pieces = linears[name].get_parameter("weight").split(2)
+        views |= {f"{name}.{index}": piece for index, piece in enumerate(pieces)}
+        entries |= {f"{name}.{index}": entries[file] for index, file in enumerate(files) if file in entries}
+    keep_stored_types(model, views, entries)
+    found = {name: linear.get_parameter("weight").dtype for name, linear in linears.items()}
+    assert found == {"one": types["bf16"], "other": types["fp16"]} | dict.fromkeys(
+        ("wide", "mixed", "no"), types["fp32"]
+    )
+    assert model["table"].weight.dtype == torch.bfloat16
+    assert {linear.get_parameter("bias").dtype for linear in linears.values()} == {torch.float32}
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())

@@ -30,6 +30,13 @@ def test_packing_reaches_every_linear_and_a_shared_embedding_reads_the_head() ->
     assert type(model["other"]) is nn.Embedding
 
 
+def test_a_table_of_16_bits_answers_in_fp32() -> None:
+    embedding = nn.Embedding(5, 8).half().requires_grad_(requires_grad=False)
+    model, table, token_ids = nn.ModuleDict({"embedding": embedding}), embedding.weight, torch.tensor([4, 0, 4])
+    pack_linears(model)
+    assert torch.equal(model["embedding"](token_ids), table.float()[token_ids])
+
+
 def test_weights_of_many_sizes_lie_apart_in_one_memory_and_give_theirs_back() -> None:
     memory = WeightMemory()
     weights = [torch.randn(rows, depth) for rows, depth in ((33, 7), (1100, 1024), (64, 640), (5, 3), (2 * 2**15, 300))]
