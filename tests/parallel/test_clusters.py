@@ -1,7 +1,6 @@
 """Ranks that Ray or torchrun starts: they serve; one lost in mid-stream is an error at once; a new one is used."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from engine.errors import EngineUnavailable
 from tests.conftest import TinyModel
 from tests.parallel.harness import LONG, TIMEOUT, Harness
+from tests.parallel.machines import Machine, makes_networks, network, three_machines
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "5a" * 32
@@ -63,21 +63,23 @@ def started(
             end(process)
 
 
-def ray_node(*options: str) -> AbstractContextManager["subprocess.Popen[str]"]:
-    command = ["start", "--node-ip-address=127.0.0.1", "--block", "--object-store-memory=100000000", *options]
+def ray_node(machine: Machine, *options: str) -> AbstractContextManager["subprocess.Popen[str]"]:
+    where = f"--node-ip-address={machine.address}"
+    command = ["start", where, "--block", "--object-store-memory=100000000", *options]
     env = {"RAY_USAGE_STATS_ENABLED": "0"}
-    return started("ray.scripts.scripts", *command, env=env, until="Ray runtime started")
+    return started("ray.scripts.scripts", *command, env=env, until="Ray runtime started", within=machine.within)
 
 
 def test_a_ray_node_lost_in_mid_stream_is_an_error_and_a_new_one_is_used(tiny_llama: TinyModel) -> None:
-    address = f"127.0.0.1:{free_port()}"
     with (
+        three_machines() as (here, first, second),
         ExitStack() as stack,
         tempfile.TemporaryDirectory(dir="/tmp", prefix="ray", ignore_cleanup_errors=True) as temp,
     ):
+        address = f"{here.address}:{free_port()}"
         head = ("--head", f"--port={address.rpartition(':')[2]}", f"--temp-dir={temp}", "--include-dashboard=false")
-        stack.enter_context(ray_node(*head, "--num-cpus=0"))
-        node = stack.enter_context(ray_node(f"--address={address}", "--num-cpus=1"))
+        stack.enter_context(ray_node(here, *head, "--num-cpus=0"))
+        node = stack.enter_context(ray_node(first, f"--address={address}", "--num-cpus=1"))
         harness = Harness(tiny_llama.path, rank_executor="ray", ray_address=address)
         stack.callback(harness.client.close)
         harness.client.start()
@@ -88,7 +90,7 @@ def test_a_ray_node_lost_in_mid_stream_is_an_error_and_a_new_one_is_used(tiny_ll
         harness.check_ends_with_an_error()
         with pytest.raises(EngineUnavailable, match="restarting"):
             harness.client.submit([5, 6, 7], LONG, time.monotonic())
-        stack.enter_context(ray_node(f"--address={address}", "--num-cpus=1"))
+        stack.enter_context(ray_node(second, f"--address={address}", "--num-cpus=1"))
         harness.wait_until_up_again(old_pid)
         harness.check_serves(tiny_llama)
 
@@ -112,45 +114,25 @@ def test_ranks_that_torchrun_starts_are_awaited_used_and_replaced(tiny_llama: Ti
         harness.client.close()
 
 
-@contextmanager
-def network() -> Iterator[str]:
-    """Make a network of this machine, 198.18.77.1, and another one, and return the other's name for `ip`."""
-    name = f"rank{os.getpid()}"
-    done = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"this machine makes no network namespaces: {done.stderr.strip()}")
-    try:
-        for command in (
-            f"link add {name} type veth peer name inner netns {name}",
-            f"addr add 198.18.77.1/30 dev {name}",
-            f"link set {name} up",
-            f"-n {name} addr add 198.18.77.2/30 dev inner",
-            f"-n {name} link set inner up",
-        ):
-            subprocess.run(["ip", *command.split()], check=True)
-        yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="makes a network, which root may")
 def test_a_machine_whose_network_fails_in_mid_stream_is_an_error_and_a_new_rank_is_used(tiny_llama: TinyModel) -> None:
+    if not makes_networks():
+        pytest.skip("this process may not make networks")
     port = str(free_port())
-    command = ("engine.parallel.rank_process", "198.18.77.1", port, "1")
-    options = {"rank_executor": "external", "rank_address": f"198.18.77.1:{port}", "rank_key": KEY}
-    with network() as name, ExitStack() as stack:
-        start = partial(started, *command, env={"SCALELLM_RANK_KEY": KEY}, within=("ip", "netns", "exec", name))
+    with network() as (here, other, _), ExitStack() as stack:
+        command = ("engine.parallel.rank_process", here.address, port, "1")
+        options = {"rank_executor": "external", "rank_address": f"{here.address}:{port}", "rank_key": KEY}
+        start = partial(started, *command, env={"SCALELLM_RANK_KEY": KEY}, within=other.within)
         rank = stack.enter_context(start())
         harness = Harness(tiny_llama.path, rank_timeout_seconds=5.0, **options)
         stack.callback(harness.client.close)
         harness.client.start()
         harness.check_serves(tiny_llama)
         old_pid = harness.client.pid
-        subprocess.run(["ip", "-n", name, "link", "set", "inner", "down"], check=True)
+        other.set_link("down")
         harness.client.submit([5, 6, 7], LONG, time.monotonic())
         harness.check_ends_with_an_error()
         end(rank)
-        subprocess.run(["ip", "-n", name, "link", "set", "inner", "up"], check=True)
+        other.set_link("up")
         stack.enter_context(start())
         harness.wait_until_up_again(old_pid)
         harness.check_serves(tiny_llama)
