@@ -118,6 +118,7 @@ class EngineCore:
             num_blocks=self.runner.num_blocks,
             eos_token_ids=self.eos_token_ids,
             has_draft_model=self.has_draft_model,
+            on_gpu=self.runner.placement.device.type == "cuda",
         )
 
     @property

@@ -14,7 +14,7 @@ from engine.task_params import DEFAULT_TASK, TaskParams
 
 @dataclass(slots=True, frozen=True)
 class ModelInfo:
-    """What clients need to know of the served model; lengths in tokens."""
+    """What clients need to know of the served model; lengths in tokens. `on_gpu`: whether one computes it."""
 
     vocab_size: int
     max_model_len: int
@@ -22,6 +22,7 @@ class ModelInfo:
     num_blocks: int
     eos_token_ids: tuple[int, ...]
     has_draft_model: bool = False
+    on_gpu: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -65,7 +65,14 @@ class _Open:
 
 
 class Responder:
-    """Coalesces outputs per request and hands them to sinks."""
+    """Coalesces outputs per request and hands them to sinks.
+
+    Attributes:
+        seconds_per_response: a request rests this long for each open request after a reply, at most
+            `MAX_REST_SECONDS`; so no more than one response in this time leaves in the long run.
+    """
+
+    seconds_per_response: float = 0.0
 
     def __init__(
         self,
@@ -73,7 +80,6 @@ class Responder:
         *,
         num_threads: int,
         on_output: Callable[[RequestOutput], None],
-        seconds_per_response: float = 0.0,
     ) -> None:
         """Start the sender threads.
 
@@ -81,12 +87,9 @@ class Responder:
             tokenizer: tells where text may be cut.
             num_threads: sends that may be under way at once.
             on_output: called with every output on the pushing thread, for measuring.
-            seconds_per_response: a request rests this long for each open request after a reply, at most
-                `MAX_REST_SECONDS`; so no more than one response in this time leaves in the long run.
         """
         self._tokenizer = tokenizer
         self._on_output = on_output
-        self._seconds_per_response = seconds_per_response
         self._changed = threading.Condition()
         self._requests: dict[int, _Open] = {}
         self._early: dict[int, list[RequestOutput]] = {}
@@ -175,7 +178,7 @@ class Responder:
                 self._changed.wait(seconds)
             request = (self._first or self._ready).popleft()
             request.place = _Place.SENDING
-            rest = min(self._seconds_per_response * len(self._requests), MAX_REST_SECONDS)
+            rest = min(self.seconds_per_response * len(self._requests), MAX_REST_SECONDS)
             request.rests_until = time.monotonic() + rest
             outputs, request.outputs = request.outputs, []
             return request, outputs

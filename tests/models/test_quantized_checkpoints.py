@@ -15,7 +15,8 @@ from torch import nn
 from engine.errors import ModelError, WeightMismatch
 from tests.conftest import TinyModel
 from tests.models import rounding
-from tests.models.checks import check_logits, core_for
+from tests.models.adapters import load, make_adapter
+from tests.models.checks import TOLERANCE, check_logits, core_for, engine_logits, random_prompts
 from tests.models.rounding import Rounding
 
 ORDERS: dict[str, int] = {"q_proj": 1, "k_proj": 1, "v_proj": 1}  # seeds of act-order; other projections: their own
@@ -136,6 +137,18 @@ def test_a_quantized_checkpoint_says_what_transformers_says_with_what_it_means(
 ) -> None:
     config, choose = CHECKPOINTS[kind]
     check_logits(quantize(llama, tmp_path / "m", config, choose), length=20)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT reads it
+@pytest.mark.parametrize("kind", ["awq", "gptq, not symmetric, act-order", "values plain, queries and keys not"])
+def test_adapters_are_added_to_what_a_quantized_checkpoint_means(llama: TinyModel, tmp_path: Path, kind: str) -> None:
+    model = quantize(llama, tmp_path / "m", *CHECKPOINTS[kind])
+    adapter = make_adapter(model, tmp_path, "a", target_modules=["k_proj", "v_proj", "up_proj", "down_proj"])
+    core = core_for(model.path, adapters=tmp_path)
+    (token_ids,) = random_prompts([20], vocab_size=SIZES["vocab_size"])
+    theirs = adapter.merged.logits(token_ids)
+    ours = engine_logits(core, token_ids, load(core, adapter))
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=TOLERANCE * float(theirs.abs().max()))
 
 
 def round_rows(_module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from engine.errors import EngineUnavailable, InvalidRequest, QueueFull
+from engine.messages import ModelInfo
 from engine.outputs import EngineStats, FinishReason, RequestOutput, Timings
 from engine.sampling_params import SamplingParams
 from engine.top_tokens import TopTokens
@@ -27,6 +28,7 @@ class FakeClient:
         self.tasks: list[Any] = []
         self.managed: list[tuple[str, bool]] = []
         self.failure: Exception | None = None
+        self.info = ModelInfo(vocab_size=256, max_model_len=64, block_size=16, num_blocks=8, eos_token_ids=())
         self.closed = False
 
     def start(self) -> None:

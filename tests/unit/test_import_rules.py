@@ -18,6 +18,7 @@ PURE = [
     *(f"engine/{name}.py" for name in (
         "config", "errors", "sampling_params", "outputs", "sequence", "block_pool", "prefix_cache", "kv_manager",
         "scheduler", "stopping", "messages", "request_check", "client", "responder", "eviction_order", "sliding_window",
+        "response_budget",
         "scheduling_params", "step_plan", "ordered_sequences", "ageing", "tenant_shares", "capacity_policy",
         "waiting_queue", "deadlines", "request_options", "scheduling_inputs",
         "task_params", "pooling", "adapter_commands", "input_arrays", "request_inputs",

@@ -8,6 +8,7 @@ import pytest
 from engine.outputs import FinishReason, RequestOutput
 from engine.reply_stream import Delivery, Reply
 from engine.responder import Responder
+from engine.response_budget import seconds_per_response
 from engine.text.detokenizer import chunk_text
 from engine.text.tokenizer import Tokenizer
 from tests.tokenizer_folders import make_byte_level
@@ -178,7 +179,8 @@ def test_every_output_is_seen_for_measuring(responder: Responder, seen: list[Req
 
 
 def test_a_resting_request_sends_its_end_at_once_and_all_in_between_together(tokenizer: Tokenizer):
-    responder = Responder(tokenizer, num_threads=1, on_output=lambda _: None, seconds_per_response=1000.0)
+    responder = Responder(tokenizer, num_threads=1, on_output=lambda _: None)
+    responder.seconds_per_response = 1000.0
     ids = tokenizer.encode("the cat sat on the mat")
     sink = CollectingSink()
     responder.open(1, sink, stream=True)
@@ -194,7 +196,8 @@ def test_a_resting_request_sends_its_end_at_once_and_all_in_between_together(tok
 
 
 def test_a_resting_request_is_woken_when_its_rest_is_over(tokenizer: Tokenizer):
-    responder = Responder(tokenizer, num_threads=1, on_output=lambda _: None, seconds_per_response=0.02)
+    responder = Responder(tokenizer, num_threads=1, on_output=lambda _: None)
+    responder.seconds_per_response = 0.02
     sink = CollectingSink()
     responder.open(1, sink, stream=True)
     responder.push([output(1, 90)])
@@ -207,7 +210,8 @@ def test_a_resting_request_is_woken_when_its_rest_is_over(tokenizer: Tokenizer):
 
 
 def test_closing_sends_what_is_resting(tokenizer: Tokenizer):
-    responder = Responder(tokenizer, num_threads=2, on_output=lambda _: None, seconds_per_response=1000.0)
+    responder = Responder(tokenizer, num_threads=2, on_output=lambda _: None)
+    responder.seconds_per_response = 1000.0
     sink = CollectingSink()
     responder.open(1, sink, stream=True)
     responder.push([output(1, 90)])
@@ -228,3 +232,9 @@ def test_a_resumed_request_goes_on_at_the_same_character_and_token(responder: Re
         texts = [chunk_text(tokenizer, r.chunk.token_ids, r.chunk.context_ids) for r in sink.replies]
         assert tokenizer.decode(ids[:cut]) + "".join(texts) == tokenizer.decode(ids)
         assert sink.replies[0].token_index == cut
+
+
+def test_beside_a_gpu_requests_rest_less_and_with_more_cores_too() -> None:
+    assert seconds_per_response(2, on_gpu=False) == pytest.approx(8e-3)
+    assert seconds_per_response(16, on_gpu=True) == pytest.approx(2e-4)  # 64 of them rest 13 ms, about a step
+    assert seconds_per_response(16, on_gpu=False) == pytest.approx(1e-3)

@@ -39,13 +39,13 @@ from engine.request_check import resumed_output
 from engine.request_inputs import KEY_PARAMETER, SEED_KEY_PARAMETER, read_resume
 from engine.request_options import RequestOptions
 from engine.responder import Responder
+from engine.response_budget import seconds_per_response
 from engine.text.detokenizer import Chunk
 from engine.text.token_bytes import TokenBytes
 from engine.text.tokenizer import Tokenizer
 from engine.wire_errors import triton_code, triton_error
 
 NUM_SENDERS = 2  # one blocked send must not hold up the others; more threads only take turns on the same pipe
-CORE_SECONDS_PER_RESPONSE = 0.016  # 0.9 ms of CPU, and the engine waits as long: a tenth of the machine
 CANCEL_POLL_SECONDS = 1.0
 CLOSE_SECONDS = 2.0
 logger = logging.getLogger(__name__)
@@ -63,16 +63,13 @@ class TritonPythonModel:
         timer = OutputTimer(self._metrics.observe, time.monotonic)
         tokenizer = Tokenizer.from_dir(config.model)
         self._bytes_of = TokenBytes(tokenizer)
-        self._responder = Responder(
-            tokenizer,
-            num_threads=NUM_SENDERS,
-            on_output=timer.see,
-            seconds_per_response=CORE_SECONDS_PER_RESPONSE / (os.cpu_count() or 1),
-        )
+        self._responder = Responder(tokenizer, num_threads=NUM_SENDERS, on_output=timer.see)
         self._open = OpenRequests(time.monotonic)
         self._watched: dict[int, pb_utils.InferenceResponseSender] = {}
         self._client = EngineClient(config, self._responder.push)
         self._client.start()
+        on_gpu, num_cores = self._client.info.on_gpu, len(os.sched_getaffinity(0))
+        self._responder.seconds_per_response = seconds_per_response(num_cores, on_gpu=on_gpu)
         labels = {"model": args["model_name"]}
         self._pulse = self._exporter.gauge("llm_heartbeat", "Grows while the model's process is healthy", labels)
         self._heartbeat = Heartbeat(self._beat)
