@@ -63,7 +63,10 @@ class Counts(Collector):
 
     def count(self, *labels: str) -> None:
         """Count one under these label values."""
-        self.cell(*labels).value += 1
+        cell = self._cells.get(labels)
+        if cell is None:
+            cell = self.cell(*labels)
+        cell.value += 1
 
     def collect(self) -> Iterator[Metric]:
         """Tell Prometheus."""

@@ -168,7 +168,9 @@ class ClientLink(Link):
 
     def _open(self, event: HeadersReceived) -> None:
         try:
-            call = self._call_of(event.headers)
+            call = self._call
+            if call is None or event.headers is not self._headers:
+                call = self._call_of(event.headers)
         except BadCall as error:
             self._refuse(event, error.http_status, Failure(Code.INVALID_ARGUMENT, str(error)))
             return
@@ -184,11 +186,10 @@ class ClientLink(Link):
             exchange.on_end()
 
     def _call_of(self, headers: Headers) -> Call:
-        """Return what headers ask for; most calls of a client have the same, of which the decoder makes one object."""
-        if headers is not self._headers or self._call is None:
-            self._call = self.dispatcher.guard.open(parse_call(headers))
-            self._headers = headers
-        return self._call
+        """Return what headers ask for, and remember it: most calls of a client have the same object of its decoder."""
+        self._call = call = self.dispatcher.guard.open(parse_call(headers))
+        self._headers = headers
+        return call
 
     def _refuse(self, event: HeadersReceived, http_status: int, failure: Failure) -> None:
         status = (b":status", str(http_status).encode())

@@ -28,7 +28,6 @@ from gateway.observe.observation import Observation
 from gateway.request import Request
 from gateway.request_facts import PLAIN, describe
 from gateway.request_stages import END, WAITING, Stage, Step
-from gateway.routing.candidates import Candidate
 from gateway.routing.router import Router
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
@@ -147,14 +146,14 @@ class Dispatcher:
             self._hedges.answered(request)
         if self.router.outliers is not None:
             self._note_seconds(request)
-        if request.instance is not None:
+        if request.instance is not None and request.instance.endpoint.num_unavailable:
             request.instance.endpoint.answered()
         if request.exchange.call.is_routed and not request.continuation:
-            self._metrics.ttft.observe(self._loop.time() - request.arrived_at)
+            self._metrics.ttft.observe((request.first_ns - request.arrived_ns) / 1e9)
 
     def succeeded(self, request: Request, trailers: Headers, code: int | None) -> None:
         """Conclude a request that its instance finished well; `code` resets what is left of its stream."""
-        if request.instance is not None:
+        if request.instance is not None and request.instance.endpoint.num_unavailable:
             request.instance.endpoint.answered()
         if request.screen is None:  # as most are
             self._finish(request, trailers, code)
@@ -264,8 +263,9 @@ class Dispatcher:
     # -- placing ------------------------------------------------------------------------------------------------------
 
     def _choose(self, request: Request, now: float) -> Instance | None:
-        instances = self.instances.values()
-        candidates = [Candidate(each.endpoint, each.load, now) for each in instances if each.endpoint.is_usable]
+        candidates = [each.candidate for each in self.instances.values() if each.endpoint.is_usable]
+        for candidate in candidates:
+            candidate.now = now
         endpoint = self.router.choose(describe(request, self.router.policy), candidates)
         return None if endpoint is None else self.instances[endpoint.name]
 

@@ -6,4 +6,3 @@ cdef class Entrance:
     cdef public dict _waiting
     cpdef take(self, Request request)
     cpdef leave(self, Request request)
-    cpdef _failure(self, Request request)

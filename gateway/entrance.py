@@ -46,7 +46,11 @@ class Entrance:
         """Take a new request; where there is a judge of prompts, what becomes of it is known later."""
         if not request.exchange.call.is_routed:  # no command either: Triton takes those on streams only
             self._admit(request)
-        elif (failure := self._failure(request)) is not None:
+            return
+        failure = None if self._allow_commands else refuse_command(request.body())
+        if failure is None and self._screening is not None:
+            failure = screen_prompt(self._screening, request)
+        if failure is not None:
             self._refuse(request, failure)
         elif self._screening is None or self._screening.judge is None:
             self._admit(request)
@@ -60,13 +64,8 @@ class Entrance:
         if task is not None:
             task.cancel()
 
-    def _failure(self, request: Request) -> Failure | None:
-        if not self._allow_commands and (failure := refuse_command(b"".join(request.kept or ()))) is not None:
-            return failure
-        return screen_prompt(self._screening, request) if self._screening is not None else None
-
     async def _hear(self, request: Request, judge: Judge) -> None:
-        verdict = await ask(judge, texts_of_prompt(b"".join(request.kept or ())), self._timeout, "prompt")
+        verdict = await ask(judge, texts_of_prompt(request.body()), self._timeout, "prompt")
         del self._waiting[request]
         if verdict is None:
             self._admit(request)

@@ -57,7 +57,8 @@ class Exchange:
         self._turns = Turns(self._outbox, stream, self.requests)
         self._uncredited = 0
         self.notes: dict[bytes, bytes] = {}  # trailing metadata of the gateway's own
-        self._max_bytes = call.max_request_bytes(dispatcher.max_request_bytes)
+        limit = dispatcher.max_request_bytes
+        self._max_bytes = limit if call.tenant is None else call.max_request_bytes(limit)
         self._reader: MessageReader | None = None  # once a message has come in parts
         self._whole: Request | None = None if call.is_routed else self._new_request()
         self._timer: asyncio.TimerHandle | None = None
@@ -80,7 +81,8 @@ class Exchange:
             self._take_part(self._whole, event)
         else:
             self._take_messages(event)
-            self._finish_if_done()
+            if not self.requests:
+                self._finish_if_done()
 
     def on_end(self) -> None:
         """Take the client's half-close by trailers, which gRPC clients do not send but HTTP/2 allows."""
@@ -216,9 +218,7 @@ class Exchange:
             return
         if not self._headers_sent:
             self._send_headers(RESPONSE_BLOCK)
-        num_bytes = 0
-        for piece, _ in pieces:
-            num_bytes += len(piece)
+        num_bytes = len(pieces[0][0]) if len(pieces) == 1 else sum([len(piece) for piece, _ in pieces])
         self.dispatcher.delivered(num_messages, num_bytes)
         self._turns.take(request, pieces)
 
@@ -241,7 +241,7 @@ class Exchange:
             self.end(failure)
             return
         self.notes |= dict(failure.notes)
-        body = b"".join(request.kept or ())
+        body = request.body()
         error = protobuf.encode_stream_error(failure.message or failure.code.name, protobuf.request_id(body))
         self.deliver(request, [(frame_message(error), True)], 1)
         self._credit()

@@ -37,7 +37,7 @@ def _deadline_ms(request: Request, now: float) -> int | None:
     if expires_at is None or expires_at - now > MAX_DEADLINE_SECONDS:
         return None
     left = max(1, round(1000 * (expires_at - now)))
-    asked = _asked_ms(b"".join(request.kept or ()))
+    asked = _asked_ms(request.body())
     return None if asked is not None and asked <= left else left
 
 

@@ -17,6 +17,7 @@ from gateway.link import Hub
 from gateway.loads import Load, Report
 from gateway.log import log
 from gateway.metrics import Metrics
+from gateway.routing.candidates import Candidate
 from gateway.status import Code, Failure
 from gateway.tls import client_context
 from gateway.upstream import Pool, Route, lose_all
@@ -59,6 +60,7 @@ class Instance:
             self.name, heartbeat_timeout, config.pool, config.group, slow_start, expected_beats=HEARTBEAT_MODELS
         )
         self.load = Load()
+        self.candidate = Candidate(self.endpoint, self.load, 0.0)
         self.pool = Pool(hub, self.name, make_route(config), self._connection_failed)
         self.scheme = self.pool.route.scheme  # what stands in `:scheme` of calls there
         self.report: Report | None = None

@@ -29,7 +29,6 @@ cdef class Request(RequestMemory):
     cpdef written(self, long size)
     cpdef _open_lane(self)
     cpdef leave_lane(self)
-    cpdef _new_cutter(self)
     cpdef _note_answer(self)
     cpdef _on_end(self, HeadersReceived event)
     cpdef _send(self, bytes payload, bint complete)

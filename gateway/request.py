@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
 from gateway.request_memory import RequestMemory
-from gateway.request_stages import ANSWER, ANSWERING, DONE, SEND, SENT, TRANSITIONS, WAITING, Step
+from gateway.request_stages import ANSWER, ANSWERING, DONE, NEXT, SEND, SENT, WAITING, Step
 from gateway.routing.asked import prefill_weight
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
@@ -102,7 +102,7 @@ class Request(RequestMemory):
         Raises:
             RuntimeError: the table has no such step.
         """
-        stage = TRANSITIONS.get((self.stage, step))
+        stage = NEXT[self.stage][step]
         if stage is None:
             raise RuntimeError(f"{step.name} of a request that is {self.stage.name}")
         self.stage = stage
@@ -138,7 +138,7 @@ class Request(RequestMemory):
 
     def _begin_answer(self, stream: Stream) -> None:
         stream.recording = self.tape
-        self.cutter = self._new_cutter()
+        self.cutter = MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
         if self.observer is not None:
             self.observer.begin_again()
 
@@ -149,7 +149,7 @@ class Request(RequestMemory):
 
     def send_kept(self) -> None:
         """Send what is there so far, as it came."""
-        self._send(b"".join(self.kept or ()), self.complete)
+        self._send(self.body(), self.complete)
 
     def send_message(self, extra: bytes) -> None:
         """Send what is there as one message, with the encoded fields `extra` appended."""
@@ -189,7 +189,8 @@ class Request(RequestMemory):
             link.connection.release(stream)
         else:
             link.connection.reset(stream, code)
-        link.check_idle()
+        if link.is_draining:
+            link.check_idle()
 
     # -- called by the upstream link ----------------------------------------------------------------------------------
 
@@ -278,9 +279,6 @@ class Request(RequestMemory):
         """Have every further frame come through here."""
         if self.link is not None and self.stream is not None:
             self.link.connection.leave_lane(self.stream)
-
-    def _new_cutter(self) -> MessageCutter:
-        return MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
 
     def _note_answer(self) -> None:
         self.step(ANSWER)

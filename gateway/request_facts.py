@@ -25,7 +25,7 @@ def describe(request: Request, policy: Policy) -> Asked:
     """Return a request as the policy wants to see it; bytes that cannot be read tell nothing."""
     if not (policy.wants_session or policy.marks) or not request.exchange.call.is_routed:
         return Asked(request.tried) if request.tried else PLAIN
-    body = b"".join(request.kept or ())
+    body = request.body()
     session = dict(request.exchange.call.headers).get(SESSION)
     try:
         if policy.wants_session and session is None:

@@ -7,6 +7,7 @@ cdef class RequestMemory:
     cdef public bint complete
     cdef public Tape tape
     cpdef keep(self, bytes payload, bint complete)
+    cpdef bytes body(self)
     cpdef bytes message(self, bytes extra)
     cpdef record(self, list pieces)
     cpdef shed(self, bint has_id)

@@ -36,9 +36,16 @@ class RequestMemory:
         if self.kept is not None:
             self.kept.append(payload)
 
+    def body(self) -> bytes:
+        """Return what is there."""
+        kept = self.kept
+        if kept is None:
+            return b""
+        return kept[0] if len(kept) == 1 else b"".join(kept)
+
     def message(self, extra: bytes) -> bytes:
         """Return the framed message that is sent: what is there, with the encoded fields `extra` appended."""
-        return frame_message(b"".join([*(self.kept or ()), self.continuation, extra]))
+        return frame_message(self.body() + self.continuation + extra)
 
     @property
     def delivered_mark(self) -> tuple[int, int] | None:
@@ -54,7 +61,7 @@ class RequestMemory:
         if self.tape is None:
             raise NotResumable("too much was asked or answered to keep it")
         delivered = self.tape.read()
-        return delivered, continuation(b"".join(self.kept or ()), delivered.token_ids)
+        return delivered, continuation(self.body(), delivered.token_ids)
 
     def record(self, pieces: list[tuple[bytes, bool]]) -> None:
         """Note what goes to the client; too much of it is forgotten."""
@@ -74,5 +81,5 @@ class RequestMemory:
         if self.kept_bytes > MAX_RESUMABLE_BYTES:
             self.forget_tape()
         if self.kept_bytes > MAX_ID_BYTES and self.tape is None:
-            found = protobuf.request_id(b"".join(self.kept or ())) if has_id else b""
+            found = protobuf.request_id(self.body()) if has_id else b""
             self.kept = [protobuf.encode_field(protobuf.REQUEST_ID, found)]

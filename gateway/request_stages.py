@@ -36,3 +36,5 @@ TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
     (ANSWERING, RETRY): WAITING,
     (ANSWERING, END): DONE,
 }
+
+NEXT = [[], *([None, *(TRANSITIONS.get((stage, step)) for step in Step)] for stage in Stage)]  # by their numbers

@@ -42,8 +42,8 @@ class Tape(Recording):
 
     def take(self, piece: bytes, ends: bool = True) -> None:
         """Take the next piece that goes to the client; `ends` says whether it ends a message."""
-        self.add(piece)
         self.is_whole = ends
+        self.add(piece)
 
     def read(self) -> Delivered:
         """Return what all of it says.

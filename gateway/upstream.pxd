@@ -1,5 +1,4 @@
 from gateway.link cimport Link
-from gateway.wire.events cimport DataReceived
 from gateway.wire.stream cimport Stream
 
 cdef class UpstreamLink(Link):
@@ -8,5 +7,4 @@ cdef class UpstreamLink(Link):
     cdef public object _gone
     cpdef Stream open(self, bytes block, owner)
     cpdef handle(self, event)
-    cpdef _on_data(self, DataReceived event, owner)
     cpdef check_idle(self)

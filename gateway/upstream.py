@@ -107,7 +107,12 @@ class UpstreamLink(Link):
             elif isinstance(event, DataReceived):
                 owner = event.stream.owner
                 if owner is not None:
-                    self._on_data(event, owner)
+                    padding = event.size - len(event.payload)
+                    if padding:
+                        self.connection.consume(event.stream, padding)
+                    owner.on_data(event)
+                    if event.end_stream:
+                        owner.on_reset(ErrorCode.PROTOCOL_ERROR)
                 else:
                     self.connection.release(event.stream)
             elif isinstance(event, StreamReset):
@@ -157,14 +162,6 @@ class UpstreamLink(Link):
         """Close a connection that takes nothing new once its last stream has ended."""
         if self.is_draining and not self.connection.streams:
             self.close()
-
-    def _on_data(self, event: DataReceived, owner: Caller) -> None:
-        padding = event.size - len(event.payload)
-        if padding:
-            self.connection.consume(event.stream, padding)
-        owner.on_data(event)
-        if event.end_stream:
-            owner.on_reset(ErrorCode.PROTOCOL_ERROR)
 
     def _on_goaway(self, event: GoAwayReceived) -> None:
         self.is_draining = True

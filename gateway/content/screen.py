@@ -144,7 +144,7 @@ def screen_prompt(screening: Screening, request: Request) -> Failure | None:
     screen = request.screen = Screen(screening)
     if screening.answer_judge is not None:
         screen.hearing = Hearing(screening.answer_judge, screening.config.judge_timeout_s, screen, request)
-    screened = screen.prompt(b"".join(request.kept or ()))
+    screened = screen.prompt(request.body())
     if isinstance(screened, Failure):
         return screened
     request.kept = [screened]

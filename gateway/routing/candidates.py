@@ -11,7 +11,7 @@ from gateway.loads import Load
 class Candidate:
     """An endpoint, its load and the time at which both are judged.
 
-    Nobody changes one; it is not frozen because that would triple the time to make it.
+    Who hands candidates out keeps them and sets `now` before each choice: making them anew costs as much as choosing.
     """
 
     endpoint: Endpoint

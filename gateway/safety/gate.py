@@ -55,7 +55,7 @@ class Gate:
             return
         tokens = 0
         if tenant.counts_tokens and request.exchange.call.is_routed:
-            tokens = estimate_tokens(b"".join(request.kept or ()), self._assumed)
+            tokens = estimate_tokens(request.body(), self._assumed)
         ticket = Ticket(tenant, tokens, self._loop.time())
         refusal = self.admission.enter(ticket, ticket.arrived_at)
         if refusal is not None:

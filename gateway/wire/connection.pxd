@@ -10,7 +10,7 @@ cdef class Connection(FrameHandlers):
     cdef public dict _handlers
     cpdef receive(self, bytearray buffer, Py_ssize_t end, double now, handle)
     cpdef Py_ssize_t _skip_preface(self, bytearray buffer, Py_ssize_t end) except -1
-    @cython.locals(raw="const unsigned char*", last=Py_ssize_t, word=long, flags=long, stream_id=long, length=Py_ssize_t,
+    @cython.locals(data=bytes, first=Py_ssize_t, last=Py_ssize_t, word=long, flags=long, stream_id=long, length=Py_ssize_t,
                    begin=Py_ssize_t, kind=long, payload=bytes)
     cpdef _frames(self, bytearray buffer, Py_ssize_t pos, Py_ssize_t end, handle)
     cpdef _note_incomplete(self, bint some_complete, double now)

@@ -134,7 +134,8 @@ class Connection(FrameHandlers):
     ) -> None:
         if self.lanes and self._block is None:
             pos = self._express(buffer, pos, end)
-        raw = buffer  # compiled: where its bytes lie
+        data = bytes(memoryview(buffer)[pos:end]) if pos < end else b""  # slices of it cost half of the buffer's
+        first = pos
         last = end - HEADER_SIZE
         while pos <= last and not self.is_closed:
             word, flags, stream_id = _UNPACK(buffer, pos)
@@ -149,7 +150,7 @@ class Connection(FrameHandlers):
             stream_id &= MAX_STREAM_ID
             if self._block is not None or not self._settings_seen:
                 self._check_order(kind, stream_id)
-            payload = bytes(raw[begin:pos])
+            payload = data[begin - first : pos - first]
             try:
                 if kind == DATA:
                     event = self._on_data(flags, stream_id, payload)

@@ -12,7 +12,7 @@ from gateway.wire.guards import Guards
 from gateway.wire.headers import HeaderDecoder, Headers
 from gateway.wire.limits import Limits
 from gateway.wire.outbox import Outbox
-from gateway.wire.stream import CLOSED, RECV_DATA, RECV_END, RECV_HEADERS, Stream
+from gateway.wire.stream import CLOSED, NEXT, RECV_DATA, RECV_END, RECV_HEADERS, Stream
 from gateway.wire.table import CONNECTION_WINDOW, Role, StreamTable
 
 PRIORITY_BYTES = 5
@@ -80,7 +80,7 @@ class FrameHandlers(StreamTable):
             return None
         if stream.target is not None:
             self.leave_lane(stream)
-        stream.move(RECV_DATA)
+        stream.state = NEXT[stream.state][RECV_DATA] or stream.refuse(RECV_DATA)
         stream.recv_window -= size
         if stream.recv_window < 0:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"stream {stream_id} exceeds its window")
@@ -88,7 +88,7 @@ class FrameHandlers(StreamTable):
             stream.announced -= len(payload)
             _check_announced(stream, end_stream)
         if end_stream:
-            stream.move(RECV_END)
+            stream.state = NEXT[stream.state][RECV_END] or stream.refuse(RECV_END)
         return DataReceived(stream, payload, size, end_stream)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
@@ -106,7 +106,8 @@ class FrameHandlers(StreamTable):
             return self._extend_block(flags, payload)
         if len(payload) > self._max_block:
             self._guards.check_header_block(len(payload), 0)
-        return self._take_headers(stream_id, self._decoder.decode(payload), end_stream)
+        headers = self._decoder.known.get(payload) or self._decoder.decode(payload)
+        return self._take_headers(stream_id, headers, end_stream)
 
     def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         if self._block is None:
@@ -134,11 +135,11 @@ class FrameHandlers(StreamTable):
                 return None
         if stream.target is not None:
             self.leave_lane(stream)
-        stream.move(RECV_HEADERS)
+        stream.state = NEXT[stream.state][RECV_HEADERS] or stream.refuse(RECV_HEADERS)
         if self.is_server and not (opens and headers is self._plain_request):
             self._check_fields(stream, headers, opens, end_stream)
         if end_stream:
-            stream.move(RECV_END)
+            stream.state = NEXT[stream.state][RECV_END] or stream.refuse(RECV_END)
         return HeadersReceived(stream, headers, end_stream, opens)
 
     def _check_fields(self, stream: Stream, headers: Headers, opens: bool, end_stream: bool) -> None:

@@ -1,5 +1,5 @@
 cdef class HeaderDecoder:
     cdef public long max_list_bytes
     cdef public object _decoder
-    cdef public dict _known
+    cdef public dict known
     cpdef decode(self, bytes block)

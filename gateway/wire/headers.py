@@ -46,7 +46,7 @@ class HeaderDecoder:
         """Refuse lists that unpack to more than `max_list_bytes`."""
         self.max_list_bytes = max_list_bytes
         self._decoder = Decoder(max_header_list_size=max_list_bytes)
-        self._known: dict[bytes, Headers] = {}
+        self.known: dict[bytes, Headers] = {}  # blocks that mean the same as when they were decoded
 
     def decode(self, block: bytes) -> Headers:
         """Return the headers of a complete block.
@@ -54,10 +54,9 @@ class HeaderDecoder:
         Raises:
             ConnectionFault: the block is malformed or unpacks to too much.
         """
-        known = self._known.get(block)
-        return self._decode_new(block) if known is None else known
-
-    def _decode_new(self, block: bytes) -> Headers:
+        known = self.known.get(block)
+        if known is not None:
+            return known
         size, newest, room = self._table_state()
         try:
             headers = tuple((bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True))
@@ -70,10 +69,10 @@ class HeaderDecoder:
             ) from error
         size_now, newest_now, room_now = self._table_state()
         changed = size_now != size or newest_now is not newest or room_now != room
-        if changed or len(self._known) >= REMEMBERED_BLOCKS:
-            self._known.clear()
+        if changed or len(self.known) >= REMEMBERED_BLOCKS:
+            self.known.clear()
         elif len(block) <= REMEMBERED_BYTES:
-            self._known[block] = headers
+            self.known[block] = headers
         return headers
 
     def _table_state(self) -> tuple[int, object, int]:

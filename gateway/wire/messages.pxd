@@ -11,9 +11,11 @@ cdef class MessageReader:
 
 cdef class MessageCutter:
     cdef public object stop_byte, stopped_at
-    cdef public bytearray partial
+    cdef public bytes partial
     cdef public long missing
-    @cython.locals(pieces=list, count=long, whole=Py_ssize_t, num_whole=long, length=Py_ssize_t)
+    @cython.locals(size=Py_ssize_t, is_new=bint, can_be_one=bint)
     cpdef tuple feed(self, bytes payload)
+    @cython.locals(pieces=list, count=long, whole=Py_ssize_t, num_whole=long, length=Py_ssize_t)
+    cpdef tuple _cut(self, bytes payload)
     @cython.locals(pos=Py_ssize_t, count=long, length=Py_ssize_t)
     cpdef tuple _scan(self, bytes payload)

@@ -73,7 +73,7 @@ class MessageCutter:
         """Cut until a message begins with `stop_byte`, if that is given."""
         self.stop_byte = stop_byte
         self.stopped_at: bytes | None = None
-        self.partial = bytearray()
+        self.partial = b""
         self.missing = 0  # bytes of a large message that are still to come
 
     @property
@@ -83,6 +83,14 @@ class MessageCutter:
 
     def feed(self, payload: bytes) -> tuple[list[tuple[bytes, bool]], int]:
         """Return (pieces with whether each ends a message, number of messages ended)."""
+        size = len(payload)
+        is_new = not self.missing and not self.partial and self.stopped_at is None
+        can_be_one = is_new and size > PREFIX_SIZE and payload[PREFIX_SIZE] != self.stop_byte
+        if can_be_one and _UNPACK(payload)[1] == size - PREFIX_SIZE:  # just one message, as most are
+            return [(payload, True)], 1
+        return self._cut(payload)
+
+    def _cut(self, payload: bytes) -> tuple[list[tuple[bytes, bool]], int]:
         pieces: list[tuple[bytes, bool]] = []
         count = 0
         if self.stopped_at is not None:
@@ -93,8 +101,7 @@ class MessageCutter:
             count += not self.missing
             pieces.append((part, not self.missing))
         if self.partial:
-            payload = bytes(self.partial) + payload
-            self.partial.clear()
+            payload, self.partial = self.partial + payload, b""
         whole, num_whole, length = self._scan(payload)
         if whole:
             pieces.append((payload[:whole], True))
@@ -104,7 +111,7 @@ class MessageCutter:
             pieces.append((payload[whole:], False))
             self.missing = length - (len(payload) - whole)
         else:
-            self.partial += payload[whole:]
+            self.partial = payload[whole:]
         return pieces, count + num_whole
 
     def _goes_on_in_parts(self, payload: bytes, start: int, length: int) -> bool:

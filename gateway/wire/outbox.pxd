@@ -1,5 +1,5 @@
 cimport cython
-from gateway.wire.frames cimport pack_frame, pack_headers
+from gateway.wire.frames cimport pack_headers
 from gateway.wire.stream cimport Stream
 
 cdef class Outbox:
@@ -18,6 +18,7 @@ cdef class Outbox:
     cpdef flush(self, Stream stream)
     cpdef flush_all(self)
     cpdef forget(self, Stream stream)
+    cpdef _put_frame(self, long kind, long flags, long stream_id, payload)
     cpdef _put_headers(self, Stream stream, bytes block, bint end_stream)
     @cython.locals(size=long)
     cpdef _send_whole(self, Stream stream, piece, owner, bint end_stream)

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.wire import frames
-from gateway.wire.frames import DATA, END_HEADERS, END_STREAM, HEADERS, pack_frame, pack_headers
+from gateway.wire.frames import DATA, END_HEADERS, END_STREAM, HEADER, HEADERS, pack_headers
 from gateway.wire.headers import DEFAULT_TABLE_SIZE, table_size_update
-from gateway.wire.stream import SEND_END, SEND_HEADERS, Stream
+from gateway.wire.stream import NEXT, SEND_END, SEND_HEADERS, Stream
 
 LARGEST_FRAME = 64 * 1024
+_PACK = HEADER.pack
 
 
 class Outbox:
@@ -62,7 +63,7 @@ class Outbox:
 
     def send_headers(self, stream: Stream, block: bytes, end_stream: bool = False) -> None:
         """Send a header block ahead of any queued data."""
-        stream.move(SEND_HEADERS)
+        stream.state = NEXT[stream.state][SEND_HEADERS] or stream.refuse(SEND_HEADERS)
         self._put_headers(stream, block, end_stream)
         if end_stream:
             stream.ending = b""
@@ -100,7 +101,7 @@ class Outbox:
         if stream.ending:
             self._put_headers(stream, stream.ending, True)
             stream.ending = b""
-            stream.move(SEND_END)
+            stream.state = NEXT[stream.state][SEND_END] or stream.refuse(SEND_END)
             self.ended.append(stream)
 
     def flush_all(self) -> None:
@@ -112,17 +113,19 @@ class Outbox:
 
     def forget(self, stream: Stream) -> None:
         """Drop what a stream has queued."""
-        if self.blocked:
-            self.blocked.pop(stream.stream_id, None)
+        self.blocked.pop(stream.stream_id, None)
         stream.queue = None
-        stream.ending = b""
+
+    def _put_frame(self, kind: int, flags: int, stream_id: int, payload: bytes | memoryview) -> None:
+        if not self.chunks:
+            self.dirty.append(self)
+        self.chunks.append(_PACK(len(payload) << 8 | kind, flags, stream_id) + payload)
 
     def _put_headers(self, stream: Stream, block: bytes, end_stream: bool) -> None:
         if self._table_update:
             block, self._table_update = self._table_update + block, b""
         if len(block) <= self.max_frame:  # as most are
-            flags = END_HEADERS | END_STREAM if end_stream else END_HEADERS
-            self.put(pack_frame(HEADERS, flags, stream.stream_id, block))
+            self._put_frame(HEADERS, END_HEADERS | END_STREAM if end_stream else END_HEADERS, stream.stream_id, block)
         else:
             self.put(pack_headers(stream.stream_id, block, end_stream, self.max_frame))
 
@@ -131,10 +134,10 @@ class Outbox:
         size = len(piece)
         stream.send_window -= size
         self.window -= size
-        self.put(pack_frame(DATA, END_STREAM if end_stream else 0, stream.stream_id, piece))
+        self._put_frame(DATA, END_STREAM if end_stream else 0, stream.stream_id, piece)
         if end_stream:
             stream.ending = b""
-            stream.move(SEND_END)
+            stream.state = NEXT[stream.state][SEND_END] or stream.refuse(SEND_END)
         if owner is not None:
             self.released.append((owner, size))
 
@@ -157,4 +160,4 @@ class Outbox:
         for start in range(0, len(piece) or 1, step):
             part = piece[start : start + step] if len(piece) > step else piece
             flags = END_STREAM if end_stream and start + step >= len(piece) else 0
-            self.put(pack_frame(DATA, flags, stream_id, part))
+            self._put_frame(DATA, flags, stream_id, part)

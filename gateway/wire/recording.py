@@ -35,8 +35,11 @@ class Recording:
 
     def add(self, payload: bytes) -> None:
         """Take the payload of one more frame."""
-        self.frames += (_PACK(len(payload) << 8 | DATA, 0, 0), payload)
-        self.count(len(payload))
+        size = len(payload)
+        self.frames += (_PACK(size << 8 | DATA, 0, 0), payload)
+        self.num_bytes += size
+        if self.num_bytes >= FRAMES_BYTES:
+            self.count(0)
 
     def count(self, num_bytes: int) -> None:
         """Learn how many bytes have come to `frames`, and pack it when they are many."""

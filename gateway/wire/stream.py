@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import IntEnum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gateway.wire.faults import ErrorCode, StreamFault
 
@@ -62,7 +62,7 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
     (HALF_CLOSED_REMOTE, RESET): CLOSED,
 }
 
-_NEXT = [[], *([None, *(TRANSITIONS.get((state, move)) for move in Move)] for state in State)]  # by their numbers
+NEXT = [[], *([None, *(TRANSITIONS.get((state, move)) for move in Move)] for state in State)]  # by their numbers
 SENDABLE = frozenset({OPEN, HALF_CLOSED_REMOTE})
 
 
@@ -117,16 +117,21 @@ class Stream:
             self.queue.append((piece, owner))
 
     def move(self, move: Move) -> None:
-        """Take one step in the table.
+        """Take one step in the table; where a call would count, callers do this by themselves.
 
         Raises:
             StreamFault: the table has no such step.
         """
-        state = _NEXT[self.state][move]
-        if state is None:
-            message = f"{move.name} on stream {self.stream_id} in state {self.state.name}"
-            raise StreamFault(self.stream_id, ErrorCode.STREAM_CLOSED, message)
-        self.state = state
+        self.state = NEXT[self.state][move] or self.refuse(move)
+
+    def refuse(self, move: Move) -> NoReturn:
+        """Say that the table has no such step.
+
+        Raises:
+            StreamFault: always.
+        """
+        message = f"{move.name} on stream {self.stream_id} in state {self.state.name}"
+        raise StreamFault(self.stream_id, ErrorCode.STREAM_CLOSED, message)
 
     @property
     def can_send(self) -> bool:

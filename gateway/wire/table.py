@@ -132,7 +132,9 @@ class StreamTable:
         if stream.target is not None:
             self.leave_lane(stream)
         del self.streams[stream.stream_id]
-        self.outbox.forget(stream)
+        if stream.queue is not None:
+            self.outbox.forget(stream)
+        stream.ending = b""
         stream.state = CLOSED
 
     def _remember_reset(self, stream_id: int) -> None:

@@ -10,4 +10,6 @@ from gateway.routing.candidates import Candidate
 
 def score(_request: Asked, candidate: Candidate) -> float:
     """Return the score."""
-    return candidate.endpoint.share(candidate.now) / (1.0 + candidate.load.total(candidate.now))
+    endpoint, now = candidate.endpoint, candidate.now
+    share = 1.0 if endpoint.recovered_at is None else endpoint.share(now)
+    return share / (1.0 + candidate.load.total(now))
