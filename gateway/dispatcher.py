@@ -155,10 +155,10 @@ class Dispatcher:
         """Conclude a request that its instance finished well; `code` resets what is left of its stream."""
         if request.instance is not None and request.instance.endpoint.num_unavailable:
             request.instance.endpoint.answered()
-        if request.screen is None:  # as most are
-            self._finish(request, trailers, code)
+        if request.screen is not None and request.screen.hearing is not None:
+            request.screen.hearing.conclude(partial(self._finish, request, trailers, code))
         else:
-            self.when_judged(request, partial(self._finish, request, trailers, code))
+            self._finish(request, trailers, code)
 
     def _finish(self, request: Request, trailers: Headers, code: int | None) -> None:
         self._conclude(request, "ok", code)
@@ -266,7 +266,9 @@ class Dispatcher:
         candidates = [each.candidate for each in self.instances.values() if each.endpoint.is_usable]
         for candidate in candidates:
             candidate.now = now
-        endpoint = self.router.choose(describe(request, self.router.policy), candidates)
+        policy = self.router.policy
+        is_plain = not request.tried and policy.marks is None and not policy.wants_session
+        endpoint = self.router.choose(PLAIN if is_plain else describe(request, policy), candidates)
         return None if endpoint is None else self.instances[endpoint.name]
 
     def _place(self, request: Request) -> None:

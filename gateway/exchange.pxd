@@ -1,4 +1,3 @@
-cimport cython
 from gateway.request cimport Request
 from gateway.turns cimport Turns
 from gateway.wire.connection cimport Connection
@@ -30,7 +29,6 @@ cdef class Exchange:
     cpdef Request _new_request(self)
     cpdef _credit(self)
     cpdef response_headers(self, headers)
-    @cython.locals(num_bytes=long)
     cpdef deliver(self, Request request, list pieces, long num_messages)
     cpdef succeeded(self, Request request, trailers)
     cpdef failed(self, Request request, failure)

@@ -54,7 +54,7 @@ class Exchange:
         self._headers_sent = False
         self._connection = link.connection
         self._outbox = link.connection.outbox
-        self._turns = Turns(self._outbox, stream, self.requests)
+        self._turns: Turns | None = None  # once an answer does not come in whole messages
         self._uncredited = 0
         self.notes: dict[bytes, bytes] = {}  # trailing metadata of the gateway's own
         limit = dispatcher.max_request_bytes
@@ -205,7 +205,8 @@ class Exchange:
     @property
     def is_clear(self) -> bool:
         """Whether messages may pass to the client untouched."""
-        return self._turns.is_free and not self.stream.queue and not self.ended and not self._outbox.paused
+        is_free = self._turns is None or self._turns.is_free
+        return is_free and not self.stream.queue and not self.ended and not self._outbox.paused
 
     def response_headers(self, headers: Headers) -> None:
         """Send an instance's response headers, where they are the client's too."""
@@ -218,8 +219,14 @@ class Exchange:
             return
         if not self._headers_sent:
             self._send_headers(RESPONSE_BLOCK)
-        num_bytes = len(pieces[0][0]) if len(pieces) == 1 else sum([len(piece) for piece, _ in pieces])
-        self.dispatcher.delivered(num_messages, num_bytes)
+        piece, ends = pieces[0]
+        if ends and len(pieces) == 1 and self._turns is None:  # as most are
+            self.dispatcher.delivered(num_messages, len(piece))
+            self._outbox.send_data(self.stream, piece, request)
+            return
+        if self._turns is None:
+            self._turns = Turns(self._outbox, self.stream, self.requests)
+        self.dispatcher.delivered(num_messages, sum([len(piece) for piece, _ in pieces]))
         self._turns.take(request, pieces)
 
     def succeeded(self, request: Request, trailers: Headers) -> None:
@@ -237,7 +244,8 @@ class Exchange:
         self.requests.pop(request, None)
         if self.ended:
             return
-        if self._whole is not None or self.call.wants_status or self._turns.holder is request:
+        is_within_message = self._turns is not None and self._turns.holder is request
+        if self._whole is not None or self.call.wants_status or is_within_message:
             self.end(failure)
             return
         self.notes |= dict(failure.notes)
@@ -258,7 +266,9 @@ class Exchange:
         self._outbox.send_headers(self.stream, block)
 
     def _finish_if_done(self) -> None:
-        if self.ended or self._whole is not None or self.requests or self._turns.held:
+        if self.ended or self._whole is not None or self.requests:
+            return
+        if self._turns is not None and self._turns.held:
             return
         if self._half_closed:
             self._end_with(OK_TRAILERS, "ok")
@@ -284,7 +294,8 @@ class Exchange:
         self.outcome = outcome
         if self._timer is not None:
             self._timer.cancel()
-        self._turns.held.clear()
+        if self._turns is not None:
+            self._turns.held.clear()
         for request in list(self.requests):
             self.dispatcher.cancelled(request)
         self.requests.clear()

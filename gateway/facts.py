@@ -27,14 +27,14 @@ def engine_facts(request: Request, key: str, now: float) -> bytes:
     tenant = request.exchange.call.tenant
     if tenant is not None:
         facts += tenant.parameters
-    milliseconds = _deadline_ms(request, now)
+    expires_at = request.exchange.expires_at
+    milliseconds = None if expires_at is None else _deadline_ms(request, expires_at, now)
     return facts if milliseconds is None else facts + encode_int_parameter(DEADLINE.decode(), milliseconds)
 
 
-def _deadline_ms(request: Request, now: float) -> int | None:
+def _deadline_ms(request: Request, expires_at: float, now: float) -> int | None:
     """Return when the call's time is up; None where the client asks the engine for less time by itself."""
-    expires_at = request.exchange.expires_at
-    if expires_at is None or expires_at - now > MAX_DEADLINE_SECONDS:
+    if expires_at - now > MAX_DEADLINE_SECONDS:
         return None
     left = max(1, round(1000 * (expires_at - now)))
     asked = _asked_ms(request.body())

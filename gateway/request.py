@@ -153,7 +153,8 @@ class Request(RequestMemory):
 
     def send_message(self, extra: bytes) -> None:
         """Send what is there as one message, with the encoded fields `extra` appended."""
-        self._send(self.message(extra), complete=True)
+        if self.link is not None and self.stream is not None:
+            self.link.connection.outbox.send_data(self.stream, self.message(extra), None, end_stream=True)
 
     def take_over(self, hedge: Hedge) -> None:
         """Go on as the second copy, having let go of the first."""
@@ -200,7 +201,7 @@ class Request(RequestMemory):
             self._on_end(event)
         elif HTTP_OK not in event.headers:
             self.exchange.dispatcher.attempt_failed(self, _unexpected(event), ErrorCode.CANCEL)
-        else:
+        elif not self.exchange.call.is_routed:
             self.exchange.response_headers(event.headers)
 
     def on_data(self, event: DataReceived) -> None:

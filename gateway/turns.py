@@ -38,10 +38,7 @@ class Turns:
     def take(self, request: Request, pieces: list[tuple[bytes, bool]]) -> None:
         """Send pieces, each with whether it ends a message, or hold them while another request is within one."""
         for piece, ends in pieces:
-            if ends and (self.holder is None or self.holder is request):
-                self.holder = None
-                self._outbox.send_data(self._stream, piece, request)
-            elif self.holder is None or self.holder is request:
+            if self.holder is None or self.holder is request:
                 self._send(request, piece, ends)
             else:
                 self.held.append((request, piece, ends))

@@ -108,7 +108,7 @@ class Observation:
         """Return the encoded headers that open a request's stream at an instance, with its span where it has one."""
         call = request.exchange.call
         if self.tracing is None or request.span is None:
-            return upstream_block(call, scheme, authority)
+            return call.blocks.get((scheme, authority)) or upstream_block(call, scheme, authority)
         traced = replace(call, headers=self.tracing.onward(call.headers, request.span), blocks={})
         return upstream_block(traced, scheme, authority)
 

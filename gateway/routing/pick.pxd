@@ -1,4 +1,4 @@
 cimport cython
 
-@cython.locals(total=double, num_equal=long)
+@cython.locals(best=double, total=double, last=long, picked=long, num_equal=long)
 cpdef pick(request, candidates, rng, policy=*, filters=*)

@@ -3,6 +3,7 @@
 Knows a policy's parts. Does not know connections; load and randomness are given.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -31,16 +32,16 @@ def pick(
         candidates = keep(request, candidates, rng) or candidates
     if policy.num_choices is not None and len(candidates) > policy.num_choices:
         candidates = rng.sample(candidates, policy.num_choices)
-    best: tuple[float, int] | None = None
+    best, picked = -math.inf, 0
     chosen, num_equal = candidates[0], 0
     for candidate in candidates:
         total = 0.0
         for score, weight in policy.scorers:
             total += weight * score(request, candidate)
-        rank = -total, candidate.load.last_picked
-        if best is None or rank < best:
-            best, chosen, num_equal = rank, candidate, 1
-        elif rank == best:
+        last = candidate.load.last_picked
+        if total > best or (total == best and last < picked):
+            best, picked, chosen, num_equal = total, last, candidate, 1
+        elif total == best and last == picked:
             num_equal += 1
             if rng.random() * num_equal < 1:  # each of n equal ones ends up chosen once in n times
                 chosen = candidate

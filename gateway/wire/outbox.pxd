@@ -20,7 +20,5 @@ cdef class Outbox:
     cpdef forget(self, Stream stream)
     cpdef _put_frame(self, long kind, long flags, long stream_id, payload)
     cpdef _put_headers(self, Stream stream, bytes block, bint end_stream)
-    @cython.locals(size=long)
-    cpdef _send_whole(self, Stream stream, piece, owner, bint end_stream)
     cpdef _send_some(self, Stream stream, piece, owner)
     cpdef _put_data(self, long stream_id, piece, bint end_stream)

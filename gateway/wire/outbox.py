@@ -73,8 +73,18 @@ class Outbox:
         """Send or queue bytes; `owner` comes back in `released` with the bytes written."""
         size = len(piece)
         is_free = not stream.queue and not self.paused and stream.ending is None
-        if is_free and 0 < size <= min(stream.send_window, self.window, self.max_frame):
-            self._send_whole(stream, piece, owner, end_stream)
+        if is_free and 0 < size <= self.max_frame and size <= stream.send_window and size <= self.window:
+            # one frame, nothing before it: as most pieces are, so that they cost no further call
+            stream.send_window -= size
+            self.window -= size
+            if not self.chunks:
+                self.dirty.append(self)
+            self.chunks.append(_PACK(size << 8 | DATA, END_STREAM if end_stream else 0, stream.stream_id) + piece)
+            if end_stream:
+                stream.ending = b""
+                stream.state = NEXT[stream.state][SEND_END] or stream.refuse(SEND_END)
+            if owner is not None:
+                self.released.append((owner, size))
             return
         stream.wait(piece, owner)
         if end_stream:
@@ -128,18 +138,6 @@ class Outbox:
             self._put_frame(HEADERS, END_HEADERS | END_STREAM if end_stream else END_HEADERS, stream.stream_id, block)
         else:
             self.put(pack_headers(stream.stream_id, block, end_stream, self.max_frame))
-
-    def _send_whole(self, stream: Stream, piece: bytes, owner: Any, end_stream: bool) -> None:
-        """Send a piece that fits into one frame and both windows, as most do; nothing is queued before it."""
-        size = len(piece)
-        stream.send_window -= size
-        self.window -= size
-        self._put_frame(DATA, END_STREAM if end_stream else 0, stream.stream_id, piece)
-        if end_stream:
-            stream.ending = b""
-            stream.state = NEXT[stream.state][SEND_END] or stream.refuse(SEND_END)
-        if owner is not None:
-            self.released.append((owner, size))
 
     def _send_some(self, stream: Stream, piece: bytes | memoryview, owner: Any) -> None:
         size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME)

@@ -103,9 +103,10 @@ class StreamTable:
         """Forget the streams that our side has ended; a peer that has not ended its own is told to stop."""
         ended, self.outbox.ended = self.outbox.ended, []
         for stream in ended:
-            if stream.state is CLOSED or not self.is_server:
-                self.release(stream)
-            else:
+            if stream.state is CLOSED:
+                if self.streams.get(stream.stream_id) is stream:
+                    self._drop(stream)
+            elif self.is_server:
                 self.reset(stream, ErrorCode.NO_ERROR)
 
     def ping(self, payload: bytes) -> None:
