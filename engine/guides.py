@@ -22,6 +22,8 @@ from engine.text.tokenizer import Tokenizer, TokenKind
 if TYPE_CHECKING:
     import llguidance
 
+BETWEEN_TOKENS = r"[ ]?|\n[ \t]{0,40}"  # of JSON: a space, or a new line and its indentation, but not blanks for ever
+
 
 class Guide:
     """Where one completion is in its grammar."""
@@ -151,7 +153,7 @@ def _grammar(guided: Guided) -> str:
         choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(guided.source))
         return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(choices))
     schema = {"type": "object"} if guided.kind == "json_object" else json.loads(guided.source)  # says where it is wrong
-    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema))
+    return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), {"whitespace_pattern": BETWEEN_TOKENS})
 
 
 def _first_line(message: str) -> str:

@@ -29,7 +29,7 @@ from gateway.openai_bodies import Body, ChatBody, CompletionBody
 from gateway.openai_config import OpenAiConfig
 from gateway.openai_embeddings import embed
 from gateway.openai_errors import ApiError, of_kserve
-from gateway.openai_parsing import parse_body, parse_embedding_body
+from gateway.openai_parsing import parse_body, parse_embedding_body, unknown_model
 from gateway.openai_prompts import Completions
 from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, usage
 from gateway.safety.guard import Denied, Guard
@@ -91,6 +91,8 @@ class OpenAiApi:
         allowed = METHODS.get(request.url.path)
         if allowed is not None:
             raise ApiError(405, f"{request.url.path} takes {allowed}, not {request.method}", headers={"allow": allowed})
+        if request.method == "GET" and request.url.path.startswith("/v1/models/"):
+            raise unknown_model(request.url.path.removeprefix("/v1/models/"))
         raise ApiError(404, f"there is no {request.method} {request.url.path}")
 
     def _model(self) -> dict[str, Any]:

@@ -57,9 +57,14 @@ def text_logprobs(chunks: Sequence[Chunk], num_top: int) -> dict[str, Any]:
     return {
         "tokens": [token.name for token, _ in places],
         "token_logprobs": [token.told for token, _ in places],
-        "top_logprobs": [{each.name: each.told for each in top} for _, top in places] if num_top else None,
+        "top_logprobs": [_tops(*place) for place in places] if num_top else None,
         "text_offset": [offset for offsets in _offsets(chunks) for offset in offsets],
     }
+
+
+def _tops(token: Logged, likeliest: Sequence[Logged]) -> dict[str, float | None] | None:
+    """Return what was likeliest in a token's place; nothing is known of that of an echoed prompt's first token."""
+    return None if token.told is None else {each.name: each.told for each in likeliest}
 
 
 def _offsets(chunks: Sequence[Chunk]) -> Iterator[list[int]]:

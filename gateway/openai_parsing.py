@@ -59,8 +59,13 @@ def _validated(kind: type[M], fields: dict[str, Any]) -> M:
     except ValidationError as error:
         raise _explain(error) from error
     if body.model != MODEL:
-        raise ApiError(404, f"the model {body.model!r} does not exist; there is {MODEL!r}", "model", "model_not_found")
+        raise unknown_model(body.model)
     return body
+
+
+def unknown_model(name: str) -> ApiError:
+    """Return what is said of a model that is not here."""
+    return ApiError(404, f"the model {name!r} does not exist; there is {MODEL!r}", "model", "model_not_found")
 
 
 def _explain(error: ValidationError) -> ApiError:

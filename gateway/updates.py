@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from gateway.discovery.config import DiscoveryConfig, DnsDiscovery, FileDiscovery
 from gateway.discovery.kubernetes import watch_slices
 from gateway.discovery.sources import Instances, watch_dns, watch_file
-from gateway.log import log
+from gateway.log import log, log_defect
 from gateway.reload import reload
 from gateway.tls import TlsError
 from gateway.workers.table import TableFull
@@ -100,6 +100,14 @@ class Updates:
             self._discovery = asyncio.get_running_loop().create_task(self._follow(self.config.discovery))
 
     async def _follow(self, config: DiscoveryConfig) -> None:
+        while True:
+            try:
+                await self._take_from(config)
+            except Exception as error:  # noqa: BLE001 - whatever a source says, looking goes on
+                log_defect("discovery_failed", error, source=config.kind)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _take_from(self, config: DiscoveryConfig) -> None:
         async for found in _source(config):
             before, self._found = self._found, found
             try:

@@ -39,19 +39,22 @@ async def watch_slices(config: KubernetesDiscovery) -> AsyncGenerator[Instances,
                         yield instances
         except (OSError, ValueError, KeyError, HttpError, TimeoutError) as error:
             log("discovery_failed", source=f"service {config.service}", reason=repr(error))
-            await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)  # a server that ends each watch at once is not to be flooded with lists
 
 
 def instances_of(slices: Mapping[str, Any], config: KubernetesDiscovery) -> Instances:
-    """Return an instance for each ready address in any slice; one without a verdict is ready, as the API says."""
-    hosts = {
-        address
-        for each in slices.values()
-        for endpoint in each.get("endpoints") or ()
-        if (endpoint.get("conditions") or {}).get("ready") is not False
-        for address in endpoint["addresses"]
-    }
-    return tuple(at_host(host, config.grpc_port, config.metrics_port) for host in sorted(hosts))
+    """Return an instance for each ready endpoint in any slice; one without a verdict is ready, as the API says.
+
+    A pod of a dual-stack service is in a slice of each family: it is one instance, at its IPv4 address. An endpoint's
+    addresses are all the same to a client, as the API says; the first one is used.
+    """
+    hosts: dict[str, str] = {}  # by pod, where that is told
+    for each in sorted(slices.values(), key=lambda item: item.get("addressType") == "IPv6"):
+        for endpoint in each.get("endpoints") or ():
+            if (endpoint.get("conditions") or {}).get("ready") is not False:
+                host = endpoint["addresses"][0]
+                hosts.setdefault((endpoint.get("targetRef") or {}).get("uid") or host, host)
+    return tuple(at_host(host, config.grpc_port, config.metrics_port) for host in sorted(set(hosts.values())))
 
 
 async def _follow(config: KubernetesDiscovery) -> AsyncGenerator[dict[str, Any], None]:

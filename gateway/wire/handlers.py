@@ -211,11 +211,11 @@ class FrameHandlers(StreamTable):
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
+        self._guards.settings.spend(self._now)
         if flags & frames.ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS ACK of {len(payload)} bytes")
             return None
-        self._guards.settings.spend(self._now)
         settings = frames.parse_settings(payload)
         self.outbox.limit_frames(settings.get(Setting.MAX_FRAME_SIZE, self.outbox.max_frame))
         if Setting.HEADER_TABLE_SIZE in settings:

@@ -37,7 +37,7 @@ class Limits:
     pings: Rate = field(
         default=Rate(2000, 200), metadata=meaning("PING frames; filled again while data flows to the peer")
     )
-    settings: Rate = field(default=Rate(100, 10), metadata=meaning("SETTINGS frames"))
+    settings: Rate = field(default=Rate(100, 10), metadata=meaning("SETTINGS frames, acknowledgements too"))
     idle_frames: Rate = field(
         default=Rate(2000, 200), metadata=meaning("frames that ask for nothing: empty DATA, PRIORITY, unknown types")
     )

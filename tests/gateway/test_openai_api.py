@@ -252,6 +252,12 @@ def test_tokens_of_one_chunk_begin_each_at_its_own_place() -> None:
     assert logs["token_logprobs"] == [None, -1.0, -2.0] * 2
 
 
+def test_nothing_is_told_of_what_else_could_begin_an_echoed_prompt() -> None:
+    logged = {"log_probs": (math.nan, -1.0), "top_token_bytes": (b"<s>", b"b"), "top_log_probs": (math.nan, -1.0)}
+    logs = text_logprobs([Chunk("ab", "", 1, 2, 0, token_bytes=(b"a", b"b"), **logged)], 1)
+    assert logs["top_logprobs"] == [None, {"b": -1.0}]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_of_tools_come_as_objects(client: OpenAI, stream: bool) -> None:
     function = {"name": "look", "strict": True, "parameters": {"type": "object"}}

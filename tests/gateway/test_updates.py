@@ -223,6 +223,17 @@ def test_a_slice_without_endpoints_has_no_instances(kubernetes: KubernetesDiscov
     assert instances_of({"s": {"metadata": {"name": "s"}, "endpoints": None}}, kubernetes) == ()
 
 
+def test_a_pod_of_two_address_families_is_one_instance(kubernetes: KubernetesDiscovery) -> None:
+    pods = [
+        {"addresses": ["fd00::1"], "targetRef": {"uid": "a"}},
+        {"addresses": ["fd00::2"], "targetRef": {"uid": "b"}},
+    ]
+    six = {"addressType": "IPv6", "endpoints": pods}
+    four = {"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1", "10.0.0.9"], "targetRef": {"uid": "a"}}]}
+    found = instances_of({"six": six, "four": four}, kubernetes)
+    assert [instance.grpc.rpartition(":")[0] for instance in found] == ["10.0.0.1", "[fd00::2]"]
+
+
 def test_an_api_server_that_refuses_is_asked_again(
     kubernetes: KubernetesDiscovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ FLOODS = {
         open_frame(i) + frames.pack_window_update(i, 0) for i in range(1, 12_001, 2)),
     "pings": 3000 * frames.pack_ping(b"12345678"),
     "settings": 200 * frames.pack_settings({}),
+    "acknowledgements": 200 * frames.pack_frame(FrameType.SETTINGS, frames.ACK, 0),
     "empty data": open_frame(1) + 3000 * data_frame(1, b""),
     "data of nothing but padding": open_frame(1) + 3000 * frames.pack_frame(FrameType.DATA, 8, 1, b"\1\0"),
     "priorities": 3000 * frames.pack_frame(FrameType.PRIORITY, 0, 1, b"\0\0\0\0\1"),

@@ -153,6 +153,19 @@ def test_a_guided_request_goes_on_at_another_engine_and_survives_preemption(
 
 
 @pytest.mark.parametrize(
+    ("before", "goes_on"),
+    [("{", True), ('{"a":', True), ('{"a":1', True), ("{ ", False), ("{\n", False), ("{\n\t", False)],
+)
+def test_blanks_between_the_tokens_of_json_have_an_end(core: EngineCore, before: str, goes_on: bool) -> None:
+    """A model that likes blanks would fill its `max_tokens` with them."""
+    guide = core.guides.make(Guided("json_object", "true"))
+    for token in core.tokenizer.encode(before):
+        guide.accept(token)
+    (line,) = core.tokenizer.encode("\n")
+    assert guide.allowed(core.tokenizer.vocab_size, frozenset())[line] == goes_on
+
+
+@pytest.mark.parametrize(
     ("guided", "message"),
     [
         ({"regex": "[a"}, "guided.regex is not valid: .*unclosed character class"),
