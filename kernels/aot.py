@@ -8,7 +8,7 @@ names every configuration the op launches. `python -m kernels.aot` compiles them
 with 1 if one does not compile, spills registers in a loop, keeps more than MAX_STACK on the stack outside of loops
 (where it is written and read once) or asks for more shared memory than the GPU has.
 
-    python -m kernels.aot [OP ...] [--capability 90] [--sampled] [--every 4] [--jobs 2] [--json]
+    python -m kernels.aot [OP ...] [--capability 90] [--sampled] [--jobs 2] [--json | --problems]
 
 It wants Triton's compiler, so TRITON_INTERPRET must not be set. Cubins go to Triton's cache on disk (TRITON_CACHE_DIR).
 
@@ -61,7 +61,7 @@ class Build:
         num_warps: of a program.
         num_stages: of the software pipeline.
         capabilities: the GPUs it is for.
-        is_sampled: whether it is among the few that the fast tests compile.
+        is_sampled: whether it is among the few of its op that stand for it where time is short.
     """
 
     name: str
@@ -137,7 +137,7 @@ def compile_shipped(op: str, name: str, capability: int) -> Report:
     start = time.monotonic()
     try:
         shared, cubin = _compile(shipped_builds(op)[name], capability)
-        usage = _disassemble(cubin)
+        usage = _usage(cubin)
     except Exception as error:  # noqa: BLE001 - a compiler may raise anything; the report carries it
         reason = f"{type(error).__name__}: {str(error).splitlines()[-1]}"
         return Report(op, name, capability, time.monotonic() - start, error=reason)
@@ -148,17 +148,19 @@ def compile_all(
     ops: tuple[str, ...] = OPS,
     capabilities: tuple[int, ...] = CAPABILITIES,
     sampled: bool = False,
-    every: int = 1,
     jobs: int = 2,
 ) -> Iterator[Report]:
-    """Compile the ops' builds, or one of `every` so many, in `jobs` processes and yield the reports in order."""
+    """Compile the ops' builds in `jobs` processes, here for one, and yield the reports in order."""
     todo = [
         (op, name, capability)
         for op in ops
         for name, build in shipped_builds(op).items()
         for capability in build.capabilities
         if capability in capabilities and (build.is_sampled or not sampled)
-    ][::every]
+    ]
+    if jobs == 1:
+        yield from (compile_shipped(*build) for build in todo)
+        return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(compile_shipped, *zip(*todo, strict=True)) if todo else ()
 
@@ -184,16 +186,19 @@ def _compile(build: Build, capability: int) -> tuple[int, bytes]:
     return compiled.metadata.shared, compiled.asm["cubin"]
 
 
-def _disassemble(cubin: bytes) -> tuple[int, int, int]:
+def _usage(cubin: bytes) -> tuple[int, int, int]:
     """Return a cubin's registers, stack and spills in loops, by cuobjdump, which comes with Triton."""
-    from triton import knobs
-
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", text)[0]
-    return int(registers), int(stack), count_loop_spills(text)
+        registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", _dump("--dump-resource-usage", file.name))[0])
+        return registers, stack, count_loop_spills(_dump("--dump-sass", file.name)) if stack else 0
+
+
+def _dump(what: str, path: str) -> str:
+    from triton import knobs
+
+    command = [knobs.nvidia.cuobjdump.path, what, path]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def count_loop_spills(sass: str) -> int:
@@ -206,21 +211,26 @@ def count_loop_spills(sass: str) -> int:
 
 
 def main() -> int:
-    """Compile what the command line asks for; print a line each."""
+    """Compile what the command line asks for; print a line each, or only those with a problem, and how many."""
     parser = argparse.ArgumentParser(prog="python -m kernels.aot", description="Compile every shipped Triton kernel.")
     parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(OPS)}; all by default")
     parser.add_argument("--capability", type=int, nargs="+", choices=CAPABILITIES, default=CAPABILITIES)
-    parser.add_argument("--sampled", action="store_true", help="only the few that the fast tests compile")
-    parser.add_argument("--every", type=int, default=1, help="only every N-th of them")
+    parser.add_argument("--sampled", action="store_true", help="only a few of each op")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--problems", action="store_true", help="no line for what compiles and fits")
     options = parser.parse_args()
-    is_fine = True
-    wanted = tuple(options.ops) or OPS, tuple(options.capability), options.sampled, options.every, options.jobs
-    for report in compile_all(*wanted):
-        is_fine &= not report.problem
-        print(json.dumps(asdict(report) | {"problem": report.problem}) if options.json else _line(report), flush=True)
-    return 0 if is_fine else 1
+    num_compiled = num_problems = 0
+    for report in compile_all(tuple(options.ops) or OPS, tuple(options.capability), options.sampled, options.jobs):
+        num_compiled += 1
+        num_problems += bool(report.problem)
+        if report.problem or not options.problems:
+            line = json.dumps(asdict(report) | {"problem": report.problem}) if options.json else _line(report)
+            print(line, flush=True)
+    if options.problems:
+        print(f"{num_compiled} kernels compiled, {num_problems} with problems")
+    return 1 if num_problems else 0
 
 
 def _line(report: Report) -> str:

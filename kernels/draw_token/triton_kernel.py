@@ -3,7 +3,7 @@
 `survey_kernel`, a program for each row and chunk of the vocabulary, makes the row's changes that fall into the chunk,
 in place, then leaves the chunk's largest logit, where it is, and the sum of weights relative to it. That decides rows
 that are greedy, and the chunk, the only one read again, from which rows without cuts draw. Rows with cuts find the last
-weight that is kept by bisecting over its bits (`triton_search`).
+weight that is kept by quartering over its bits (`triton_search`).
 
 Weights 2^((x - max x) log2(e) / temperature) and their sums over lanes are fp32, sums of those fp64. Lanes past the end
 are minus infinity, weight 0. A NaN, which no maximum shows, makes the chunk's and so the row's maximum NaN.
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels.aot import Build
-from kernels.draw_token.triton_search import draw_among, find_kept, weigh
+from kernels.draw_token.triton_search import draw_among, find_kept, scale_of, sums_of_kept, weigh
 
 if TYPE_CHECKING:
     from kernels.draw_token import Draws, Edits
@@ -78,7 +78,7 @@ def survey_kernel(
             tl.store(line + token, x, mask=token < vocab_size)
     top = tl.max(x, axis=0)
     place = tl.min(tl.where(x == top, lanes, CHUNK - 1), axis=0)
-    total = tl.sum(weigh(x, top, tl.load(temperature + row)), axis=0)
+    total = tl.sum(weigh(x, top, scale_of(tl.load(temperature + row))), axis=0)
     is_nan = tl.max((x != x).to(tl.int32), axis=0)
     target = row * tl.num_programs(1) + chunk
     tl.store(tops + target, tl.where(is_nan == 1, float("nan"), top))
@@ -118,22 +118,30 @@ def draw_kernel(
     heat = tl.load(temperature + row)
     token = first.to(tl.int32)
     if (heat > 0.0) & (tl.abs(maximum) < float("inf")):
-        line = logits + row * row_stride
-        share = tl.load(point + row)
+        line, scale = logits + row * row_stride, scale_of(heat)
+        surveyed = row * num_chunks + chunks
         limit = tl.load(top_k + row)
+        limit = tl.where((limit <= 0) | (limit >= vocab_size), vocab_size, limit).to(tl.int32)
         portion = tl.load(top_p + row)
         least = tl.load(min_p + row)
-        part = tl.load(sums + row * num_chunks + chunks, mask=is_chunk, other=0.0)
-        part = (part * weigh(top, maximum, heat)).to(tl.float64)
-        if (limit <= 0) | (limit >= vocab_size):
-            limit = tl.zeros((), tl.int64) + vocab_size
         low = 0
         last = vocab_size
         if (limit < vocab_size) | (portion < 1.0) | (least > 0.0):
-            total = tl.sum(part, axis=0)
-            low, last = find_kept(line, vocab_size, maximum, heat, limit, portion, least, total, CHUNK)
-        token = draw_among(line, vocab_size, maximum, heat, low, last, share, part, CHUNK, BLOCK)
+            total = tl.sum(_sums_of_all(tops, sums, surveyed, is_chunk, maximum, scale), axis=0)
+            low, last = find_kept(line, vocab_size, maximum, scale, limit, portion, least, total, CHUNK)
+        if low > 0:
+            kept = sums_of_kept(line, vocab_size, maximum, scale, low, last, CHUNK, BLOCK)
+        else:
+            kept = _sums_of_all(tops, sums, surveyed, is_chunk, maximum, scale)
+        token = draw_among(line, vocab_size, maximum, scale, low, last, tl.load(point + row), kept, CHUNK, BLOCK)
     tl.store(token_ids + row, token.to(tl.int64))
+
+
+@triton.jit
+def _sums_of_all(tops, sums, surveyed, is_chunk, maximum, scale):
+    """Return the sums of the weights of each chunk, kept or not, fp64."""
+    top = tl.load(tops + surveyed, mask=is_chunk, other=-float("inf"))
+    return (tl.load(sums + surveyed, mask=is_chunk, other=0.0) * weigh(top, maximum, scale)).to(tl.float64)
 
 
 def shipped() -> list[Build]:

@@ -1,46 +1,35 @@
-"""Shipped Triton kernels become cubins that fit their GPUs: a few of each op in the fast tests, more in the slow.
-
-All of them, ten minutes on two quiet cores, are what `python -m kernels.aot` compiles.
-"""
+"""What is said of compiled kernels; beside these tests `scripts/test` compiles them all by `python -m kernels.aot`."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
+from kernels import aot
 from kernels.aot import CAPABILITIES, OPS, Report, count_loop_spills, shipped_builds
 
 
-def compile_builds(*options: str) -> list[dict]:
-    """Run the harness where nothing is interpreted."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "kernels.aot", "--json", "--jobs", str(os.cpu_count() or 1), *options]
-    run = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
-    assert run.stdout, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines()]
+def test_every_op_has_a_few_builds_that_stand_for_it_on_every_gpu() -> None:
+    for op in OPS:
+        sampled = [build for build in shipped_builds(op).values() if build.is_sampled]
+        assert {capability for build in sampled for capability in build.capabilities} == set(CAPABILITIES)
 
 
-@pytest.fixture(scope="module")
-def sampled_reports() -> list[dict]:
-    return compile_builds("--sampled")
-
-
-@pytest.mark.parametrize("op", OPS)
-def test_sampled_builds_compile_for_every_gpu_and_fit_it(op: str, sampled_reports: list[dict]) -> None:
-    reports = [report for report in sampled_reports if report["op"] == op]
-    assert {report["capability"] for report in reports} == set(CAPABILITIES)
-    assert not [report for report in reports if report["problem"]]
-
-
-@pytest.mark.slow
-def test_every_twentieth_build_compiles_and_fits() -> None:
-    reports = compile_builds("--every", "20")  # no multiple of three, so that it goes around the GPUs
-    num_builds = sum(len(build.capabilities) for op in OPS for build in shipped_builds(op).values())
-    assert len(reports) == -(-num_builds // 20)
-    assert {report["op"] for report in reports} == set(OPS)
-    assert not [report for report in reports if report["problem"]]
+def test_one_problem_among_the_reports_fails_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = [Report("op", "fine", 80, 1.0), Report("op", "broken", 90, 1.0, error="no such type")]
+    monkeypatch.setattr(aot, "compile_all", lambda *_: iter(reports))
+    monkeypatch.setattr("sys.argv", ["kernels.aot", "--problems"])
+    assert aot.main() == 1
+    line, summary = capsys.readouterr().out.splitlines()
+    assert line.endswith("broken  FAILED: no such type")
+    assert summary == "2 kernels compiled, 1 with problems"
+    monkeypatch.setattr("sys.argv", ["kernels.aot", "--json"])
+    assert aot.main() == 1
+    problems = [json.loads(line)["problem"] for line in capsys.readouterr().out.splitlines()]
+    assert problems == ["", "no such type"]
+    reports.pop()
+    assert aot.main() == 0
 
 
 @pytest.mark.parametrize(

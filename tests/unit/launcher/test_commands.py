@@ -92,7 +92,9 @@ def test_interface_that_does_not_answer_gets_no_example() -> None:
 
 
 def test_all_checks_run_with_pytest_last() -> None:
-    assert [command[0] for command in check_commands([])] == ["ruff", "ruff", "pyright", "pytest"]
+    assert [command[0] for command in check_commands([])] == ["ruff", "ruff", "pyright", "kernels.aot", "pytest"]
+    assert "--sampled" not in check_commands([])[-2]
+    assert "--sampled" in check_commands(["--fast"])[-2]
     assert check_commands(["-x", "tests/unit"])[-1] == ["pytest", "-x", "tests/unit"]
     marks = "not slow and not e2e and not numeric and not process"
     assert check_commands(["--fast", "-x"])[-1] == ["pytest", "-m", marks, "-x"]
