@@ -3,8 +3,10 @@
 Knows which pass comes when. Does not know what they do, nor steps or caches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from engine.config import EngineConfig
 from engine.errors import ModelError
@@ -25,12 +27,12 @@ from engine.quantization.loading import (
     StoredWeights,
     is_unread,
     read_as_stored,
-    round_loaded,
     round_on_load,
     round_tied_head,
 )
-from engine.quantization.slots import find_parts
-from engine.weights.safetensors_loader import Sink, load_weights, read_all_entries
+from engine.quantization.slots import Part, find_parts
+from engine.weights.safetensors_file import TensorEntry
+from engine.weights.safetensors_loader import load_weights, read_all_entries
 from engine.weights.stored_types import keep_stored_types
 from kernels.cpu_memory import returning
 
@@ -77,17 +79,16 @@ def _load_part(
     scheme, device = _scheme(config, model_config), placement.device
     model = lay_out(model_config, device, placement.dtype)
     cuts = shard(model, member.place, member.placements)
-    stored, entries = StoredWeights({}, set()), read_all_entries(config.model)
-    if model_config.quantization is not None:
-        parts, dropped = cuts.parts()
-        stored = read_as_stored(model, parts, model_config.quantization, entries, device, unwanted=dropped)
+    entries = read_all_entries(config.model)
+    parts, dropped = cuts.parts()
+    stored = _stored_weights(model, parts, scheme, entries, device, unwanted=dropped)
     if device.type == "cpu":
         keep_stored_types(model, cuts.pieces(model), entries)
     model.materialize(device, num_positions).eval()
     views = {name: view for name, view in cuts.pieces(model).items() if name not in stored.names}
     load_weights(config.model, views | stored.sinks, _passed_over(model, model_config))
     if scheme is not None:
-        round_loaded(model, scheme, placement)
+        round_tied_head(model, scheme, placement)
     if device.type != "cpu":
         stack_experts(model)
         stream_linears(model)
@@ -102,17 +103,12 @@ def _load_whole(
     model = lay_out(model_config, device, placement.dtype)
     views = model.weight_views()
     targets = find_targets(model, views) if config.adapters is not None else {}
-    parts = find_parts(model, views)
-    sinks: dict[str, Sink] = {}
     entries = read_all_entries(config.model)
-    if scheme is not None:
-        sinks = round_on_load(model, parts, scheme, entries, device)
-    elif model_config.quantization is not None:
-        sinks = read_as_stored(model, parts, model_config.quantization, entries, device).sinks
+    stored = _stored_weights(model, find_parts(model, views), scheme, entries, device)
     if device.type == "cpu":
         keep_stored_types(model, model.weight_views(), entries)
     model.materialize(device, num_positions).eval()
-    load_weights(config.model, model.weight_views() | sinks, _passed_over(model, model_config))
+    load_weights(config.model, model.weight_views() | stored.sinks, _passed_over(model, model_config))
     if scheme is not None:
         round_tied_head(model, scheme, placement)
     if device.type != "cpu":
@@ -121,6 +117,23 @@ def _load_whole(
         if config.adapters is None:
             join_activations(model)
     return LoadedModel(model, targets)
+
+
+def _stored_weights(
+    model: Decoder,
+    parts: dict[str, list[Part]],
+    scheme: LoadScheme | None,
+    entries: dict[str, TensorEntry],
+    device: torch.device,
+    *,
+    unwanted: Sequence[Part] = (),
+) -> StoredWeights:
+    """Put slots where weights are quantized, by the scheme or in the checkpoint; return what reads them."""
+    if scheme is not None:
+        return round_on_load(model, parts, scheme, entries, device, unwanted=unwanted)
+    if model.config.quantization is not None:
+        return read_as_stored(model, parts, model.config.quantization, entries, device, unwanted=unwanted)
+    return StoredWeights({}, set())
 
 
 def _passed_over(model: Decoder, model_config: ModelConfig) -> Callable[[str], bool]:

@@ -26,7 +26,7 @@ from engine.quantization.layout import Layout, PlainLayout
 from engine.quantization.mxfp4 import Mxfp4Layout
 from engine.quantization.quantized_linear import make_linear
 from engine.quantization.schemes import Quantizer, make_quantizer, round_pieces
-from engine.quantization.sinks import PartReader, RawSink, RoundingSink, StackedRoundingSink, ZeroSink
+from engine.quantization.sinks import PartReader, RawSink, RoundingSink, ZeroSink
 from engine.quantization.slots import Part, Slot, SlotFiller, replace_module
 from engine.weights.safetensors_file import TensorEntry
 from engine.weights.safetensors_loader import Sink
@@ -59,48 +59,42 @@ class StoredWeights:
 
 
 def round_on_load(
-    model: nn.Module, parts: Parts, scheme: LoadScheme, entries: Mapping[str, TensorEntry], device: torch.device
-) -> dict[str, Sink]:
+    model: nn.Module,
+    parts: Parts,
+    scheme: LoadScheme,
+    entries: Mapping[str, TensorEntry],
+    device: torch.device,
+    *,
+    unwanted: Sequence[Part] = (),
+) -> StoredWeights:
     """Put slots where the scheme quantizes, and return what rounds the checkpoint's weights for them.
 
-    Weights are plain, or MXFP4 where `entries` has tensors that only this format has.
+    Weights are plain, or MXFP4 where `entries` has tensors that only this format has. For `unwanted` see
+    `read_as_stored`.
+    Where some of a layer's inputs are wanted, on a rank, scales are for those alone, and so finer than a whole row's.
     """
     quantizer, filler = make_quantizer(scheme), SlotFiller(model, device)
     chosen = {path: named for path, named in parts.items() if _is_rounded(path, scheme)}
-    sinks: dict[str, Sink] = {}
-    stacked: dict[str, list[tuple[Slot, Part]]] = {}
+    targets: dict[str, list[tuple[Slot, Part]]] = {}
     for path, named in chosen.items():
         slot = _put_slot(model, path, named)
         for part in named:
-            if part.expert is None:
-                sinks[f"{part.name}.weight"] = RoundingSink(filler, slot, part, quantizer)
-            else:
-                stacked.setdefault(part.name, []).append((slot, part))
-    for name, targets in stacked.items():
-        if _is_mxfp4(name, entries):
-            sinks |= _mxfp4_sinks(filler, targets, quantizer)
-        else:
-            sinks[name] = StackedRoundingSink(filler, targets, quantizer)
+            targets.setdefault(part.weight_name, []).append((slot, part))
+    stored = StoredWeights({}, set())
+    for name, ones in targets.items():
+        part = ones[0][1]
+        is_mxfp4 = part.expert is not None and _is_mxfp4(name, entries)
+        rounding: dict[str, Sink] = {name: RoundingSink(filler, ones, quantizer)}
+        stored.add(part, _mxfp4_sinks(filler, ones, quantizer) if is_mxfp4 else rounding)
+    _pass_over_stacks(stored, unwanted, entries)
     logger.info("%d linear layers are rounded to %s as they are loaded", len(chosen), scheme.name)
-    return sinks
+    return stored
 
 
 def round_tied_head(model: nn.Module, scheme: LoadScheme, placement: Placement) -> None:
     """Round the output matrix of a loaded model that shares it with its embedding, which stays as it is."""
     if scheme.quantizes_head and type(model.get_submodule(HEAD)) is nn.Linear:
         _round_linear(model, HEAD, make_quantizer(scheme), placement)
-
-
-def round_loaded(model: nn.Module, scheme: LoadScheme, placement: Placement) -> None:
-    """Round the linear layers of a loaded model, one at a time: of a rank's part, whose shapes only that rank knows.
-
-    Where a rank has some of a layer's inputs, scales are for those alone, and so finer than a whole row's.
-    """
-    quantizer = make_quantizer(scheme)
-    paths = [path for path, module in model.named_modules() if type(module) is nn.Linear]
-    for path in paths:
-        if _is_rounded(path, scheme):
-            _round_linear(model, path, quantizer, placement)
 
 
 def read_as_stored(
@@ -140,10 +134,9 @@ def read_as_stored(
             stored.add(part, _part_sinks(part, layout or PlainLayout(), entries, [partial(fill, one) for one in same]))
     for targets in stacked.values():
         stored.add(targets[0][1], _mxfp4_sinks(filler, targets, None))
+    _pass_over_stacks(stored, unwanted, entries)
     for part in unwanted:
-        if part.expert is not None and part.name not in stacked and _is_mxfp4(part.name, entries):
-            stored.add(part, _stack_sinks(part, []))
-        elif part.expert is None and (layout := _layout_of(part, checkpoint, entries)) is not None:
+        if part.expert is None and (layout := _layout_of(part, checkpoint, entries)) is not None:
             stored.add(part, _part_sinks(part, layout, entries, []))
     logger.info("%s: quantized tensors %d", checkpoint.method, len(stored.sinks))
     return stored
@@ -205,6 +198,13 @@ def _mxfp4_sinks(
     layout = Mxfp4Layout()
     readers = [PartReader(filler, slot, part, layout, layout.names, quantizer=quantizer) for slot, part in targets]
     return _stack_sinks(targets[0][1], readers)
+
+
+def _pass_over_stacks(stored: StoredWeights, unwanted: Sequence[Part], entries: Mapping[str, TensorEntry]) -> None:
+    """Check MXFP4 tensors of experts none of which is wanted, and do not read them."""
+    for part in unwanted:
+        if part.expert is not None and part.name not in stored.names and _is_mxfp4(part.name, entries):
+            stored.add(part, _stack_sinks(part, []))
 
 
 def _stack_sinks(part: Part, readers: Sequence[PartReader]) -> dict[str, Sink]:

@@ -16,38 +16,34 @@ from engine.weights.safetensors_loader import StoredTensor
 
 
 class RoundingSink:
-    """Takes the plain weight of a part and rounds it, piece by piece where the scheme can."""
+    """Takes a plain weight, [O, C], or those of all experts in one tensor, [E, C, O], and rounds what is wanted of it.
 
-    dtypes = FLOAT_TYPES
-
-    def __init__(self, filler: SlotFiller, slot: Slot, part: Part, quantizer: Quantizer) -> None:
-        """Fill that part of the slot."""
-        self.shapes = (part.cut.shape,)
-        self._filler, self._slot, self._part, self._quantizer = filler, slot, part, quantizer
-
-    def take(self, tensor: StoredTensor) -> None:
-        """Round the tensor and hand it to the slot."""
-        rounded = round_pieces(self._quantizer, self._part.cut.shape[0], (piece for _, piece in tensor.read()))
-        self._filler.fill(self._slot, self._part, rounded)
-
-
-class StackedRoundingSink:
-    """Takes the plain weights, [E, C, O], of all experts in one tensor."""
+    An output's row is rounded as it comes where the scheme can, an expert's weight as a whole.
+    """
 
     dtypes = FLOAT_TYPES
 
     def __init__(self, filler: SlotFiller, targets: Sequence[tuple[Slot, Part]], quantizer: Quantizer) -> None:
-        """Fill the slots, one for each expert."""
-        slot = targets[0][0]
-        self.shapes = ((len(targets), slot.in_features, slot.out_features),)
+        """Fill these parts, of that tensor, of the slots."""
+        part = targets[0][1]
+        num_outputs, num_inputs = part.cut.shape
+        is_stacked = part.expert is not None
+        self.shapes = ((part.num_experts, num_inputs, num_outputs) if is_stacked else part.cut.shape,)
         self._filler, self._targets, self._quantizer = filler, targets, quantizer
 
     def take(self, tensor: StoredTensor) -> None:
-        """Round each expert's weight as it comes."""
-        for row, piece in tensor.read():
-            for offset, weight in enumerate(piece):
-                slot, part = self._targets[row + offset]
-                self._filler.fill(slot, part, self._quantizer.quantize(weight.float().t().contiguous()))
+        """Round the parts and hand them to their slots."""
+        for slot, part in self._targets:
+            self._filler.fill(slot, part, self._round(tensor, part))
+
+    def _round(self, tensor: StoredTensor, part: Part) -> PartWeight:
+        outputs, inputs = part.cut.outputs, part.cut.inputs
+        if part.expert is None:
+            pieces = (piece for _, piece in tensor.read((outputs, inputs)))
+        else:
+            box = (range(part.expert, part.expert + 1), inputs, outputs)
+            pieces = (piece[0].t().contiguous() for _, piece in tensor.read(box))  # one index comes in one piece
+        return round_pieces(self._quantizer, len(outputs), pieces)
 
 
 class PartReader:

@@ -1,4 +1,4 @@
-"""What loading a model on a CPU takes at most, from its files to packed weights, against the model as it then is."""
+"""What loading a model, or a rank's part, takes on a CPU at most, from files to packed weights, and what that is."""
 
 import json
 import math
@@ -40,22 +40,30 @@ from pathlib import Path
 import torch
 from engine.config import EngineConfig
 from engine.model_loading import load_model
+from engine.model_runner import set_threads
 from engine.models.config import ModelConfig
+from engine.parallel.config import Place
+from engine.parallel.member import Member
+from engine.parallel.placement import placements_for
 from engine.placement import ON_HOST
+
+set_threads(1)  # several wait for each other where other tests run
 
 def read_bytes(key):
     return int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
 
-def load(path, quantization):
-    config, sizes = EngineConfig(model=Path(path), quantization=quantization), ModelConfig.from_dir(Path(path))
+def load(path, quantization, num_ranks):
+    config = EngineConfig(model=Path(path), quantization=quantization, tensor_parallel=num_ranks)
+    sizes = ModelConfig.from_dir(Path(path))
+    first = Member(Place(config.parallel, 0), None, placements_for(config, sizes)) if num_ranks > 1 else None
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = read_bytes("VmRSS:")
-    model = load_model(config, sizes, 16, ON_HOST, None)
+    model = load_model(config, sizes, 16, ON_HOST, first)
     return read_bytes("VmHWM:") - before, read_bytes("VmRSS:") - before
 
 tiny, cases = json.loads(sys.argv[1])
-for _, quantization in cases[:2]:
-    load(tiny, quantization)  # imports what loading needs
+for _, *how in cases[-2:]:
+    load(tiny, *how)  # imports what loading needs
 for case in cases:
     print(*load(*case), flush=True)
 """
@@ -99,20 +107,20 @@ def bytes_as_run(shapes: dict[str, tuple[int, ...]], item_bytes: int, *, is_tied
 
 
 def test_loading_and_packing_peak_below_1_2_times_the_model(tmp_path: Path) -> None:
-    cases: list[tuple[str, str, int]] = []
+    cases: list[tuple[str, str, int, float]] = []
     for name, (family, dtype, options, num_files, schemes) in CASES.items():
         shapes = write_zeros(tmp_path / name, family, dtype, options, num_files)
         for scheme in schemes:
             is_tied = options["tie_word_embeddings"]
             size = bytes_as_run(shapes, ITEM_BYTES[dtype], is_tied=is_tied, is_rounded=bool(scheme))
-            cases.append((str(tmp_path / name), scheme, size))
+            cases += [(str(tmp_path / name), scheme, ranks, size / ranks) for ranks in ((1, 2) if scheme else (1,))]
     write_zeros(tmp_path / "tiny", "Mixtral", "F32", {**EXPERTS, "vocab_size": 64, "num_hidden_layers": 1}, 1)
-    given = [str(tmp_path / "tiny"), [case[:2] for case in cases]]
+    given = [str(tmp_path / "tiny"), [case[:3] for case in cases]]
     command = [sys.executable, "-c", MEASURE, json.dumps(given)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     shares = {
-        f"{Path(path).name} {scheme}": [int(used) / size for used in line.split()]
-        for (path, scheme, size), line in zip(cases, result.stdout.splitlines(), strict=True)
+        f"{Path(path).name} {scheme} {ranks}": [int(used) / size for used in line.split()]
+        for (path, scheme, ranks, size), line in zip(cases, result.stdout.splitlines(), strict=True)
     }
     assert all(0.95 < held <= peak < 1.2 for peak, held in shares.values()), shares
