@@ -15,7 +15,7 @@ import ctypes
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,12 +32,17 @@ from kernels import (
     gated_activation,
     linear,
     paged_attention,
+    quantized_experts,
+    quantized_linear,
     rms_norm,
     rope_kv_store,
     stacked_experts,
 )
 from kernels.draw_token import Draws, Edits
 from kernels.linear.reference import gated_linear_reference, streamed_linear_reference
+from kernels.quantized_experts import quantized_experts_reference
+from kernels.quantized_linear import Weight
+from kernels.quantized_linear.reference import REFERENCES
 
 aten = torch.ops.aten
 TOTAL_BYTES = 4 << 20
@@ -275,6 +280,38 @@ def draw(logits: torch.Tensor, draws: Draws, edits: Edits | None = None) -> Any:
     return here().kernel(reference)(logits, *fields)
 
 
+def quantized_linear_of(_device: torch.device, scheme: str) -> Callable[..., Any]:
+    """Return the product with a quantized weight, whose tensors are taken apart: the device knows plain ones only."""
+
+    def multiply(inputs: torch.Tensor, weight: Weight, bias: torch.Tensor | None) -> Any:
+        def reference(inputs: torch.Tensor, bias: torch.Tensor | None, *parts: Any) -> torch.Tensor:
+            return REFERENCES[scheme](inputs, type(weight)(*parts), bias)
+
+        return here().kernel(reference)(inputs, bias, *_parts(weight))
+
+    return multiply
+
+
+def quantized_experts_of(_device: torch.device, scheme: str) -> Callable[..., Any]:
+    """Return quantized experts, whose weights are taken apart."""
+
+    def compute(
+        hidden: Any, expert_ids: Any, weights: Any, gate_up: Weight, down: Weight, activate: Any, **biases: Any
+    ) -> Any:
+        def reference(hidden: Any, expert_ids: Any, weights: Any, *parts: Any, **biases: Any) -> torch.Tensor:
+            count = len(fields(gate_up))
+            both = type(gate_up)(*parts[:count]), type(down)(*parts[count:])
+            return quantized_experts_reference(scheme, hidden, expert_ids, weights, *both, activate, **biases)
+
+        return here().kernel(reference)(hidden, expert_ids, weights, *_parts(gate_up), *_parts(down), **biases)
+
+    return compute
+
+
+def _parts(weight: Weight) -> list[Any]:
+    return [getattr(weight, part.name) for part in fields(weight)]
+
+
 @contextlib.contextmanager
 def record(graph: FakeGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "") -> Iterator[None]:
     """Record what this thread launches."""
@@ -318,6 +355,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch, num_devices: int = 1) -> Iterator
         monkeypatch.setattr(package, "select", lambda _device, function=function: here().kernel(function))
     monkeypatch.setattr(rms_norm, "select_adding", lambda _device: here().kernel(rms_norm.add_rms_norm_reference))
     monkeypatch.setattr(draw_token, "select", lambda _device: draw)
+    monkeypatch.setattr(quantized_linear, "select", quantized_linear_of)
+    monkeypatch.setattr(quantized_experts, "select", quantized_experts_of)
     monkeypatch.setattr(linear, "select_streamed", lambda _device: here().kernel(streamed_linear_reference))
     monkeypatch.setattr(linear, "select_gated", lambda _device: here().kernel(gated_linear_reference))
     monkeypatch.setattr(
