@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from engine.device_link import DeviceLink
-from engine.sequence import Sequence
+from engine.sequence import Adapter, Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
 
 TENSORS = (
@@ -56,6 +56,7 @@ class Batch:
             of `logits_indices` are the tokens before those, in this order.
         pooling: of which items the states of how many of their last tokens are wanted.
         pooled_indices: [P] int64, these tokens, in this order.
+        adapters: of each sequence, or None.
         late: input tokens that are to be filled in on the device.
         pooled: [P, C], their states behind the last norm; None until the forward pass has put them here.
     """
@@ -71,6 +72,7 @@ class Batch:
     prompts: list[tuple[Sequence, int]]
     pooling: list[tuple[ScheduledSequence, int]]
     pooled_indices: torch.Tensor
+    adapters: Many[Adapter | None] = ()
     pooled: torch.Tensor | None = None
     late: LateTokens | None = None
 
@@ -135,6 +137,7 @@ def build_batch(plan: StepPlan, block_size: int) -> Batch:
         prompts=[(sequence, len(tokens)) for sequence, tokens in logged],
         pooling=[(item, count) for item, count in zip(plan.scheduled, pooling, strict=True) if count],
         pooled_indices=torch.from_numpy(np.concatenate((np.empty(0, dtype=np.int64), *pooled))),
+        adapters=[item.sequence.adapter for item in plan.scheduled],
     )
 
 

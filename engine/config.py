@@ -173,11 +173,7 @@ class EngineConfig:
             raise ModelError(f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got {self.kv_cache_dtype!r}")
 
     def _check_ranks(self) -> None:
-        if self.parallel.num_ranks > 1 and self.adapters is not None:
-            raise ModelError(
-                f"adapters cannot be served by several ranks yet; tensor_parallel is {self.tensor_parallel} and "
-                f"expert_parallel {self.expert_parallel}"
-            )
+        ParallelConfig(self.tensor_parallel, self.expert_parallel)  # checks the grid
         if self.rank_executor not in RANK_EXECUTORS:
             raise ModelError(f"rank_executor must be one of {', '.join(RANK_EXECUTORS)}, got {self.rank_executor!r}")
         if self.rank_key and not RANK_KEY.fullmatch(self.rank_key):

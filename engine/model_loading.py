@@ -65,7 +65,7 @@ def load_model(
     if member is None:
         loaded = _load_whole(config, model_config, num_positions, placement)
     else:
-        loaded = LoadedModel(_load_part(config, model_config, num_positions, placement, member), {})
+        loaded = _load_part(config, model_config, num_positions, placement, member)
     if placement.device.type == "cpu":
         pack_linears(loaded.model)
         if config.adapters is None:
@@ -75,9 +75,10 @@ def load_model(
 
 def _load_part(
     config: EngineConfig, model_config: ModelConfig, num_positions: int, placement: Placement, member: Member
-) -> Decoder:
+) -> LoadedModel:
     scheme, device = _scheme(config, model_config), placement.device
     model = lay_out(model_config, device, placement.dtype)
+    targets = find_targets(model, model.weight_views()) if config.adapters is not None else {}
     cuts = shard(model, member.place, member.placements)
     entries = read_all_entries(config.model)
     parts, dropped = cuts.parts()
@@ -93,7 +94,7 @@ def _load_part(
         stack_experts(model)
         stream_linears(model)
     connect(model, member)
-    return model
+    return LoadedModel(model, {key: cuts.local_target(target) for key, target in targets.items()})
 
 
 def _load_whole(

@@ -176,7 +176,7 @@ class ModelRunner:
         if before is not None:
             sequences = [item.sequence for item in before.items]
             host.late = find_late_tokens(plan, sequences, before.tokens.token_ids)
-        self.adapter_rows.assign([item.sequence.adapter for item in plan.scheduled], host, self.link)
+        self.adapter_rows.assign(host.adapters, host, self.link)
         return self._begin_reading(plan, *self.compute(host, self._graph_size(host)))
 
     def _begin_reading(self, plan: StepPlan, logits: torch.Tensor, batch: Batch) -> PendingStep:

@@ -77,6 +77,11 @@ class Adapter(Protocol):
     """What the model computes with besides its own weights; see `engine.lora`."""
 
     @property
+    def name(self) -> str:
+        """As requests say it."""
+        ...
+
+    @property
     def digest(self) -> bytes:
         """Names what it computes: KV of equal digests is the same."""
         ...

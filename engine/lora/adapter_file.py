@@ -84,7 +84,7 @@ def inspect_adapter(name: str, path: Path, targets: Mapping[str, Target], max_ra
 
 
 def load_adapter(inspected: InspectedAdapter, placement: Placement = ON_HOST) -> LoadedAdapter:
-    """Read the weights of an adapter and put them where the model is.
+    """Read the weights of an adapter and put what the model has outputs and inputs for where it is.
 
     Raises:
         ModelError: the file cannot be read, or has a dtype this engine does not load.
@@ -155,9 +155,10 @@ def _load_update(path: Path, config: AdapterConfig, pairs: list[Pair]) -> LowRan
     parts: list[UpdatePart] = []
     first = 0
     for pair in sorted(pairs, key=lambda pair: pair.target.start):
-        downs.append(_read_tensor(path, pair.down))
+        inputs = pair.target.inputs or range(pair.target.shape[1])
+        downs.append(_read_tensor(path, pair.down)[:, inputs.start : inputs.stop])
         up = _read_tensor(path, pair.up).mul_(config.scale_of(pair.module))
-        parts.append(UpdatePart(pair.target.start, first, up))
+        parts += [UpdatePart(start, first, up[run.start : run.stop]) for start, run in pair.target.runs]
         first += len(downs[-1])
     return LowRankUpdate(torch.cat(downs), tuple(parts))
 

@@ -16,6 +16,8 @@ from torch import nn
 from engine.batch import Batch
 from engine.device_link import DeviceLink
 from engine.models.decoder import HEAD
+from engine.parallel.layers import GatheredHead, RowParallel
+from engine.quantization.slots import replace_module
 from kernels import lora
 from kernels.lora import LowRankUpdate, RowGroup
 
@@ -102,9 +104,15 @@ def _rows_of(adapter: LoadedAdapter, adapters: Sequence[object], sequence_of_row
 
 
 def wrap_linears(model: nn.Module, paths: Iterable[str], device: torch.device) -> AdapterRows:
-    """Wrap the modules of these names and return the object that says, before each step, who has which adapter."""
+    """Wrap the modules of these names and return the object that says, before each step, who has which adapter.
+
+    Of one whose answers are parts that ranks sum or join, the part that is here is wrapped: an update's are, too.
+    """
     rows = AdapterRows()
     for path in sorted(set(paths)):
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, LoraLinear(model.get_submodule(path), path, rows, device))
+        module = model.get_submodule(path)
+        if isinstance(module, RowParallel | GatheredHead):
+            module.inner = LoraLinear(module.inner, path, rows, device)
+        else:
+            replace_module(model, path, LoraLinear(module, path, rows, device))
     return rows

@@ -28,11 +28,21 @@ class Target:
         path: the linear module's name in the model.
         start: index of the first output.
         shape: number of outputs and inputs.
+        outputs: the runs of these outputs that are here, each behind the index of its first one here; on a rank that
+            has only some of them. None where all are, from `start` on.
+        inputs: those that are here; None where all are.
     """
 
     path: str
     start: int
     shape: tuple[int, int]
+    outputs: tuple[tuple[int, range], ...] | None = None
+    inputs: range | None = None
+
+    @property
+    def runs(self) -> tuple[tuple[int, range], ...]:
+        """The runs of outputs that are here."""
+        return ((self.start, range(self.shape[0])),) if self.outputs is None else self.outputs
 
 
 @dataclass(slots=True, frozen=True)

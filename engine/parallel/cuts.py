@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from engine.layers.checkpoint import Piece, Pieces, View, Views, full_box
+from engine.lora.targets import Target
 from engine.quantization.slots import Part, whole_parts
 
 
@@ -45,9 +46,11 @@ class Cuts:
         self._views = views
         self._paths: dict[int, str] = {}
         self._kept: dict[int, Kept] = {}
-        for module in model.modules():
+        self._by_name: dict[str, Kept] = {}
+        for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                self._kept.setdefault(id(parameter), Kept(parameter, module, name))
+                kept = self._kept.setdefault(id(parameter), Kept(parameter, module, name))
+                self._by_name[f"{path}.{name}"] = kept
 
     def cut(self, module: nn.Module, name: str, dim: int, ranges: list[range]) -> None:
         """Keep only these indices of a parameter's dimension."""
@@ -87,6 +90,16 @@ class Cuts:
                 place = dropped if found.is_dropped else kept.setdefault(self._paths[id(found.module)], [])
                 place += [part] if found.is_dropped else _cut_part(part, found)
         return {path: sorted(parts, key=lambda part: part.start) for path, parts in kept.items()}, dropped
+
+    def local_target(self, target: Target) -> Target:
+        """Return what is kept of the outputs and inputs that an adapter may change."""
+        kept = self._by_name[f"{target.path}.weight"]
+        if kept.ranges is None:
+            return target
+        if kept.dim == 1:
+            return replace(target, inputs=kept.ranges[0])
+        window = range(target.start, target.start + target.shape[0])
+        return replace(target, outputs=tuple(_overlaps(window, kept.ranges)))
 
     def _of(self, module: nn.Module, name: str) -> Kept:
         return self._kept[id(getattr(module, name))]

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from engine.config import EngineConfig
 from engine.errors import EngineError, EngineUnavailable
 from engine.messages import StartFailed
 from engine.model_runner import ModelRunner
@@ -31,11 +32,11 @@ from engine.models.config import ModelConfig
 from engine.parallel.collectives import connect_store, join_ranks
 from engine.parallel.config import Place
 from engine.parallel.executor import KEY_VARIABLE, Invitation
+from engine.parallel.follower import Follower
 from engine.parallel.links import join_leader
 from engine.parallel.member import Member
 from engine.parallel.messages import Equipment, Loaded, Seat, Welcome
 from engine.parallel.placement import placements_for
-from engine.parallel.step_message import decode_step
 from engine.placement import gpu_names
 
 PATIENCE_SECONDS = 600.0
@@ -53,22 +54,23 @@ def serve_rank(invitation: Invitation, rank: int) -> None:
     link = join_leader(invitation.host, invitation.port, invitation.key, rank, PATIENCE_SECONDS)
     with closing(LinkWatch(link)):
         try:
-            runner = join_and_load(invitation, link, rank)
+            config, runner = join_and_load(invitation, link, rank)
         except EngineError as error:
             link.send(StartFailed(str(error)))
             raise
         except (EOFError, OSError):
             raise EngineUnavailable("rank 0 has left before it told what to load") from None
         runner.warm_up()
+        follower = Follower(config, runner)
         while True:
             try:
                 message = link.recv_bytes()
             except (EOFError, OSError):
                 return
-            runner.compute(*decode_step(message))
+            follower.compute(message)
 
 
-def join_and_load(invitation: Invitation, link: Connection, rank: int) -> ModelRunner:
+def join_and_load(invitation: Invitation, link: Connection, rank: int) -> tuple[EngineConfig, ModelRunner]:
     """Take what rank 0 says this rank is to be, join the others and load."""
     welcome: Welcome = link.recv()
     link.send(Equipment(gpu_names() if welcome.config.device == "cuda" else ()))
@@ -79,7 +81,8 @@ def join_and_load(invitation: Invitation, link: Connection, rank: int) -> ModelR
     store = connect_store(invitation.host, seat.store_port, place.config.num_ranks)
     collectives = join_ranks(place, store, invitation, torch.device(seat.device), config.rank_start_seconds)
     placements = placements_for(config, model_config)
-    return ModelRunner(config, model_config, Member(place, collectives, placements, meet=lambda: link.send(Loaded())))
+    member = Member(place, collectives, placements, meet=lambda: link.send(Loaded()))
+    return config, ModelRunner(config, model_config, member)
 
 
 class LinkWatch:

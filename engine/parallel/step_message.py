@@ -5,6 +5,7 @@ input.
 """
 
 import pickle
+from dataclasses import dataclass
 
 import torch
 
@@ -16,17 +17,40 @@ FIELDS = (
 )
 
 
+@dataclass(slots=True, frozen=True)
+class AdapterName:
+    """An adapter that rank 0 has, by its name and its content's."""
+
+    name: str
+    digest: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class ToldStep:
+    """A step as another rank sees it.
+
+    Attributes:
+        batch: computes the same and samples nothing.
+        graph_size: of the recording that all ranks replay, if any.
+        adapters: of each sequence, or None.
+    """
+
+    batch: Batch
+    graph_size: int | None
+    adapters: list[AdapterName | None]
+
+
 def encode_step(batch: Batch, graph_size: int | None) -> bytes:
     """Return the message that `decode_step` reads; the batch's tensors lie on the host."""
     assert batch.late is None, "ranks do not compute ahead of their tokens"
-    return pickle.dumps((graph_size, [getattr(batch, name).numpy() for name in FIELDS]), pickle.HIGHEST_PROTOCOL)
+    adapters = [None if each is None else (each.name, each.digest) for each in batch.adapters]
+    arrays = [getattr(batch, name).numpy() for name in FIELDS]
+    return pickle.dumps((graph_size, adapters, arrays), pickle.HIGHEST_PROTOCOL)
 
 
-def decode_step(message: bytes) -> tuple[Batch, int | None]:
-    """Return a batch that computes the same and samples nothing, and the size of the recording that all ranks replay.
-
-    The message comes from an authenticated rank 0.
-    """
-    graph_size, arrays = pickle.loads(message)  # noqa: S301
+def decode_step(message: bytes) -> ToldStep:
+    """Read the message, which comes from an authenticated rank 0."""
+    graph_size, adapters, arrays = pickle.loads(message)  # noqa: S301
     tensors = {name: torch.from_numpy(array) for name, array in zip(FIELDS, arrays, strict=True)}
-    return Batch(**tensors, sampling=[], prompts=[], pooling=[], late=None), graph_size
+    batch = Batch(**tensors, sampling=[], prompts=[], pooling=[], adapters=[], late=None)
+    return ToldStep(batch, graph_size, [None if each is None else AdapterName(*each) for each in adapters])

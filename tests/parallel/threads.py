@@ -15,10 +15,11 @@ from engine.config import EngineConfig
 from engine.model_runner import ModelRunner, set_threads
 from engine.models.config import ModelConfig
 from engine.parallel.config import ParallelConfig, Place
+from engine.parallel.follower import Follower
 from engine.parallel.leader import rank_config
 from engine.parallel.member import Member
 from engine.parallel.placement import placements_for
-from engine.parallel.step_message import decode_step, encode_step
+from engine.parallel.step_message import encode_step
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
@@ -140,6 +141,7 @@ class ThreadLeader:
         ]
         self.config = self.config_of(0, shared)
         self.member = replace(first, step=self._step)
+        self.followers: list[Follower] = []
         self._steps = [queue.SimpleQueue[bytes]() for _ in others]
         self._pool = ThreadPoolExecutor(len(others), initializer=set_threads, initargs=(1,))
         self._jobs = [
@@ -168,8 +170,10 @@ class ThreadLeader:
         """Be a rank."""
         runner = ModelRunner(config, model_config, member)
         runner.warm_up()
+        follower = Follower(config, runner)
+        self.followers.append(follower)
         while message := steps.get():
-            runner.compute(*decode_step(message))
+            follower.compute(message)
 
     @contextmanager
     def _step(self, batch: Batch, graph_size: int | None) -> Iterator[None]:
