@@ -163,7 +163,7 @@ class Hedges:
     def take_over(self, request: Request, code: int | None) -> bool:
         """Have the second copy go on in the place of a first that has failed; return whether there is one.
 
-        `code` resets the stream of the first.
+        It may be late in its turn, and have another beside it then. `code` resets the stream of the first.
         """
         hedge, request.hedge = request.hedge, None
         if hedge is None:
@@ -171,6 +171,7 @@ class Hedges:
         self._metrics.hedge_wins.labels(hedge.instance.name).inc()
         request.detach(code)
         request.take_over(hedge)
+        self._wait(request)
         return True
 
     def won(self, hedge: Hedge, events: list[DataReceived]) -> None:

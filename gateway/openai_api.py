@@ -184,14 +184,19 @@ def _timeout(request: Request) -> float | None:
     return seconds
 
 
+def _check_size(num_bytes: int) -> None:
+    if num_bytes > MAX_BODY_BYTES:
+        raise ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+
+
 async def _read_body(request: Request) -> bytes:
     raw = bytearray()
+    _check_size(int(request.headers.get("content-length", "0")))  # the server has seen that it is a number
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for piece in request.stream():
                 raw += piece
-                if len(raw) > MAX_BODY_BYTES:
-                    raise ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+                _check_size(len(raw))
     except TimeoutError as error:
         raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from error
     return bytes(raw)

@@ -24,13 +24,18 @@ from tests.gateway.test_resume import ask
 
 LATE = 30.0  # seconds: nobody waits for these
 FAILS = -1.0  # instead of a delay: an error before the first answer
+FAILS_AFTER = -2.0  # the same, once there is another copy
 DELAYS: dict[tuple[str, str], float] = {}  # by backend and request
+IN_TURN: dict[str, list[float]] = {}  # by request: of its copies as they come, whichever backend they go to
 
 
 def answer_late(service: Any, request: Any, context: Any) -> Iterator[Any]:
     gone = threading.Event()
-    delay = DELAYS.get((service.backend.name, request.id), 0.0)
-    if delay == FAILS:
+    turns = IN_TURN.get(request.id)
+    delay = turns.pop(0) if turns else DELAYS.get((service.backend.name, request.id), 0.0)
+    while delay == FAILS_AFTER and len(IN_TURN[request.id]) > 1 and context.is_active():
+        gone.wait(0.01)
+    if delay in {FAILS, FAILS_AFTER}:
         error = "in ensemble 'llm', RESOURCE_EXHAUSTED: the queue is full"
         yield pb.ModelStreamInferResponse(error_message=error, infer_response=pb.ModelInferResponse(id=request.id))
         return
@@ -71,6 +76,7 @@ class Running:
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(backend_module._Service, "_answer", answer_late)
     DELAYS.clear()
+    IN_TURN.clear()
     started: list[Running] = []
 
     def start(**hedging: float) -> Running:
@@ -88,17 +94,10 @@ def check(done: Completion, name: str, num_tokens: int) -> None:
 
 def late_at_first(running: Running, name: str, **wishes: Any) -> tuple[str, Completion]:
     """Have a request be late at whichever instance gets it first; return that one and what the client got."""
-    done, first = Completion(), ""
-    DELAYS.update({(backend.name, name): LATE for backend in running.backends})
-    with Client(running.gateway.url) as client:
-        stream = client.stream()
-        stream.send(make_request(name, 40, **wishes))
-        running.gateway.wait_until(lambda: any(backend.requests for backend in running.backends))
-        (first,) = (backend.name for backend in running.backends if backend.requests)
-        DELAYS.update({(backend.name, name): 0.0 for backend in running.backends if backend.name != first})
-        for message in stream.rest():
-            done.take(message)
-    return first, done
+    IN_TURN[name] = [LATE]
+    done = ask(running.gateway.url, [make_request(name, 40, **wishes)])[name]
+    copies = running.copies(name)
+    return copies[min(copies)], done
 
 
 def test_a_second_copy_answers_for_a_late_first_which_is_aborted_by_its_own_key(run: Any) -> None:
@@ -122,6 +121,15 @@ def test_a_winner_whose_instance_fails_later_goes_on_elsewhere(run: Any) -> None
     check(done, "r", 40)
     assert len(running.copies("r")) == 3
     assert running.gateway.metric("gateway_resumes_total") == 1
+
+
+def test_a_second_copy_that_is_late_too_has_another_once_the_first_has_failed(run: Any) -> None:
+    running = run(delay_s=0.1, max_share=1.0)
+    ask(running.gateway.url, [make_request(f"saves-{number}", 1) for number in range(3)])
+    IN_TURN["r"] = [FAILS_AFTER, LATE, 0.0]
+    check(ask(running.gateway.url, [make_request("r", 9)])["r"], "r", 9)
+    assert len(running.copies("r")) == 3
+    assert running.gateway.metric("gateway_in_flight_requests") == 0
 
 
 def test_a_client_that_leaves_has_both_copies_aborted(run: Any) -> None:

@@ -56,8 +56,15 @@ def test_a_body_that_does_not_come_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
     async def run() -> None:
         nothing = asyncio.get_running_loop().create_future()
-        await openai_api._read_body(Request({"type": "http"}, receive=lambda: nothing))
+        await openai_api._read_body(Request({"type": "http", "headers": []}, receive=lambda: nothing))
 
     with pytest.raises(ApiError, match=r"did not come within 0.01 s") as refused:
         asyncio.run(run())
     assert refused.value.status == 408
+
+
+def test_a_body_that_announces_too_much_is_refused_before_it_comes() -> None:
+    scope = {"type": "http", "headers": [(b"content-length", b"99999999")]}
+    with pytest.raises(ApiError, match="more than 16777216 bytes") as refused:
+        asyncio.run(openai_api._read_body(Request(scope)))
+    assert refused.value.status == 413

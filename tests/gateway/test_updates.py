@@ -1,19 +1,23 @@
 """A running gateway takes changes of its configuration and of its instances, or refuses them whole."""
 
 import asyncio
+import itertools
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from gateway.config import GatewayConfig
 from gateway.discovery.config import DnsDiscovery, FileDiscovery, KubernetesDiscovery
 from gateway.discovery.kubernetes import instances_of, watch_slices
-from gateway.discovery.sources import Instances, watch_dns, watch_file
+from gateway.discovery.sources import Instances, at_host, watch_dns, watch_file
+from gateway.updates import Updates
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, indices, request
 from tests.gateway.process import GatewayProcess
@@ -217,6 +221,30 @@ def test_endpoint_slices_are_listed_and_watched(api: FakeApi, kubernetes: Kubern
     path = "/apis/discovery.k8s.io/v1/namespaces/models/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3Dllm"
     assert api.paths[0] == (path, "Bearer secret")
     assert "resourceVersion=42" in api.paths[1][0]
+
+
+def test_looking_goes_on_after_an_answer_that_nobody_foresaw(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asyncio.Queue[list[str]]()
+
+    async def source(_config: object) -> AsyncIterator[Instances]:
+        if (calls := next(count)) == 0:
+            raise AttributeError("'list' object has no attribute 'get'")
+        yield (at_host(f"h{calls}", 1, None),)
+
+    async def run() -> list[str]:
+        fleet: Any = SimpleNamespace(apply=lambda wanted, _reason: found.put_nowait(names(wanted)))
+        config = GatewayConfig.model_validate({"discovery": {"kind": "dns", "host": "h"}})
+        updates = Updates(config, SimpleNamespace(), fleet)  # type: ignore[arg-type]
+        updates.start()
+        async with asyncio.timeout(10):
+            seen = [await found.get(), await found.get()][-1]
+        await updates.close()
+        return seen
+
+    count = itertools.count()
+    monkeypatch.setattr("gateway.updates._source", source)
+    monkeypatch.setattr("gateway.updates.POLL_SECONDS", 0.01)
+    assert asyncio.run(run()) == ["h1:1"]
 
 
 def test_a_slice_without_endpoints_has_no_instances(kubernetes: KubernetesDiscovery) -> None:
