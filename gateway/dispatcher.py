@@ -93,7 +93,9 @@ class Dispatcher:
         """Take a new request."""
         if self.observation.journal is not None:
             request.concurrent = 1 + sum([instance.load.in_flight_everywhere for instance in self.instances.values()])
-        self.observation.arrived(request)
+        call = request.exchange.call
+        if self.observation.watches_some or call.tenant is not None or call.wants_ledger:
+            self.observation.arrived(request)
         self._entrance.take(request)
 
     def cancelled(self, request: Request) -> None:

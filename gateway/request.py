@@ -15,10 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
-from gateway.request_memory import RequestMemory
+from gateway.request_memory import MAX_ID_BYTES, RequestMemory
 from gateway.request_stages import ANSWER, ANSWERING, DONE, NEXT, SEND, SENT, WAITING, Step
 from gateway.routing.asked import prefill_weight
-from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
+from gateway.status import OK_TRAILERS, Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
@@ -285,14 +285,15 @@ class Request(RequestMemory):
         self.step(ANSWER)
         self.deaths = 0
         self.first_ns = self.first_ns or time.time_ns()
-        self.shed(self.exchange.call.is_routed)
+        if self.kept_bytes > MAX_ID_BYTES:  # below that there is nothing to shed
+            self.shed(self.exchange.call.is_routed)
         if self.instance is not None:
             self.instance.load.prefill -= self.prefill  # the prompt is computed
         self.prefill = 0.0
         self.exchange.dispatcher.first_answer(self)
 
     def _on_end(self, event: HeadersReceived) -> None:
-        failure = failure_of_trailers(event.headers)
+        failure = None if event.headers == OK_TRAILERS else failure_of_trailers(event.headers)
         if failure is None and not self.cutter.at_boundary:
             failure = Failure(Code.INTERNAL, "the instance ended its stream within a message")
         code = None if event.stream.state is CLOSED else ErrorCode.NO_ERROR

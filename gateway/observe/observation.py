@@ -53,6 +53,9 @@ class Observation:
         self.recent_first: deque[float] = deque(maxlen=REMEMBERED)  # seconds to the first answer
         self._meters = Meters(registry)
         self._sample = config.sample
+        self.watches_some = (
+            self.tracing is not None or config.sample > 0
+        )  # besides those whose callers are limited or ask
         self._credit = 0.0
 
     @property

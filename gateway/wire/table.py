@@ -54,8 +54,11 @@ class StreamTable:
 
     def open_stream(self) -> Stream:
         """Return a new stream of ours, still idle."""
-        stream = self._add(self._next_id)
-        self._next_id += 2
+        stream_id = self._next_id
+        self._next_id = stream_id + 2
+        stream = self.streams[stream_id] = Stream(
+            stream_id, self.outbox, self.outbox.initial_window, self.stream_window
+        )
         return stream
 
     def consume(self, stream: Stream, size: int) -> None:
