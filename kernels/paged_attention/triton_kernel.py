@@ -22,7 +22,7 @@ from kernels.paged_attention.tiling import (
     KINDS,
     MAX_SPLITS,
     TILINGS,
-    TUNED_DIMS,
+    TUNED_BYTES,
     Kind,
     Tiling,
     choose_kind,
@@ -184,13 +184,14 @@ def _tuned_builds() -> list[Build]:
             build,
             name=f"{build.name}, {option.positions} positions, {option.num_stages} stages",
             constants={**build.constants, "BLOCK_POSITIONS": option.positions},
+            num_warps=option.num_warps,
             num_stages=option.num_stages,
             is_sampled=False,
         )
-        for capability, kind, element_bytes, head_dim in TILINGS
-        if element_bytes == 2 and head_dim in TUNED_DIMS
-        for build in (_build(capability, kind, "bf16", "bf16", head_dim, frozenset()),)
-        for option in options_of((capability, kind, element_bytes, head_dim))[1:]
+        for key in TILINGS
+        for option in options_of(key)[1:]
+        for stored in (("bf16",) if key[2] == TUNED_BYTES else ("i8", "fp8e4nv"))
+        for build in (_build(key[0], key[1], "bf16", stored, key[3], frozenset()),)
     ]
 
 
