@@ -53,7 +53,7 @@ class ChatTemplate:
         try:
             tools_template = None if tools_source is None else environment.from_string(tools_source)
             return cls(environment.from_string(source), special_tokens, tools_template)
-        except jinja2.TemplateError as error:
+        except RENDER_ERRORS as error:  # constant expressions are computed while it is compiled
             raise ModelError(f"the model's chat template cannot be read: {error}") from error
 
     @classmethod

@@ -1,12 +1,13 @@
 """Expert dispatch for CPUs: tokens are grouped by expert, so that each expert's weights are read once a step.
 
 The pairs of token and expert are sorted by expert; each expert with tokens computes all of its rows in one call; the
-answers go back to the pairs' order and are added up by one batched product of [1, A] and [A, C].
+answers are gathered in the tokens' order and added up in one pass.
 """
 
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional as F
 
 
 def expert_dispatch_cpu(
@@ -22,6 +23,6 @@ def expert_dispatch_cpu(
     counts = flat.bincount(minlength=len(experts)).tolist()
     groups = hidden[order // num_chosen].split(counts)
     answers = torch.cat([expert(rows) for expert, rows in zip(experts, groups, strict=True) if len(rows)])
-    by_pair = torch.empty_like(answers)
-    by_pair[order] = answers
-    return torch.bmm(weights.unsqueeze(1), by_pair.view(num_tokens, num_chosen, -1)).squeeze(1)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order))
+    return F.embedding_bag(places.view(num_tokens, num_chosen), answers, per_sample_weights=weights, mode="sum")
