@@ -18,7 +18,7 @@ from gateway.call import Call
 from gateway.compression import UnknownEncoding, decompress
 from gateway.request import Request
 from gateway.request_stages import Stage, Step
-from gateway.status import OK_TRAILERS, RESPONSE_HEADERS, Code, Failure, trailers_of
+from gateway.status import NOT_AGAIN, OK_TRAILERS, RESPONSE_HEADERS, Code, Failure, trailers_of
 from gateway.turns import Turns
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived
@@ -198,7 +198,7 @@ class Exchange:
 
     @staticmethod
     def _too_large(error: MessageTooLarge) -> Failure:
-        return Failure(Code.RESOURCE_EXHAUSTED, str(error))
+        return Failure(Code.RESOURCE_EXHAUSTED, str(error), notes=(NOT_AGAIN,))
 
     # -- from instances -----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.status import NOT_AGAIN
 from gateway.tensors import texts_of
 
 MODEL = "llm"
@@ -25,12 +26,13 @@ ENDED_EARLY = {"cancelled": "CANCELLED", "deadline": "DEADLINE_EXCEEDED", "error
 class KserveError(Exception):
     """A request that did not end well; `code` is the name of a gRPC status."""
 
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
-        """Keep all; `retry_after` is in seconds."""
+    def __init__(self, code: str, message: str, retry_after: float | None = None, may_retry: bool = True) -> None:
+        """Keep all; `retry_after` is in seconds, and without `may_retry` trying again is of no use."""
         super().__init__(message)
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.may_retry = may_retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,5 +196,7 @@ def _numbers(raw: dict[str, bytes], name: str, kind: str) -> tuple[Any, ...]:
 
 
 def _explain(error: Any) -> KserveError:
-    retry_after = dict(error.trailing_metadata() or ()).get("retry-after")
-    return KserveError(error.code().name, error.details() or "", None if retry_after is None else float(retry_after))
+    told = dict(error.trailing_metadata() or ())
+    retry_after = None if "retry-after" not in told else float(told["retry-after"])
+    name, value = (part.decode() for part in NOT_AGAIN)
+    return KserveError(error.code().name, error.details() or "", retry_after, told.get(name) != value)

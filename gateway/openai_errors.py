@@ -57,6 +57,8 @@ class ApiError(Exception):
 def of_kserve(error: KserveError) -> ApiError:
     """Return the answer that a failed request becomes."""
     status = STATUSES.get(error.code, 500)
+    if status == 429 and not error.may_retry:
+        status = 413
     headers = None if error.retry_after is None else retry_headers(error.retry_after)
     return ApiError(status, ENSEMBLE.sub("", error.message), code=error.code.lower(), headers=headers)
 

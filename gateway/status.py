@@ -13,6 +13,7 @@ from gateway.wire.headers import Headers
 GRPC_CONTENT = (b"content-type", b"application/grpc")
 RESPONSE_HEADERS: Headers = ((b":status", b"200"), GRPC_CONTENT)
 OK_TRAILERS: Headers = ((b"grpc-status", b"0"),)
+NOT_AGAIN = (b"grpc-retry-pushback-ms", b"-1")  # gRPC's word (A6, client retries) for what no retry can change
 MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 MAX_MESSAGE_CHARS = 1024  # in trailers: clients refuse header lists of more than 8 KiB
 UNAVAILABLE_HTTP = {b"429", b"502", b"503", b"504"}

@@ -247,7 +247,14 @@ def test_a_tenants_requests_have_a_size_limit(start: Start) -> None:
         stream.send(request("1", raw=bytes(200)))
         assert code_of(stream.read) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "the limit is 100" in (stream.call.details() or "")
+        assert dict(stream.call.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
         stream.half_close()
+    with (
+        OpenAI(base_url=f"http://{gateway.http}/v1", api_key="key of one", max_retries=0) as client,
+        pytest.raises(openai.APIStatusError, match="the limit is 100") as refused,
+    ):
+        client.completions.create(model="llm", prompt="a" * 200)
+    assert refused.value.status_code == 413
 
 
 def test_openais_client_without_a_key_is_told_so(start: Start) -> None:
