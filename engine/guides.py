@@ -99,7 +99,12 @@ class GuideFactory:
         if matcher.is_error():
             raise InvalidRequest(f"guided.{guided.kind} is not valid: {_first_line(matcher.get_error())}")
         num_words = -(-self._tokenizer.vocab_size // 32)
-        return Guide(matcher, num_words, list(self._tokenizer.eos_tokens))
+        guide = Guide(matcher, num_words, list(self._tokenizer.eos_tokens))
+        try:
+            guide.allowed(self._tokenizer.vocab_size, frozenset())  # here, for of a huge grammar it takes a second
+        except RequestFailed as error:
+            raise InvalidRequest(f"guided.{guided.kind} is not valid: {error}") from error
+        return guide
 
 
 class _SpelledTokenizer:
@@ -153,6 +158,7 @@ def _grammar(guided: Guided) -> str:
         choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(guided.source))
         return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(choices))
     schema = {"type": "object"} if guided.kind == "json_object" else json.loads(guided.source)  # says where it is wrong
+    schema = {} if schema is True else schema  # which llguidance gives no options
     return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), {"whitespace_pattern": BETWEEN_TOKENS})
 
 

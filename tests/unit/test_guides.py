@@ -165,6 +165,13 @@ def test_blanks_between_the_tokens_of_json_have_an_end(core: EngineCore, before:
     assert guide.allowed(core.tokenizer.vocab_size, frozenset())[line] == goes_on
 
 
+def test_a_schema_that_allows_everything_is_one(core: EngineCore) -> None:
+    guide = core.guides.make(Guided.from_json({"json_schema": True}))
+    for token in core.tokenizer.encode('[1, {"a": null}]'):
+        guide.accept(token)
+    assert guide.allowed(core.tokenizer.vocab_size, frozenset({2}))[2]
+
+
 @pytest.mark.parametrize(
     ("guided", "message"),
     [
@@ -270,3 +277,9 @@ def test_an_unguided_request_starts_while_a_guide_is_being_compiled(core: Engine
 def test_the_folder_of_the_demo_model_makes_guides() -> None:
     factory = GuideFactory(Tokenizer.from_dir(Path("demo_model")))
     assert not factory.make(Guided.from_json({"choice": ["a"]})).is_over
+
+
+def test_a_grammar_whose_first_mask_costs_too_much_is_refused_at_once() -> None:
+    guides = GuideFactory(Tokenizer.from_dir(EngineConfig().model))
+    with pytest.raises(InvalidRequest, match=r"guided\.regex is not valid: the guide cannot go on"):
+        guides.make(Guided("regex", "(a{1000}){1000}"))
