@@ -101,10 +101,21 @@ class GuideFactory:
         num_words = -(-self._tokenizer.vocab_size // 32)
         guide = Guide(matcher, num_words, list(self._tokenizer.eos_tokens))
         try:
-            guide.allowed(self._tokenizer.vocab_size, frozenset())  # here, for of a huge grammar it takes a second
+            self._try_one_token(guide.copy(), self._tokenizer.vocab_size)
         except RequestFailed as error:
             raise InvalidRequest(f"guided.{guided.kind} is not valid: {error}") from error
         return guide
+
+    @staticmethod
+    def _try_one_token(guide: Guide, vocab_size: int) -> None:
+        """Let the guide take some token: a grammar that is far too large fails here, after a second, and not in a step.
+
+        Raises:
+            RequestFailed: it is too costly to follow.
+        """
+        allowed = guide.allowed(vocab_size, frozenset())
+        if allowed.any():
+            guide.accept(int(allowed.argmax()))
 
 
 class _SpelledTokenizer:

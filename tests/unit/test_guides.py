@@ -279,7 +279,7 @@ def test_the_folder_of_the_demo_model_makes_guides() -> None:
     assert not factory.make(Guided.from_json({"choice": ["a"]})).is_over
 
 
-def test_a_grammar_whose_first_mask_costs_too_much_is_refused_at_once() -> None:
+def test_a_grammar_that_is_too_costly_to_follow_is_refused_at_once() -> None:
     guides = GuideFactory(Tokenizer.from_dir(EngineConfig().model))
-    with pytest.raises(InvalidRequest, match=r"guided\.regex is not valid: the guide cannot go on"):
+    with pytest.raises(InvalidRequest, match=r"guided\.regex is not valid: .*too many expressions"):
         guides.make(Guided("regex", "(a{1000}){1000}"))
