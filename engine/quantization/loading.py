@@ -71,7 +71,8 @@ def round_on_load(
 
     Weights are plain, or MXFP4 where `entries` has tensors that only this format has. For `unwanted` see
     `read_as_stored`.
-    Where some of a layer's inputs are wanted, on a rank, scales are for those alone, and so finer than a whole row's.
+    Where some of a layer's inputs are wanted, on a rank, whole rows are read for scales of a row; groups and blocks are
+    those of the wanted inputs alone.
     """
     quantizer, filler = make_quantizer(scheme), SlotFiller(model, device)
     chosen = {path: named for path, named in parts.items() if _is_rounded(path, scheme)}

@@ -28,26 +28,36 @@ class Quantizer(Protocol):
         """Whether some rows of a weight can be rounded before the others are there."""
         ...
 
+    @property
+    def has_row_scales(self) -> bool:
+        """Whether a row has one scale: a run of its numbers is then rounded as in the whole row, once that was seen."""
+        ...
+
     def quantize(self, weight: torch.Tensor) -> PartWeight:
         """Round a weight [O, C]; one that the scheme cannot hold stays plain."""
         ...
 
 
-def round_pieces(quantizer: Quantizer, num_rows: int, pieces: Iterable[torch.Tensor]) -> PartWeight:
+def round_pieces(
+    quantizer: Quantizer, num_rows: int, pieces: Iterable[torch.Tensor], columns: range | None = None
+) -> PartWeight:
     """Round a weight [O, C] that comes in pieces, [n, C], of which each is valid until the next one.
+
+    Of rows that have one scale some `columns` may be kept.
 
     Beyond the result there are never more than a few times ROUNDED_VALUES numbers where the scheme is row-wise.
     """
     if not quantizer.is_row_wise:
         return quantizer.quantize(torch.cat([piece.to(torch.float32, copy=True) for piece in pieces]))
     runs = (rows for piece in pieces for rows in piece.split(max(1, ROUNDED_VALUES // piece.shape[1])))
-    return stack_rows(num_rows, (quantizer.quantize(rows.float()) for rows in runs))
+    rounded = (quantizer.quantize(rows.float()) for rows in runs)
+    return stack_rows(num_rows, rounded if columns is None else (part.columns(columns) for part in rounded))
 
 
 class Int8Quantizer:
     """One scale for each output."""
 
-    is_row_wise = True
+    is_row_wise = has_row_scales = True
 
     def __init__(self, scheme: str) -> None:
         """Make weights for the kernels' `scheme`."""
@@ -70,6 +80,8 @@ class Float8Quantizer:
         """Whether each output has a scale of its own."""
         return self.grain == "channel"
 
+    has_row_scales = is_row_wise
+
     def quantize(self, weight: torch.Tensor) -> PartWeight:
         """Round to e4m3."""
         num_outputs, num_inputs = weight.shape
@@ -80,7 +92,7 @@ class Float8Quantizer:
 class Int4Quantizer:
     """One scale and one zero point for each group of inputs."""
 
-    is_row_wise = True
+    is_row_wise, has_row_scales = True, False
 
     def __init__(self, group: int) -> None:
         """Take the most inputs that a group may have."""

@@ -37,13 +37,16 @@ class RoundingSink:
             self._filler.fill(slot, part, self._round(tensor, part))
 
     def _round(self, tensor: StoredTensor, part: Part) -> PartWeight:
+        """Round what a rank wants as one rank would: where a row has one scale, the whole row decides it."""
         outputs, inputs = part.cut.outputs, part.cut.inputs
+        is_cut = self._quantizer.has_row_scales and len(inputs) < part.cut.shape[1]
+        columns, read = (inputs, range(part.cut.shape[1])) if is_cut else (None, inputs)
         if part.expert is None:
-            pieces = (piece for _, piece in tensor.read((outputs, inputs)))
+            pieces = (piece for _, piece in tensor.read((outputs, read)))
         else:
-            box = (range(part.expert, part.expert + 1), inputs, outputs)
+            box = (range(part.expert, part.expert + 1), read, outputs)
             pieces = (piece[0].t().contiguous() for _, piece in tensor.read(box))  # one index comes in one piece
-        return round_pieces(self._quantizer, len(outputs), pieces)
+        return round_pieces(self._quantizer, len(outputs), pieces, columns)
 
 
 class PartReader:

@@ -78,6 +78,17 @@ def test_ranks_read_their_slices_of_stacked_experts(
     check_close(ours, expected)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "fp8"])
+@pytest.mark.parametrize("family", ["Llama", "Mixtral"])
+def test_weights_rounded_as_they_are_loaded_are_one_ranks(
+    make_model: Callable[..., TinyModel], family: str, scheme: str
+) -> None:
+    """In both types of layers, with inputs and with outputs split, rows keep the scale of a whole row."""
+    model = make_model(family, **(SIZES | MIXTURES[0][1] if family == "Mixtral" else SIZES))
+    ours, expected, _ = both_logits(model, TP2 | {"quantization": scheme})
+    check_close(ours, expected)
+
+
 def test_inputs_rounded_on_their_rank_lose_no_more_than_on_one(llama: TinyModel, tmp_path: Path) -> None:
     config = compressed("int-quantized", ROWS, num_bits=8, type="int", strategy="channel", symmetric=True)
     model = quantize(llama, tmp_path / "m", config, layers_only(rounding.int8))
