@@ -27,13 +27,14 @@ METHODS = frozenset(
 )
 STATUS_FLAG = b"triton_grpc_error"
 LEDGER_FLAG = b"x-ledger"
+WHOLE_FLAG = b"x-answered-whole"
 METHOD_NAMES = {SERVICE + b"/" + name: name.decode() for name in METHODS}
 TRAILERS_WANTED = (b"te", b"trailers")
 TIMEOUT_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 MAX_TIMEOUT_DIGITS = 8
 CACHED_CALLS = 256
 CONNECTION_HEADERS = {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"te"}
-PER_STREAM_HEADERS = {STATUS_FLAG, LEDGER_FLAG, b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
+PER_STREAM_HEADERS = {STATUS_FLAG, LEDGER_FLAG, WHOLE_FLAG, b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
 
 
 class BadCall(Exception):
@@ -54,6 +55,7 @@ class Call:
     timeout: float | None  # seconds
     wants_status: bool  # errors of one request are to end the stream
     wants_ledger: bool  # what each request went through is to be told at the end
+    is_answered_whole: bool  # the stream ends at the HTTP side, which gives its client one response
     encoding: bytes  # of compressed messages
     tenant: Tenant | None = None  # who asks, where there are tenants
     blocks: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict, compare=False)  # see `upstream_block`
@@ -96,6 +98,7 @@ def parse_call(headers: Headers) -> Call:
         parse_timeout(fields.get(b"grpc-timeout")),
         fields.get(STATUS_FLAG, b"").lower() == b"true",
         fields.get(LEDGER_FLAG, b"").lower() == b"true",
+        fields.get(WHOLE_FLAG, b"").lower() == b"true",
         fields.get(b"grpc-encoding", b"identity"),
     )
 

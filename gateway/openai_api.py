@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gateway.call import WHOLE_FLAG
 from gateway.http_server import METHODS as EVERY_METHOD
 from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError, Tensor
 from gateway.log import log
@@ -39,6 +40,7 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 BODY_SECONDS = 120.0  # that a body may take to arrive
 CLOSED = Response(status_code=499)  # nobody reads it
 FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate", "x-ledger")
+ANSWERED_WHOLE = (WHOLE_FLAG.decode(), "true")
 TIMEOUT = "x-request-timeout"  # seconds
 MAX_TIMEOUT = 86400.0
 KINDS: dict[str, tuple[type[Body], Shape]] = {
@@ -127,6 +129,8 @@ class OpenAiApi:
 
     async def _completion(self, request: Request, body: Body) -> Completion | Completions:
         metadata, timeout, requests = _metadata(request), _timeout(request), body.requests()
+        if not body.stream:
+            metadata.append(ANSWERED_WHOLE)
         if len(requests) == 1:
             return await self._client.open(requests[0], metadata, timeout)
         now = asyncio.get_running_loop().time

@@ -152,6 +152,14 @@ def _note(request: Request, ledger: Ledger) -> None:
     notes[LEDGER_NOTE] = json.dumps([*known, {"key": request.key} | ledger][-MAX_NOTED:]).encode()
 
 
+def _num_messages(request: Request) -> int | None:
+    """Return in how many messages the client was answered, None where nobody counted."""
+    if request.observer is None:
+        return None
+    num_messages = request.observer.num_messages
+    return min(1, num_messages) if request.exchange.call.is_answered_whole else num_messages
+
+
 def _record(request: Request, instance: str, outcome: str, usage: Usage, ledger: Ledger) -> Record:
     return Record(
         key=request.key,
@@ -161,7 +169,7 @@ def _record(request: Request, instance: str, outcome: str, usage: Usage, ledger:
         outcome=outcome,
         attempts=request.attempts,
         concurrent=request.concurrent,
-        messages=request.observer.num_messages if request.observer is not None else None,
+        messages=_num_messages(request),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,

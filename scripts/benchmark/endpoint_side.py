@@ -95,6 +95,10 @@ class _Stream:
         """Take the end of the connection."""
         self._end(failure)
 
+    def on_defect(self, failure: Failure) -> None:
+        """Take a defect of this client's own."""
+        self._end(failure)
+
     def written(self, size: int) -> None:
         """Nobody waits for these bytes."""
 

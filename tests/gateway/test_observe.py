@@ -234,6 +234,17 @@ def test_every_request_is_journaled_and_survives_the_gateways_death(start: Start
         assert all(value >= 0 for value in spent.values())
 
 
+def test_what_http_answers_at_once_is_journaled_as_one_message(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    gateway, _ = start(sample=1.0, journal={"path": str(path)})
+    with Client(gateway.url) as client:
+        stream = client.stream(metadata=(("x-answered-whole", "true"),))
+        stream.send(request("1"))
+        assert len(stream.rest()) == 3
+    gateway.wait_until(lambda: len(read_rows(path)) == 1)
+    assert [row.messages for row in read_rows(path)] == [1]
+
+
 def test_a_ledger_is_told_to_who_asks_for_it(start: Start) -> None:
     gateway, _ = start()
     with Client(gateway.url) as client:
