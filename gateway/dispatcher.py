@@ -151,7 +151,7 @@ class Dispatcher:
         if request.instance is not None and request.instance.endpoint.num_unavailable:
             request.instance.endpoint.answered()
         if request.exchange.call.is_routed and not request.continuation:
-            self._metrics.ttft.observe((request.first_ns - request.arrived_ns) / 1e9)
+            self._metrics.ttft.observe(self._loop.time() - request.arrived_at)
 
     def succeeded(self, request: Request, trailers: Headers, code: int | None) -> None:
         """Conclude a request that its instance finished well; `code` resets what is left of its stream."""

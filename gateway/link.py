@@ -87,7 +87,7 @@ class Link:
         """End just the stream of an event at which the gateway itself has failed, and whatever its owner stands for."""
         if not isinstance(event, HeadersReceived | DataReceived | StreamReset):
             raise error
-        end_owner(owner, error)
+        end_owner(owner or event.stream.owner, error)  # that may just have got one
         event.stream.owner = None
         self.connection.reset(event.stream, ErrorCode.INTERNAL_ERROR)
 

@@ -68,10 +68,10 @@ class Hearing:
             self._task = asyncio.get_running_loop().create_task(guarded(self._request, self._hear()))
 
     def conclude(self, conclude: Callable[[], None]) -> None:
-        """Call `conclude` behind all that has come: at once where nothing waits."""
+        """Call `conclude` behind all that has come: at once where nothing waits; of several the first counts."""
         if self._task is None:
             conclude()
-        else:
+        elif self._conclude is None:
             self._conclude = conclude
 
     def leave(self) -> None:

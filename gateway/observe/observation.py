@@ -53,9 +53,8 @@ class Observation:
         self.recent_first: deque[float] = deque(maxlen=REMEMBERED)  # seconds to the first answer
         self._meters = Meters(registry)
         self._sample = config.sample
-        self.watches_some = (
-            self.tracing is not None or config.sample > 0
-        )  # besides those whose callers are limited or ask
+        # Besides requests whose callers are limited or ask for it:
+        self.watches_some = self.tracing is not None or config.sample > 0
         self._credit = 0.0
 
     @property

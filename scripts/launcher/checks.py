@@ -22,7 +22,7 @@ GIB = 2**30
 SHM_BYTES_EACH = 64 * MIB
 SHM_BYTES_SPARE = 32 * MIB
 PROCESS_GIB = 0.6
-WIDENED_DTYPES = ("bfloat16", "float16")
+SHORT_DTYPES = ("bfloat16", "float16")
 LFS_START = b"version https://git-lfs"
 
 
@@ -136,10 +136,15 @@ def check_threads(fleet: Fleet, num_cores: int) -> None:
 
 
 def weights_gib(model: Path) -> float:
-    """Return the size of the weights in memory, 16-bit ones counted as computed with on a CPU: in 32 bits."""
+    """Return the size of the weights in memory: that of their files, whose types they keep.
+
+    Most formats of quantized checkpoints become plain weights on a CPU; those of a model of 16 bits count twice, which
+    is the least.
+    """
     config = model_config(model)
     dtype = str(config.get("dtype") or config.get("torch_dtype"))
-    factor = 2 if dtype.removeprefix("torch.") in WIDENED_DTYPES else 1
+    is_widened = "quantization_config" in config and dtype.removeprefix("torch.") in SHORT_DTYPES
+    factor = 2 if is_widened else 1
     return factor * sum(file.stat().st_size for file in weight_files(model)) / GIB
 
 

@@ -41,10 +41,13 @@ class Types:
 
 
 def stored_type(model: ModelConfig, device: Device) -> str:
-    """Return the type that a checkpoint's weights stay in on that device; CPUs compute in fp32 whatever it is."""
+    """Return the type that a checkpoint's weights stay in on that device; CPUs compute in fp32 whatever it is.
+
+    fp16 counts as bf16: it takes as much.
+    """
     quantization = model.quantization
     if device.is_cpu:
-        return "bf16" if model.dtype == "bfloat16" and quantization is None else "fp32"
+        return "bf16" if model.dtype in {"bfloat16", "float16"} and quantization is None else "fp32"
     if quantization is None or quantization.method == MXFP4:
         return device.default_weights
     stored = quantization.formats[0][1]

@@ -19,6 +19,7 @@ from openai import OpenAI
 from gateway.call import STREAM_INFER, parse_call
 from gateway.content.check import Finding, RuleCheck
 from gateway.content.config import ContentConfig, RuleConfig
+from gateway.content.judging import Hearing
 from gateway.content.scanner import Scanner
 from gateway.content.screen import Screen, Screening
 from gateway.entrance import Entrance
@@ -315,6 +316,35 @@ def test_an_asynchronous_hook_judges_answers_before_they_pass(
         assert answers[-1].infer_response.raw_output_contents[1] == b"\x0e\0\0\0content_filter"
         assert gateway.metric('gateway_content_findings_total{action="block",place="output",rule="moderation"}') == 1
         assert backend.wait_for(lambda: len(backend.aborted) == 1)
+
+
+def test_of_what_would_conclude_a_judged_answer_the_first_counts() -> None:
+    """A rule's block, then the end of the instance's stream while the verdict is awaited: it stays a block."""
+    done: list[str] = []
+
+    async def run() -> None:
+        verdict, ended = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+        async def judge(_texts: list[str]) -> str | None:
+            return await verdict
+
+        def conclude(how: str) -> None:
+            done.append(how)
+            ended.set()
+
+        link = SimpleNamespace(hub=SimpleNamespace(flush=lambda: None))
+        exchange = SimpleNamespace(deliver=lambda *_: done.append("delivered"), link=link)
+        request, screen = SimpleNamespace(exchange=exchange), SimpleNamespace(texts=list)
+        hearing = Hearing(judge, 60.0, screen, request)  # type: ignore[arg-type]
+        hearing.take([(b"a", True)], 1)
+        hearing.conclude(lambda: conclude("blocked"))
+        hearing.conclude(lambda: conclude("whole"))
+        verdict.set_result(None)
+        async with asyncio.timeout(10):
+            await ended.wait()
+
+    asyncio.run(run())
+    assert done == ["delivered", "blocked"]
 
 
 class Moderator:

@@ -72,10 +72,12 @@ def test_broken_index_is_refused(model: Path) -> None:
     assert "index" in refusal(model)
 
 
-def test_sixteen_bit_weights_count_twice(model: Path) -> None:
-    assert checks.weights_gib(model) == pytest.approx(2 / 1024)
-    (model / "config.json").write_text(json.dumps({"architectures": ["x"], "dtype": "float32"}))
+def test_weights_count_as_in_their_files_and_quantized_ones_of_a_short_model_twice(model: Path) -> None:
     assert checks.weights_gib(model) == pytest.approx(1 / 1024)
+    for dtype, times in (("float32", 1), ("float16", 2)):
+        config = {"architectures": ["x"], "dtype": dtype, "quantization_config": {"quant_method": "awq"}}
+        (model / "config.json").write_text(json.dumps(config))
+        assert checks.weights_gib(model) == pytest.approx(times / 1024)
 
 
 def test_more_memory_than_there_is_is_refused_with_both_numbers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

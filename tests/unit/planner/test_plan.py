@@ -125,6 +125,7 @@ def test_a_cpu_keeps_weights_of_16_bits_and_computes_in_32() -> None:
     model = ModelConfig.from_dir(DEFAULT_MODEL)
     types = Types(stored_type(model, cpu), "fp32")
     assert (types.weights, types.activations(cpu), types.operands(cpu)) == ("bf16", "fp32", "fp32")
+    assert stored_type(replace(model, dtype="float16"), cpu) == "bf16"
     assert stored_type(replace(model, dtype="float32"), cpu) == "fp32"
 
 
