@@ -7,7 +7,7 @@ machine holds. Does not know requests.
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -62,7 +62,7 @@ def milliseconds(module: nn.Module, hidden: torch.Tensor) -> float:
 def main(
     *,
     batch: Annotated[int, typer.Option(min=1, help="Tokens in a step.")] = 64,
-    dtype: Annotated[str, typer.Option(help="What the checkpoint holds: float32 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="What the checkpoint holds.")] = "bfloat16",
     runs: Annotated[int, typer.Option(min=1, help="Alternating calls of each side.")] = 30,
 ) -> None:
     """Print medians and their ratio; one thread and its CPU time, so that a busy machine disturbs little."""
