@@ -123,6 +123,21 @@ def check_memory(model: Path, fleet: Fleet) -> None:
         )
 
 
+def check_rank_addresses(model: Path, fleet: Fleet) -> None:
+    """Refuse replicas that would await external ranks at one address: each must listen at one of its own."""
+    taken: set[str] = set()
+    for pool in (pool for pool in fleet.pools if pool.num_ranks > 1):
+        config = check_engine(model, pool)
+        if config.rank_executor != "external":
+            continue
+        if pool.replicas > 1 or config.rank_address in taken:
+            raise LaunchError(
+                f"external ranks of several replicas cannot join at one address, {config.rank_address}",
+                "give --replicas 1, or --pools of one replica each with a rank_address of its own in options",
+            )
+        taken.add(config.rank_address)
+
+
 def check_threads(fleet: Fleet, num_cores: int) -> None:
     """Refuse threads, where the pools name them, that outnumber the cores; with levels one pool computes at a time."""
     for group in fleet.busy_pools():

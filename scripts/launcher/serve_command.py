@@ -157,6 +157,7 @@ def _check(model: Path, fleet: Fleet, listen: GatewayOptions) -> None:
     checks.check_shared_memory(fleet.num_instances)
     checks.check_threads(fleet, len(os.sched_getaffinity(0)))
     checks.check_memory(model, fleet)
+    checks.check_rank_addresses(model, fleet)
 
 
 def _run(cluster: Cluster, prompt: str | None, sampling: Sampling) -> None:

@@ -131,3 +131,16 @@ def test_threads_that_outnumber_the_cores_are_refused_where_pools_compute_togeth
     with pytest.raises(LaunchError, match="pool 'a' would compute with 2 threads on 1 cores"):
         checks.check_threads(read(tmp_path, text + levels), num_cores=1)
     checks.check_threads(Fleet.of(100), num_cores=1)
+
+
+def test_each_replica_of_external_ranks_needs_an_address_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"EXECUTOR": "external", "ADDRESS": "127.0.0.1:9", "KEY": "ab" * 32}.items():
+        monkeypatch.setenv(f"SCALELLM_RANK_{name}", value)
+    two = "pools:\n- {name: a, tp: 2}\n- {name: b, tp: 2, options: {rank_address: '127.0.0.1:%d'}}\n"
+    for fine in (Fleet.of(1, tp=2), Fleet.of(2), read(tmp_path, two % 10)):
+        checks.check_rank_addresses(DEFAULT_MODEL, fine)
+    for shared in (Fleet.of(2, tp=2), read(tmp_path, two % 9)):
+        with pytest.raises(LaunchError, match=r"one address, 127\.0\.0\.1:9"):
+            checks.check_rank_addresses(DEFAULT_MODEL, shared)
