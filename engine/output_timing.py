@@ -41,3 +41,5 @@ class OutputTimer:
             self.observe("llm_e2e_seconds", times.finished - times.arrived, 1)
             if times.first_token:
                 self.observe("llm_decode_seconds", times.finished - times.first_token, 1)
+            elif times.scheduled:  # an embedding, or over during prefill
+                self.observe("llm_queue_seconds", times.scheduled - times.arrived, 1)

@@ -98,6 +98,14 @@ def test_times_to_first_token_between_tokens_and_to_the_end_are_observed_once_ea
     ]
 
 
+def test_a_request_without_tokens_has_waited_too():
+    seen: list[tuple[str, float, int]] = []
+    times = Timings(arrived=9.0, scheduled=9.5, finished=11.0)
+    embedded = RequestOutput(1, [], finish_reason=FinishReason.STOP, timings=times)
+    OutputTimer(lambda *args: seen.append(args), lambda: 11.0).see(embedded)
+    assert seen == [("llm_e2e_seconds", 2.0, 1), ("llm_queue_seconds", 0.5, 1)]
+
+
 def test_a_request_that_fails_before_it_starts_observes_nothing():
     seen: list[tuple[str, float, int]] = []
     OutputTimer(lambda *args: seen.append(args), lambda: 1.0).see(RequestOutput(1, finish_reason=FinishReason.ERROR))
