@@ -43,6 +43,7 @@ COUNTERS = {
 }
 FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+SHORT = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
 HISTOGRAMS = {
     "llm_queue_seconds": ("Time from arrival to the first step in seconds", SLOW),
     "llm_prefill_seconds": ("Time from the first step to the first token in seconds", FAST),
@@ -50,6 +51,7 @@ HISTOGRAMS = {
     "llm_itl_seconds": ("Time between two tokens of a request in seconds", FAST),
     "llm_decode_seconds": ("Time from the first token to the last one in seconds", SLOW),
     "llm_e2e_seconds": ("Time from arrival to the last token in seconds", SLOW),
+    "llm_detokenize_seconds": ("Time spent to find where a sequence's text may be cut in seconds", SHORT),
 }
 
 

@@ -9,6 +9,7 @@ Invariants:
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ class Reply:
         num_completion_tokens: tokens of the completion that the client has with this reply.
         top: the likeliest tokens in the places of the T tokens, or none.
         prompt_log_probs: log-probability of each prompt token, NaN for the first; empty but for the first reply.
+        detokenize_seconds: spent so far to find where the sequence's text may be cut.
     """
 
     chunk: Chunk
@@ -39,6 +41,7 @@ class Reply:
     num_completion_tokens: int = 0
     top: TopTokens = field(default_factory=TopTokens)
     prompt_log_probs: list[float] = field(default_factory=list)
+    detokenize_seconds: float = 0.0
 
     @property
     def is_final(self) -> bool:
@@ -79,6 +82,7 @@ class ReplyStream:
         self._log_probs: list[float] = []
         self._top = TopTokens()
         self._prompt_log_probs: list[float] = []
+        self._detokenize_seconds = 0.0
 
     def take(self, outputs: Sequence[RequestOutput]) -> Reply:
         """Return a reply for all that may be sent of `outputs`, there is one at least, and of what was held back."""
@@ -102,11 +106,13 @@ class ReplyStream:
             self._top.extend(first.places(self._num_sent))
 
     def _cut(self, last: RequestOutput) -> Reply:
+        started = time.perf_counter()
         chunk = self._cutter.cut(final=last.finish_reason is not None)
+        self._detokenize_seconds += time.perf_counter() - started
         count, index = len(chunk.token_ids), self._num_sent
         self._num_sent += count
         log_probs, self._log_probs = self._log_probs[:count], self._log_probs[count:]
         top, self._top = self._top.places(0, count), self._top.places(count)
         prompt_log_probs, self._prompt_log_probs = self._prompt_log_probs, []
         num_completion = max(self._num_sent - len(self._delivery.echo_ids), 0)
-        return Reply(chunk, log_probs, index, last, num_completion, top, prompt_log_probs)
+        return Reply(chunk, log_probs, index, last, num_completion, top, prompt_log_probs, self._detokenize_seconds)

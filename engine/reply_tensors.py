@@ -82,6 +82,7 @@ def _facts(reply: Reply) -> dict[str, np.ndarray]:
         "queue_seconds": _floats(times.scheduled - times.arrived if times.scheduled else 0.0),
         "ttft_seconds": _floats(times.first_token - times.arrived if times.first_token else 0.0),
         "e2e_seconds": _floats(times.finished - times.arrived if times.finished else 0.0),
+        "detokenize_seconds": _floats(reply.detokenize_seconds),
     }
 
 

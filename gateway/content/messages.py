@@ -23,7 +23,7 @@ from gateway.wire.protobuf import REQUEST_MODEL, VARINT, MalformedMessage, encod
 BYTES_CONTENTS = 8
 CHECKED_OUTPUTS = frozenset({  # what a checked answer may hold; the others could spell out the text in tokens
     "text_output", "finish_reason", "sequence_index", "token_index", "prompt_tokens", "completion_tokens",
-    "cached_tokens", "queue_seconds", "ttft_seconds", "e2e_seconds", "clock_ns",
+    "cached_tokens", "queue_seconds", "ttft_seconds", "e2e_seconds", "detokenize_seconds", "clock_ns",
 })  # fmt: skip
 FILTERED = b"content_filter"
 Change = Callable[[str], str]

@@ -171,6 +171,7 @@ def test_a_request_streams_chunks_with_their_facts_and_one_final_response(model:
     assert last["preemptions"] == [3]
     assert last["text_window"][0] == 1
     assert (last["queue_seconds"], last["ttft_seconds"], last["e2e_seconds"]) == ([0.5], [1.0], [3.0])
+    assert last["detokenize_seconds"][0] > 0
     assert model._client.submitted[0][0] == [90, 91]
     assert model._client.submitted[0][1].max_tokens == 5
 

@@ -6,7 +6,15 @@ from engine.reply_tensors import ReplyTensors
 from engine.text.detokenizer import Chunk
 
 ALWAYS = {"text_window", "token_ids", "finish_reason", "token_index", "prompt_tokens", "completion_tokens"}
-FACTS = {"cached_tokens", "preemptions", "queue_seconds", "ttft_seconds", "e2e_seconds", "clock_ns"}
+FACTS = {
+    "cached_tokens",
+    "preemptions",
+    "queue_seconds",
+    "ttft_seconds",
+    "e2e_seconds",
+    "clock_ns",
+    "detokenize_seconds",
+}
 
 
 def spell(token_id: int) -> bytes:

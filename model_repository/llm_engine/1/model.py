@@ -120,7 +120,7 @@ class TritonPythonModel:
             self._watched[request_id] = sender
         is_late = self._open.register(own_key or request.request_id(), request_id, is_unique=own_key is not None)
         received_ns = tensors["received_ns"].item() if "received_ns" in tensors else 0
-        sink = TritonSink(sender, self._forget, ReplyTensors(self._bytes_of, received_ns, params.n))
+        sink = TritonSink(sender, self._see, ReplyTensors(self._bytes_of, received_ns, params.n))
         self._responder.open(request_id, sink, stream=options.stream, delivery=delivery)
         if is_late:
             self._client.abort(request_id)
@@ -141,11 +141,14 @@ class TritonPythonModel:
             raise InvalidRequest("adapters must be the only input")
         command = read_adapter_command(read_string("adapters", tensors["adapters"]))
         request_id = self._client.manage_adapter(command.name, is_unload=command.is_unload)
-        self._responder.open(request_id, TritonSink(sender, self._forget, ReplyTensors(self._bytes_of)), stream=False)
+        self._responder.open(request_id, TritonSink(sender, self._see, ReplyTensors(self._bytes_of)), stream=False)
 
-    def _forget(self, request_id: int) -> None:
-        self._open.forget(request_id)
-        self._watched.pop(request_id, None)
+    def _see(self, reply: Reply) -> None:
+        if reply.last.finish_reason is not None:
+            self._metrics.observe("llm_detokenize_seconds", reply.detokenize_seconds)
+        if reply.is_final:
+            self._open.forget(reply.last.request_id)
+            self._watched.pop(reply.last.request_id, None)
 
     def _beat(self) -> None:
         self._metrics.publish(self._client.stats, is_up=self._client.is_up)
@@ -181,16 +184,15 @@ class TritonSink:
     """Sends one request's replies through its response sender."""
 
     def __init__(
-        self, sender: pb_utils.InferenceResponseSender, on_final: Callable[[int], None], tensors: ReplyTensors
+        self, sender: pb_utils.InferenceResponseSender, on_reply: Callable[[Reply], None], tensors: ReplyTensors
     ) -> None:
         self._sender = sender
-        self._on_final = on_final
+        self._on_reply = on_reply
         self._tensors = tensors
 
     def send(self, reply: Reply) -> None:
         """Send a reply; the last one is flagged final."""
-        if reply.is_final:
-            self._on_final(reply.last.request_id)
+        self._on_reply(reply)
         if reply.is_error:
             code = triton_code(reply.last.error_code or "INTERNAL", reply.last.error or "the request failed")
             _send_error(self._sender, *code)
