@@ -34,7 +34,7 @@ class LocalExecutor:
         where = invitation.host, str(invitation.port)
         for rank in range(1, num_ranks):
             self._processes[rank] = subprocess.Popen(
-                [sys.executable, "-m", "engine.parallel.rank_process", *where, str(rank)],
+                [sys.executable, "-m", "engine.parallel.rank_process", *where, str(rank), str(os.getpid())],
                 cwd=ROOT,
                 env=os.environ | {KEY_VARIABLE: invitation.key.hex()},
                 stdin=subprocess.DEVNULL,

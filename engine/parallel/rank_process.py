@@ -2,8 +2,8 @@
 
 Knows links and a runner. Does not know requests, sequences or sampling.
 
-Run as `python -m engine.parallel.rank_process HOST PORT [RANK]` with the group's key in SCALELLM_RANK_KEY, by the local
-executor or, without RANK, by torchrun: its ranks, from 0, are our ranks from 1.
+Run as `python -m engine.parallel.rank_process HOST PORT [RANK [PARENT]]` with the group's key in SCALELLM_RANK_KEY, by
+the local executor, whose process id is PARENT, or, without RANK, by torchrun: its ranks, from 0, are ours from 1.
 
 Invariants:
 1. The process ends when its link to rank 0 does, even if it waits for a device that will never be done, and when its
@@ -110,12 +110,12 @@ def main() -> int:
     """Serve as the rank that the arguments say."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the core decides when to end
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended just before
-        return 1
     host, port, *given = sys.argv[1:]
     rank = int(given[0]) if given else int(os.environ["RANK"]) + 1
+    parent = int(given[1]) if given[1:] else os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended before, while this process imported
+        return 1
     try:
         serve_rank(Invitation(host, int(port), bytes.fromhex(os.environ[KEY_VARIABLE])), rank)
     except EngineError as error:

@@ -1,6 +1,8 @@
 """What hangs is noticed: a step by rank 0's clock, on a device too, and rank 0's end by a rank that is stuck."""
 
 import os
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from multiprocessing.connection import Connection, Pipe
@@ -14,6 +16,13 @@ from engine.parallel.step_clock import StepClock
 from tests.gpu.fake_cuda import fake_cuda
 
 TIMEOUT = 60.0
+LEAVES_AT_ONCE = """
+import os
+from engine.parallel.executor import Invitation
+from engine.parallel.local_executor import LocalExecutor
+LocalExecutor().start(Invitation("127.0.0.1", 9, bytes(32)), 2)
+os._exit(0)
+"""
 
 
 def test_on_the_host_a_step_takes_as_long_as_its_computing() -> None:
@@ -68,3 +77,9 @@ def test_a_rank_that_is_stuck_ends_when_its_link_does(exits: list[int], leaves: 
     with closing(link):
         watch_until_the_link_ends(link, peer, leaves=leaves)
     assert exits == expected
+
+
+def test_a_rank_whose_core_ends_while_it_imports_ends_too() -> None:
+    # the rank has the pipe as well, so its end is read only when both have ended
+    done = subprocess.run([sys.executable, "-c", LEAVES_AT_ONCE], stdout=subprocess.PIPE, timeout=TIMEOUT, check=True)
+    assert done.stdout == b""
