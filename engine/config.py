@@ -173,7 +173,7 @@ class EngineConfig:
             raise ModelError(f"kv_cache_dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got {self.kv_cache_dtype!r}")
 
     def _check_ranks(self) -> None:
-        ParallelConfig(self.tensor_parallel, self.expert_parallel)  # checks the grid
+        _ = self.parallel  # checks the grid
         if self.rank_executor not in RANK_EXECUTORS:
             raise ModelError(f"rank_executor must be one of {', '.join(RANK_EXECUTORS)}, got {self.rank_executor!r}")
         if self.rank_key and not RANK_KEY.fullmatch(self.rank_key):

@@ -85,8 +85,8 @@ def round_on_load(
     for name, ones in targets.items():
         part = ones[0][1]
         is_mxfp4 = part.expert is not None and _is_mxfp4(name, entries)
-        rounding: dict[str, Sink] = {name: RoundingSink(filler, ones, quantizer)}
-        stored.add(part, _mxfp4_sinks(filler, ones, quantizer) if is_mxfp4 else rounding)
+        sinks = _mxfp4_sinks(filler, ones, quantizer) if is_mxfp4 else {name: RoundingSink(filler, ones, quantizer)}
+        stored.add(part, sinks)
     _pass_over_stacks(stored, unwanted, entries)
     logger.info("%d linear layers are rounded to %s as they are loaded", len(chosen), scheme.name)
     return stored
