@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
 
 LOOKS_IN_A_STALL = 10
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 1.0  # seconds between two rounds
 
 
 class Rounds:
@@ -34,6 +35,17 @@ class Rounds:
         self._loop = asyncio.get_running_loop()
         self._silence = SilenceWatch()
         self._look_at = 0.0
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next round: no shorter than what is configured needs, since each wakes an idle process."""
+        stall = self._dispatcher.config.stall_timeout_s
+        needed = [LONGEST_PAUSE]
+        if stall is not None:
+            needed.append(stall / LOOKS_IN_A_STALL)
+        if self._dispatcher.router.levels is not None:
+            needed.append(SHORTEST_PAUSE)
+        return max(SHORTEST_PAUSE, min(needed))
 
     def go(self) -> None:
         """Look at everything once."""

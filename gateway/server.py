@@ -44,7 +44,6 @@ from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
 
 GC_THRESHOLDS = (20_000, 20, 20)  # each pass walks every open request: fewer passes, 6 % more new streams a second
-TICK_SECONDS = 0.1
 
 
 class Server:
@@ -223,7 +222,7 @@ class Server:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.sleep(self._rounds.pause)
             self._rounds.go()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
@@ -260,7 +259,8 @@ async def serve(
     addresses = await server.start()
     if source is not None:
         loop.add_signal_handler(signal.SIGHUP, server.updates.reload, source)
-        server.add_task(server.updates.watch_config(source))
+        if source.path is not None:
+            server.add_task(server.updates.watch_config(source, source.path))
         if seat is not None:  # perhaps the successor of a worker that had read a newer one
             server.updates.reload(source)
     gc.freeze()  # what is there now stays; what comes later dies young, or by its count of references

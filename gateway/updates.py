@@ -58,12 +58,12 @@ class Updates:
         """Read the configuration again and apply it, or log why not."""
         self.config = reload(self.config, source.read, self._apply)
 
-    async def watch_config(self, source: ConfigSource) -> None:
-        """Reload whenever the file's bytes change, for ever."""
-        seen = _content(source.path)
+    async def watch_config(self, source: ConfigSource, path: Path) -> None:
+        """Reload whenever the bytes of the source's file change, for ever."""
+        seen = _content(path)
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            content = await asyncio.to_thread(_content, source.path)
+            content = await asyncio.to_thread(_content, path)
             if content != seen:
                 seen = content
                 self.reload(source)
@@ -127,8 +127,8 @@ def _source(config: DiscoveryConfig) -> AsyncIterator[Instances]:
             return watch_slices(config)
 
 
-def _content(path: Path | None) -> bytes | None:
+def _content(path: Path) -> bytes | None:
     try:
-        return None if path is None else path.read_bytes()
+        return path.read_bytes()
     except OSError:
         return None
