@@ -1,9 +1,9 @@
 """The operations view in a real browser: it shows what the gateway knows, from this page alone."""
 
+import contextlib
 import json
 import os
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,11 @@ from gateway.dashboard.feed import level_facts
 from gateway.routing.levels import Level, LevelRule, LevelTracker
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
+from tests.gateway.browser import Page, page
 from tests.gateway.clients import Client, request
 from tests.gateway.process import GatewayProcess
 from tests.gateway.test_observe import told
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PICTURE = os.environ.get("SCALELLM_DASHBOARD_PICTURE")  # where to put a screenshot for the docs
 
 
@@ -45,40 +45,37 @@ def busy(tmp_path: Path):
             backend.stop()
 
 
-def browse(gateway: GatewayProcess, folder: Path, *flags: str) -> str:
-    """Return the page's document after some updates, and fail on anything that its console says."""
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1280,860", "--virtual-time-budget=4000", *flags,
-        f"http://{gateway.http}/dashboard",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert "CONSOLE" not in done.stderr
-    return done.stdout
+@contextlib.contextmanager
+def browse(gateway: GatewayProcess, folder: Path) -> Iterator[Page]:
+    """Show the dashboard after some updates, and fail on anything that its console says."""
+    with page(folder / "profile", 1280, 860) as dashboard:
+        dashboard.open(f"http://{gateway.http}/dashboard")
+        dashboard.wait_for("Number(document.body?.dataset.updates) >= 2")
+        yield dashboard
+        assert not dashboard.said
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
 def test_a_browser_shows_instances_rates_breakdown_and_tenants(busy: GatewayProcess, tmp_path: Path) -> None:
-    page = browse(busy, tmp_path, "--dump-dom")
+    with browse(busy, tmp_path) as dashboard:
+        shown = dashboard.value("document.documentElement.outerHTML")
     facts = json.loads(busy.get("/dashboard/data")[1])
-    assert int(page.split('data-updates="')[1].split('"')[0]) >= 2
-    assert "2 of 3 instances in use" in page
-    assert all(item["name"] in page for item in facts["instances"])
-    assert "starting, not used" in page
-    assert "the latest 20 watched requests" in page
+    assert "2 of 3 instances in use" in shown
+    assert all(item["name"] in shown for item in facts["instances"])
+    assert "starting, not used" in shown
+    assert "the latest 20 watched requests" in shown
     assert facts["stages"][5]["stage"] == "decode"
     assert facts["stages"][5]["mean"] == pytest.approx(5.0, rel=0.01)
-    assert '<td class="n">5.0</td>' in page
-    assert "guests" in page
-    assert "of 1000 requests left" in page
+    assert '<td class="n">5.0</td>' in shown
+    assert "guests" in shown
+    assert "of 1000 requests left" in shown
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
 def test_nothing_on_the_page_overflows_at_1280_pixels(busy: GatewayProcess, tmp_path: Path) -> None:
-    picture = Path(PICTURE) if PICTURE else tmp_path / "dashboard.png"
-    browse(busy, tmp_path, f"--screenshot={picture}")
-    raw = picture.read_bytes()
+    with browse(busy, tmp_path) as dashboard:
+        raw = dashboard.screenshot()
+        assert dashboard.value("document.documentElement.scrollWidth") == 1280
+    if PICTURE:
+        Path(PICTURE).write_bytes(raw)
     assert raw.startswith(b"\x89PNG")
     assert int.from_bytes(raw[16:20], "big") == 1280
     assert len(raw) > 20_000  # an empty page is smaller
