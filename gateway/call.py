@@ -131,9 +131,9 @@ def upstream_block(call: Call, scheme: bytes, authority: bytes) -> bytes:
     return block
 
 
-def own_block(path: bytes, scheme: bytes, authority: bytes) -> bytes:
+def own_block(path: bytes, scheme: bytes, authority: bytes, further: Headers = ()) -> bytes:
     """Return the encoded headers of a call of the gateway's own."""
-    return encode_headers((*_pseudo(path, scheme, authority), GRPC_CONTENT, TRAILERS_WANTED))
+    return encode_headers((*_pseudo(path, scheme, authority), GRPC_CONTENT, TRAILERS_WANTED, *further))
 
 
 def _pseudo(path: bytes, scheme: bytes, authority: bytes) -> Headers:

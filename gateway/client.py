@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from gateway.dispatcher import Dispatcher
 
-CLIENT_STREAM_WINDOW = 256 * 1024
 HTTP_OK = 200
 DRAIN_POLL_SECONDS = 0.05
 DRAIN_PING = b"draining"
@@ -49,6 +48,7 @@ class Terms:
     limits: Limits
     patience: Patience
     max_connections: int
+    stream_window: int = 256 * 1024  # bytes that a client may send on a stream before it is given some back
 
 
 class ClientLink(Link):
@@ -56,7 +56,7 @@ class ClientLink(Link):
 
     def __init__(self, hub: Hub, dispatcher: Dispatcher, clients: set[ClientLink], terms: Terms) -> None:
         """Serve a connection that is being accepted; `clients` holds it while it lives."""
-        super().__init__(hub, Connection(Role.SERVER, hub.dirty, CLIENT_STREAM_WINDOW, terms.limits), terms.patience)
+        super().__init__(hub, Connection(Role.SERVER, hub.dirty, terms.stream_window, terms.limits), terms.patience)
         self.dispatcher = dispatcher
         self.terms = terms
         self.exchanges: set[Exchange] = set()

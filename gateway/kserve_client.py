@@ -1,202 +1,197 @@
-"""A KServe client of the gateway's own gRPC port, for the HTTP side.
+"""A client of the gateway's own, for the HTTP side: its requests enter as any client's do, over joined links.
 
-Knows tensors, one stream per request, and the errors of a stream. Does not know HTTP or who asks.
-gRPC is imported and connected at the first request, so that a gateway which only relays does not pay for it.
+Knows one connection within the process, a stream for each request and how that ends. Does not know HTTP or who asks.
+
+Invariants:
+1. An answer that nobody takes holds its stream back: at most the stream's window and one message wait here.
+2. A request ends once: answered, failed or cancelled; what comes after that is for nobody.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-import struct
+import math
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gateway.status import NOT_AGAIN
-from gateway.tensors import texts_of
+from gateway.call import STATUS_FLAG, STREAM_INFER, own_block
+from gateway.client import ClientLink, Terms
+from gateway.joined_links import join
+from gateway.kserve_messages import Chunk, KserveError, Tensor, encode_request, read_chunk
+from gateway.patience import Patience
+from gateway.status import NOT_AGAIN, Failure, failure_of_reset, failure_of_trailers
+from gateway.upstream import UpstreamLink
+from gateway.wire.events import DataReceived, HeadersReceived
+from gateway.wire.express import Tally
+from gateway.wire.faults import ErrorCode
+from gateway.wire.frames import MAX_STREAM_ID
+from gateway.wire.limits import Limits, Rate
+from gateway.wire.messages import MessageReader, frame_message, whole_message
 
-MODEL = "llm"
-METADATA = (("triton_grpc_error", "true"),)  # to the gateway, which ends the stream with the status an error means
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-ENDED_EARLY = {"cancelled": "CANCELLED", "deadline": "DEADLINE_EXCEEDED", "error": "INTERNAL"}
+if TYPE_CHECKING:
+    from gateway.dispatcher import Dispatcher
+    from gateway.link import Hub
 
-
-class KserveError(Exception):
-    """A request that did not end well; `code` is the name of a gRPC status."""
-
-    def __init__(self, code: str, message: str, retry_after: float | None = None, may_retry: bool = True) -> None:
-        """Keep all; `retry_after` is in seconds, and without `may_retry` trying again is of no use."""
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.retry_after = retry_after
-        self.may_retry = may_retry
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One input."""
-
-    name: str
-    datatype: str
-    raw: bytes
-    size: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What one response says; `finish_reason` is empty until the last, which alone surely tells `cached_tokens`."""
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    index: int = 0  # which of the request's sequences
-    prompt: int = 0  # which of several prompts, see `openai_prompts`
-    token_ids: tuple[int, ...] = ()
-    log_probs: tuple[float, ...] = ()
-    top_token_ids: tuple[int, ...] = ()  # so many in the place of each token
-    top_log_probs: tuple[float, ...] = ()
-    token_bytes: tuple[bytes, ...] = ()  # of each logged token
-    top_token_bytes: tuple[bytes, ...] = ()
-    embedding: bytes = b""  # fp32, little-endian
-
-
-def text_tensor(name: str, texts: Sequence[str]) -> Tensor:
-    """Return a BYTES tensor."""
-    encoded = [text.encode() for text in texts]
-    return Tensor(name, "BYTES", b"".join(struct.pack("<I", len(item)) + item for item in encoded), len(encoded))
-
-
-def int_tensor(name: str, values: Sequence[int]) -> Tensor:
-    """Return an INT32 tensor."""
-    return Tensor(name, "INT32", struct.pack(f"<{len(values)}i", *values), len(values))
-
-
-def prompt_tensors(given: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return a tensor for each prompt: `given` is one text, one prompt's token ids, or several of either."""
-    items: Any = [given] if isinstance(given, str) or isinstance(given[0], int) else given
-    return [
-        text_tensor("text_input", [item]) if isinstance(item, str) else int_tensor("input_ids", item) for item in items
-    ]
+GATEWAY, HTTP_SIDE = "the gateway itself", "the HTTP port"
+MAX_MESSAGE_BYTES = 2**32 - 1  # as many as gRPC's framing can say
+REQUEST_WINDOW = 64 * 2**20  # bytes: a request goes in as one piece, so that not many are incomplete at once
+# all clients of the HTTP port share this connection, and that port has limits of its own
+MANY = Rate(MAX_STREAM_ID, MAX_STREAM_ID)
+LIMITS = Limits(MAX_STREAM_ID, 2**20, 2**20, MAX_STREAM_ID, MANY, MANY, MANY, MANY)
+FOR_EVER = Patience(None, None, None, None)
+TERMS = Terms(LIMITS, FOR_EVER, MAX_STREAM_ID, REQUEST_WINDOW)
 
 
 class Completion:
-    """One stream in flight."""
+    """One request in flight: whoever stands behind its stream."""
 
-    def __init__(self, call: Any, failure: type[Exception]) -> None:
-        """Take a started call and the exception that it fails with."""
+    def __init__(self, link: UpstreamLink, block: bytes, request: bytes) -> None:
+        """Open a stream with these headers and send the encoded request."""
         self.ledger: dict[str, Any] | None = None  # known once all chunks have been read, where it was asked for
-        self._call = call
-        self._failure = failure
+        self._link = link
+        self._reader: MessageReader | None = None  # once a message has come in parts
+        self._waiting: list[bytes] = []  # whole messages that nobody has taken
+        self._owed = 0  # bytes that have come and are not given back yet
+        self._has_ended = False
+        self._error: KserveError | None = None
+        self._news: asyncio.Future[None] | None = None  # somebody waits for
+        self._stream = link.open(block, self)
+        link.connection.outbox.send_data(self._stream, frame_message(request), None, end_stream=True)
+        link.hub.flush_soon()
 
-    async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Yield the responses, the one with a finish reason last, and wait for the end of the stream.
+    async def batches(self) -> AsyncGenerator[list[Chunk], None]:
+        """Yield the responses that have come, in order, as often as some have; the last has a finish reason.
 
         Raises:
             KserveError: the request failed or was ended by somebody else.
         """
-        has_ended = False
-        try:
-            async for message in self._call:
-                for chunk in _read(message):
-                    yield chunk
-                    has_ended |= bool(chunk.finish_reason)
-            told = dict(await self._call.trailing_metadata() or ()).get("x-ledger")
-        except self._failure as error:
-            raise _explain(error) from error
-        if not has_ended:
+        is_finished = False
+        while self._waiting or not self._has_ended:
+            if not self._waiting:
+                self._news = self._link.loop.create_future()
+                await self._news
+                continue
+            chunks = [chunk for message in self._take() if (chunk := read_chunk(message)) is not None]
+            if chunks:
+                is_finished |= any(chunk.finish_reason for chunk in chunks)
+                yield chunks
+        if self._error is not None:
+            raise self._error
+        if not is_finished:
             raise KserveError("INTERNAL", "the stream ended without a last response")
-        self.ledger = None if told is None else json.loads(told)[-1]
 
     def cancel(self) -> None:
         """End it; without effect where it has ended."""
-        self._call.cancel()
+        if not self._has_ended:
+            self._end(KserveError("CANCELLED", "the request was cancelled"))
+            self._link.connection.reset(self._stream, ErrorCode.CANCEL)
+            self._link.hub.flush_soon()
+
+    # -- called by the link -------------------------------------------------------------------------------------------
+
+    def on_headers(self, event: HeadersReceived) -> None:
+        """Take response headers or trailers."""
+        if event.end_stream:
+            trailers = dict(event.headers)
+            told = trailers.get(b"x-ledger")
+            self.ledger = None if told is None else json.loads(told)[-1]
+            failure = failure_of_trailers(event.headers)
+            self._end(None if failure is None else _error_of(failure, trailers))
+            self._link.connection.release(self._stream)
+
+    def on_data(self, event: DataReceived) -> None:
+        """Take a part of the response."""
+        self._owed += event.size
+        self._waiting += self._messages(event.payload)
+        if self._waiting:
+            self._tell()
+        else:  # a message that is larger than the window: the rest is to come
+            self._give_back()
+
+    def on_reset(self, code: int) -> None:
+        """Take a reset by the gateway."""
+        self._end(_error_of(failure_of_reset(code, GATEWAY)))
+
+    def on_lost(self, failure: Failure, code: int | None = None) -> None:  # noqa: ARG002 - the connection has ended
+        """Take the end of the connection."""
+        self._end(_error_of(failure))
+
+    def on_defect(self, failure: Failure) -> None:
+        """Take that the gateway has failed at an event of this stream."""
+        self._end(_error_of(failure))
+
+    def written(self, size: int) -> None:
+        """Nobody waits for these bytes."""
+
+    def _messages(self, payload: bytes) -> list[bytes]:
+        if self._reader is None:
+            message = whole_message(payload, MAX_MESSAGE_BYTES)
+            if message is not None:
+                return [message]
+            self._reader = MessageReader(MAX_MESSAGE_BYTES)
+        return [body for _, body in self._reader.feed(payload)]  # never compressed: nobody was told that we could
+
+    def _take(self) -> list[bytes]:
+        taken, self._waiting = self._waiting, []
+        self._give_back()
+        return taken
+
+    def _give_back(self) -> None:
+        owed, self._owed = self._owed, 0
+        self._link.connection.consume(self._stream, owed)
+        self._link.hub.flush_soon()
+
+    def _end(self, error: KserveError | None) -> None:
+        if self._has_ended:
+            return
+        self._has_ended = True
+        self._error = error
+        self._stream.owner = None
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
 
 class KserveClient:
-    """Opens streams over one lazily made channel."""
+    """Opens streams over one connection, which is made at the first request and again after a defect."""
 
-    def __init__(self, address: str) -> None:
-        """Name the server; nothing is connected yet."""
-        self._address = address
-        self._lock = asyncio.Lock()
-        self._channel: Any = None
-        self._stub: Any = None
-        self._pb: Any = None
-        self._grpc: Any = None
+    def __init__(self, hub: Hub, dispatcher: Dispatcher) -> None:
+        """Send requests to this dispatcher."""
+        self.links: set[ClientLink] = set()  # the gateway's ends
+        self._hub = hub
+        self._dispatcher = dispatcher
+        self._link: UpstreamLink | None = None
 
-    async def open(
+    def open(
         self, tensors: Sequence[Tensor], metadata: Sequence[tuple[str, str]] = (), timeout: float | None = None
     ) -> Completion:
         """Send one request to the model, with further metadata, to be answered within `timeout` seconds."""
-        stub = await self._connected()
-        request = self._pb.ModelInferRequest(model_name=MODEL)
-        for tensor in (*tensors, Tensor("stream", "BOOL", b"\x01")):
-            request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[tensor.size])
-            request.raw_input_contents.append(tensor.raw)
-        return Completion(
-            stub.ModelStreamInfer([request], metadata=(*METADATA, *metadata), timeout=timeout), self._grpc.RpcError
-        )
+        headers = [(STATUS_FLAG, b"true"), *((name.encode(), value.encode()) for name, value in metadata)]
+        if timeout is not None:
+            headers.append((b"grpc-timeout", b"%dm" % math.ceil(1000 * timeout)))
+        block = own_block(STREAM_INFER, b"http", b"localhost", tuple(headers))
+        return Completion(self._connected(), block, encode_request(tensors))
 
-    async def close(self) -> None:
-        """Close the channel, if there is one."""
-        if self._channel is not None:
-            await self._channel.close()
-
-    async def _connected(self) -> Any:
-        async with self._lock:
-            if self._stub is None:
-                await self._connect()
-        return self._stub
-
-    async def _connect(self) -> None:
-        triton = await asyncio.to_thread(importlib.import_module, "tritonclient.grpc")
-        import grpc.aio
-
-        self._grpc, self._pb = grpc, triton.service_pb2
-        self._channel = grpc.aio.insecure_channel(self._address, options=OPTIONS)
-        self._stub = triton.service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+    def _connected(self) -> UpstreamLink:
+        link = self._link
+        if link is None or not link.can_open:
+            if link is not None:
+                link.is_draining = True
+                link.check_idle()
+            link = self._link = UpstreamLink(self._hub, GATEWAY, FOR_EVER, Tally(), lambda _link, _reason: None)
+            link.connection.peer_max_streams = LIMITS.max_streams
+            join(link, ClientLink(self._hub, self._dispatcher, self.links, TERMS), (HTTP_SIDE, GATEWAY))
+            self._hub.flush_soon()
+        return link
 
 
-def _read(message: Any) -> list[Chunk]:
-    response = message.infer_response
-    raw = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=True))
-    if "text_output" not in raw:
-        return []  # an empty response, such as Triton's last one
-    finish_reason = raw["finish_reason"][4:].decode()
-    if finish_reason in ENDED_EARLY:
-        raise KserveError(ENDED_EARLY[finish_reason], f"the request ended early: {finish_reason}")
-    counts = [
-        struct.unpack("<i", raw.get(f"{name}_tokens", bytes(4)))[0] for name in ("prompt", "completion", "cached")
-    ]
-    return [
-        Chunk(
-            raw["text_output"][4:].decode(),
-            finish_reason,
-            *counts,
-            index=struct.unpack("<i", raw.get("sequence_index", bytes(4)))[0],
-            token_ids=_numbers(raw, "token_ids", "i"),
-            log_probs=_numbers(raw, "log_probs", "f"),
-            top_token_ids=_numbers(raw, "top_token_ids", "i"),
-            top_log_probs=_numbers(raw, "top_log_probs", "f"),
-            token_bytes=tuple(texts_of(raw.get("token_bytes", b""))),
-            top_token_bytes=tuple(texts_of(raw.get("top_token_bytes", b""))),
-            embedding=raw.get("embedding", b""),
-        )
-    ]
-
-
-def _numbers(raw: dict[str, bytes], name: str, kind: str) -> tuple[Any, ...]:
-    content = raw.get(name, b"")
-    return struct.unpack(f"<{len(content) // 4}{kind}", content)
-
-
-def _explain(error: Any) -> KserveError:
-    told = dict(error.trailing_metadata() or ())
-    retry_after = None if "retry-after" not in told else float(told["retry-after"])
-    name, value = (part.decode() for part in NOT_AGAIN)
-    return KserveError(error.code().name, error.details() or "", retry_after, told.get(name) != value)
+def _error_of(failure: Failure, trailers: dict[bytes, bytes] | None = None) -> KserveError:
+    told = trailers or {}
+    after = told.get(b"retry-after")
+    name, value = NOT_AGAIN
+    return KserveError(
+        failure.code.name, failure.message, None if after is None else float(after), told.get(name) != value
+    )

@@ -5,26 +5,27 @@ Knows its answers, events and errors. Does not know tensors or how a request fin
 Invariants:
 1. Every error has OpenAI's shape and a status of its own kind, also before the first event of a stream.
 2. A client that goes away ends its request, streaming or not.
+3. Once draining, what is under way goes on to its end, however many requests to the model it still takes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.call import WHOLE_FLAG
 from gateway.http_server import METHODS as EVERY_METHOD
-from gateway.kserve_client import MODEL, Chunk, Completion, KserveClient, KserveError, Tensor
+from gateway.kserve_client import Completion, KserveClient
+from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor
 from gateway.log import log
 from gateway.openai_bodies import Body, ChatBody, CompletionBody
 from gateway.openai_config import OpenAiConfig
@@ -32,7 +33,7 @@ from gateway.openai_embeddings import embed
 from gateway.openai_errors import ApiError, of_kserve
 from gateway.openai_parsing import parse_body, parse_embedding_body, unknown_model
 from gateway.openai_prompts import Completions
-from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, usage
+from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, event
 from gateway.safety.guard import Denied, Guard
 
 T = TypeVar("T")
@@ -50,20 +51,63 @@ KINDS: dict[str, tuple[type[Body], Shape]] = {
 METHODS = dict.fromkeys((*KINDS, "/v1/embeddings"), "POST") | {"/v1/models": "GET"}
 
 
-class EventStream(StreamingResponse):
+class EventStream(Response):
     """Server-sent events of one request, which ends with them."""
 
-    def __init__(self, events: AsyncIterator[str], completion: Completion | Completions) -> None:
-        """Take the events and the request."""
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        self._completion = completion
+    media_type = "text/event-stream"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        reply: Reply,
+        completion: Completion | Completions,
+        first: list[Chunk],
+        further: AsyncGenerator[list[Chunk], None],
+    ) -> None:
+        """Take the request, its first chunks and where the others come from."""
+        super().__init__(headers={"cache-control": "no-cache"})
+        del self.headers["content-length"]
+        self._reply = reply
+        self._completion = completion
+        self._first = first
+        self._further = further
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's signature
         """Send all events, or as many as somebody reads."""
         try:
-            await super().__call__(scope, receive, send)
+            await _while_connected(receive, self._send(send))
         finally:
             self._completion.cancel()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._send_events(send, self._reply.events(self._first))
+        try:
+            async for chunks in self._further:  # as many as there are by now: they leave in one piece
+                await self._send_events(send, self._reply.events(chunks))
+            end = self._reply.closing(_ledger(self._completion))
+        except KserveError as error:
+            end = event(of_kserve(error).body)
+        await self._send_events(send, end, is_last=True)
+
+    async def _send_events(self, send: Send, events: str, *, is_last: bool = False) -> None:
+        await send({"type": "http.response.body", "body": events.encode(), "more_body": not is_last})
+
+
+class _Endpoint:
+    """What answers at one or several places: an ASGI application."""
+
+    def __init__(self, api: OpenAiApi, handle: Callable[[Request], Awaitable[Response]]) -> None:
+        self._api = api
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request, whole or in a stream."""
+        self._api.num_open += 1
+        try:
+            response = await self._api.answer(Request(scope, receive), self._handle)
+            await response(scope, receive, send)
+        finally:
+            self._api.num_open -= 1
 
 
 class OpenAiApi:
@@ -75,14 +119,39 @@ class OpenAiApi:
         self._config = config
         self._guard = guard
         self._created = int(time.time())
+        self._is_draining = False
+        self.num_open = 0  # HTTP requests under way
 
     def routes(self) -> list[Route]:
         """Return all of them; what is unknown under `/v1` is refused in OpenAI's shape."""
-        made = [Route(path, self._guarded(self._generate), methods=["POST"]) for path in KINDS]
-        embeddings = Route("/v1/embeddings", self._guarded(self._embed), methods=["POST"])
-        models = Route("/v1/models", self._guarded(self._models), methods=["GET"])
-        other = Route("/v1/{path:path}", self._guarded(self._other), methods=EVERY_METHOD)
+        made = [Route(path, _Endpoint(self, self._generate), methods=["POST"]) for path in KINDS]
+        embeddings = Route("/v1/embeddings", _Endpoint(self, self._embed), methods=["POST"])
+        models = Route("/v1/models", _Endpoint(self, self._models), methods=["GET"])
+        other = Route("/v1/{path:path}", _Endpoint(self, self._other), methods=EVERY_METHOD)
         return [*made, embeddings, models, other]
+
+    def drain(self) -> None:
+        """Refuse what comes from now on, and finish what is open."""
+        self._is_draining = True
+
+    async def answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Return what the handler answers, or the error that it becomes."""
+        try:
+            self._guard.identify(request.headers.raw)
+            if self._is_draining:
+                raise KserveError("UNAVAILABLE", "the gateway is shutting down")
+            return await handle(request)
+        except Denied as error:
+            return ApiError(401, str(error), code="invalid_api_key").response()
+        except ApiError as error:
+            return error.response()
+        except KserveError as error:
+            return of_kserve(error).response()
+        except ClientDisconnect:
+            return CLOSED
+        except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
+            log("http_request_failed", error=repr(error))
+            return ApiError(500, "internal error").response()
 
     async def _models(self, _request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})
@@ -110,61 +179,42 @@ class OpenAiApi:
             body.num_top,
             body.offered,
             self._config.tool_calls,
+            with_usage=body.stream_options is not None and body.stream_options.include_usage,
         )
-        completion = await self._completion(request, body)
+        completion = self._completion(request, body)
         try:
             if not body.stream:
-                answer = await _while_connected(request, _collect(reply, completion))
+                answer = await _while_connected(request.receive, _collect(reply, completion))
                 return CLOSED if answer is None else JSONResponse(answer)
-            chunks = completion.chunks()
-            first = await _while_connected(request, anext(chunks))
+            batches = completion.batches()
+            first = await _while_connected(request.receive, anext(batches))
         except BaseException:
             completion.cancel()
             raise
         if first is None:
             completion.cancel()
             return CLOSED
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return EventStream(_events(reply, completion, first, chunks, with_usage), completion)
+        return EventStream(reply, completion, first, batches)
 
-    async def _completion(self, request: Request, body: Body) -> Completion | Completions:
+    def _completion(self, request: Request, body: Body) -> Completion | Completions:
         metadata, timeout, requests = _metadata(request), _timeout(request), body.requests()
         if not body.stream:
             metadata.append(ANSWERED_WHOLE)
         if len(requests) == 1:
-            return await self._client.open(requests[0], metadata, timeout)
+            return self._client.open(requests[0], metadata, timeout)
         now = asyncio.get_running_loop().time
         ends_at = None if timeout is None else now() + timeout
 
-        async def open_one(tensors: Sequence[Tensor]) -> Completion:
-            return await self._client.open(tensors, metadata, None if ends_at is None else max(0.0, ends_at - now()))
+        def open_one(tensors: Sequence[Tensor]) -> Completion:
+            return self._client.open(tensors, metadata, None if ends_at is None else max(0.0, ends_at - now()))
 
         return Completions(open_one, requests, body.n or 1)
 
     async def _embed(self, request: Request) -> Response:
         body = parse_embedding_body(await _read_body(request))
         work = embed(self._client, body, _metadata(request), _timeout(request))
-        answer = await _while_connected(request, work)
+        answer = await _while_connected(request.receive, work)
         return CLOSED if answer is None else JSONResponse(answer)
-
-    def _guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def run(request: Request) -> Response:
-            try:
-                self._guard.identify(request.headers.raw)
-                return await handle(request)
-            except Denied as error:
-                return ApiError(401, str(error), code="invalid_api_key").response()
-            except ApiError as error:
-                return error.response()
-            except KserveError as error:
-                return of_kserve(error).response()
-            except ClientDisconnect:
-                return CLOSED
-            except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
-                log("http_request_failed", error=repr(error))
-                return ApiError(500, "internal error").response()
-
-        return run
 
 
 def _metadata(request: Request) -> list[tuple[str, str]]:
@@ -206,10 +256,10 @@ async def _read_body(request: Request) -> bytes:
     return bytes(raw)
 
 
-async def _while_connected(request: Request, work: Awaitable[T]) -> T | None:
+async def _while_connected(receive: Receive, work: Awaitable[T]) -> T | None:
     """Return what the work returns, or None where the client went away before."""
     doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())
+    leaving = asyncio.ensure_future(receive())
     try:
         await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         return doing.result() if doing.done() else None
@@ -219,32 +269,10 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T | None:
 
 
 async def _collect(reply: Reply, completion: Completion | Completions) -> dict[str, Any]:
-    async with aclosing(completion.chunks()) as chunks:
-        received = [chunk async for chunk in chunks]
+    async with aclosing(completion.batches()) as batches:
+        received = [chunk async for batch in batches for chunk in batch]
     return reply.whole(received) | _ledger(completion)
-
-
-async def _events(
-    reply: Reply, completion: Completion | Completions, first: Chunk, chunks: AsyncIterator[Chunk], with_usage: bool
-) -> AsyncIterator[str]:
-    last = {first.index: first}
-    try:
-        yield _event(reply.piece(first, is_first=True, with_usage=with_usage))
-        async for chunk in chunks:
-            yield _event(reply.piece(chunk, is_first=chunk.index not in last, with_usage=with_usage))
-            last[chunk.index] = chunk
-    except KserveError as error:
-        yield _event(of_kserve(error).body)
-        return
-    extras = ({"usage": usage(last.values())} if with_usage else {}) | _ledger(completion)
-    if extras:
-        yield _event(reply.closing(extras))
-    yield "data: [DONE]\n\n"
 
 
 def _ledger(completion: Completion | Completions) -> dict[str, Any]:
     return {} if completion.ledger is None else {"ledger": completion.ledger}
-
-
-def _event(item: dict[str, Any]) -> str:
-    return f"data: {json.dumps(item)}\n\n"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
-from gateway.kserve_client import Tensor, int_tensor, prompt_tensors, text_tensor
+from gateway.kserve_messages import Tensor, int_tensor, prompt_tensors, text_tensor
 from gateway.openai_parts import ForModel, Message, ResponseFormat, Strict, Text, TokenId, TokenIds, Tool
 
 MAX_INT32 = 2**31 - 1

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from gateway.kserve_client import MODEL, Chunk, KserveClient, KserveError, Tensor, prompt_tensors, text_tensor
+from gateway.kserve_client import KserveClient
+from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor, prompt_tensors, text_tensor
 from gateway.openai_parts import ForModel, Text, TokenIds
 
 MAX_INPUTS = 2048
@@ -90,10 +91,10 @@ async def _embed_one(
     places: asyncio.Semaphore,
 ) -> Chunk:
     async with places:
-        completion = await client.open(tensors, metadata, timeout)
+        completion = client.open(tensors, metadata, timeout)
         try:
-            async with aclosing(completion.chunks()) as chunks:
-                last = [chunk async for chunk in chunks][-1]
+            async with aclosing(completion.batches()) as batches:
+                last = [batch[-1] async for batch in batches][-1]
         finally:
             completion.cancel()
     if not last.embedding:

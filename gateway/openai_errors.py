@@ -8,7 +8,7 @@ import math
 from starlette.responses import JSONResponse, Response
 
 from gateway.instance_errors import ENSEMBLE
-from gateway.kserve_client import KserveError
+from gateway.kserve_messages import KserveError
 
 STATUSES = {
     "INVALID_ARGUMENT": 400,

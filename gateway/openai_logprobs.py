@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.kserve_client import Chunk
+from gateway.kserve_messages import Chunk
 
 LEAST = -9999.0  # OpenAI's word for hardly possible; JSON has no minus infinity
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from gateway.kserve_client import MODEL
+from gateway.kserve_messages import MODEL
 from gateway.openai_bodies import Body, Unsupported, without_neutral
 from gateway.openai_embeddings import EmbeddingBody
 from gateway.openai_errors import ApiError

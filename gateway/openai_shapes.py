@@ -1,14 +1,19 @@
 """The JSON objects of OpenAI's answers.
 
 Knows names and nesting. Does not know HTTP.
+
+What is streamed is put together as text, since a chunk's object differs from the one before in a few characters:
+`json.dumps` of all of it took 5.7 us a token.
 """
 
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
-from gateway.kserve_client import MODEL, Chunk
+from gateway.kserve_messages import MODEL, Chunk
 from gateway.openai_logprobs import chat_logprobs, text_logprobs
 from gateway.tool_calls import Form, ToolCall, ToolCallFinder
 
@@ -27,9 +32,9 @@ TEXT = Shape("cmpl", "text_completion", "text_completion", is_chat=False)
 CHAT = Shape("chatcmpl", "chat.completion", "chat.completion.chunk", is_chat=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """One answer, whole or in pieces."""
+    """One answer, whole or in events."""
 
     shape: Shape
     reply_id: str
@@ -37,7 +42,16 @@ class Reply:
     num_top: int | None = None  # likeliest tokens told in the place of each token; None: no log-probabilities
     tools: frozenset[str] = frozenset()  # that the answer may call
     form: Form = "auto"  # of such a call
+    with_usage: bool = False  # whether a last event tells the usage; all others say null then
     _finders: dict[int, ToolCallFinder] = field(default_factory=dict)  # by choice
+    _last: dict[int, Chunk] = field(default_factory=dict)  # of each choice that has begun
+    _frame: tuple[str, str] = field(init=False)  # what stands before and behind the choice of an event
+
+    def __post_init__(self) -> None:
+        """Write down what all events share."""
+        empty = self._object(self.shape.piece, []) | ({"usage": None} if self.with_usage else {})
+        before, _, behind = event(empty).partition("[]")
+        self._frame = f"{before}[", f"]{behind}"
 
     def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """Return all of it in one object."""
@@ -54,22 +68,33 @@ class Reply:
             )
         return self._object(self.shape.whole, choices) | {"usage": usage(chunks)}
 
-    def piece(self, chunk: Chunk, is_first: bool, with_usage: bool) -> dict[str, Any]:
-        """Return the object of one chunk; it has a null `usage` where a last object will have a real one."""
-        if not self.shape.is_chat:
-            content: dict[str, Any] = {"text": chunk.text}
-        else:
-            text, calls = self._spoken(chunk.index, chunk.text, final=bool(chunk.finish_reason))
-            role = {"role": "assistant"} if is_first else {}
-            said = {"content": text} if text or is_first else {}
-            content = {"delta": role | said | ({"tool_calls": calls} if calls else {})}
-        choice = {"index": chunk.index, **content, "logprobs": self._logs([chunk])}
-        made = self._object(self.shape.piece, [choice | {"finish_reason": self._end(chunk) or None}])
-        return made | ({"usage": None} if with_usage else {})
+    def events(self, chunks: Iterable[Chunk]) -> str:
+        """Return the server-sent events of chunks that come next, one behind the other."""
+        before, behind = self._frame
+        return "".join([f"{before}{self._choice(chunk)}{behind}" for chunk in chunks])
 
-    def closing(self, extras: dict[str, Any]) -> dict[str, Any]:
-        """Return the last object, without choices, which carries the usage and whatever else was asked for."""
-        return self._object(self.shape.piece, []) | extras
+    def closing(self, ledger: dict[str, Any]) -> str:
+        """Return what follows the last chunk: one more event where usage or ledger are told, and the end."""
+        told = ({"usage": usage(self._last.values())} if self.with_usage else {}) | ledger
+        return (event(self._object(self.shape.piece, []) | told) if told else "") + "data: [DONE]\n\n"
+
+    def _choice(self, chunk: Chunk) -> str:
+        """Return the choice of an event as JSON."""
+        content = self._delta(chunk) if self.shape.is_chat else f'"text": {quote(chunk.text)}'
+        self._last[chunk.index] = chunk
+        logs = "null" if self.num_top is None else json.dumps(self._logs([chunk]))
+        end = quote(self._end(chunk)) if chunk.finish_reason else "null"
+        return f'{{"index": {chunk.index}, {content}, "logprobs": {logs}, "finish_reason": {end}}}'
+
+    def _delta(self, chunk: Chunk) -> str:
+        text, calls = self._spoken(chunk.index, chunk.text, final=bool(chunk.finish_reason))
+        is_first = chunk.index not in self._last
+        parts = ['"role": "assistant"'] if is_first else []
+        if text or is_first:
+            parts.append(f'"content": {quote(text)}')
+        if calls:
+            parts.append(f'"tool_calls": {json.dumps(calls)}')
+        return f'"delta": {{{", ".join(parts)}}}'
 
     def _spoken(self, index: int, text: str, final: bool) -> tuple[str, list[dict[str, Any]]]:
         """Return what of an answer's next text is text, and the calls of tools that begin or go on in it."""
@@ -102,6 +127,11 @@ class Reply:
 
     def _object(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.reply_id, "object": name, "created": self.created, "model": MODEL, "choices": choices}
+
+
+def event(item: dict[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"data: {json.dumps(item)}\n\n"
 
 
 def _call(number: int, call: ToolCall) -> dict[str, Any]:

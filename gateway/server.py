@@ -10,17 +10,15 @@ import gc
 import json
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import compiled
-from gateway.address import UNIX, bound_address, listen, remove_socket, split_address
+from gateway.address import bound_address, listen, remove_socket, split_address
 from gateway.client import ClientLink, Terms
 from gateway.config import GatewayConfig, InstanceConfig
 from gateway.dashboard.feed import Feed
@@ -64,11 +62,11 @@ class Server:
         self._tls = None
         if config.tls is not None:
             self._tls = server_context(config.tls.certificate, config.tls.key, config.tls.client_ca)
-        self._private = tempfile.TemporaryDirectory(prefix="gateway-")
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[asyncio.Server] = []
         self._http: HttpServer | None = None
-        self._kserve: KserveClient | None = None
+        self._kserve = KserveClient(self.hub, self.dispatcher)
+        self._openai: OpenAiApi | None = None
         fleet = Fleet(config, self.dispatcher.instances, self.hub, self._make_instance)
         self.fleet = fleet
         self.updates = Updates(config, self.dispatcher, fleet)
@@ -103,12 +101,10 @@ class Server:
         return addresses
 
     async def _start_http(self) -> str:
-        own_door = await listen(f"{UNIX}{Path(self._private.name) / 'grpc.sock'}", self._accept)
-        self._listeners.append(own_door)
-        self._kserve = KserveClient(bound_address(own_door))
+        self._openai = OpenAiApi(self._kserve, self.dispatcher.guard, self.config.openai)
         feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set)
         self._tasks.append(asyncio.get_running_loop().create_task(feed.run()))
-        routes = [*OpenAiApi(self._kserve, self.dispatcher.guard, self.config.openai).routes(), *dashboard_routes(feed)]
+        routes = [*self._openai.routes(), *dashboard_routes(feed)]
         plain = PlainAnswers(self.dispatcher, self.metrics, self.seat, self.stopping.is_set)
         self._http = HttpServer(
             *split_address(self.config.http_address), make_app(plain.answer, routes), self.config.max_connections
@@ -134,14 +130,14 @@ class Server:
         await self._drain()
         for task in self._tasks:
             task.cancel()
-        await close_links(list(self.clients), self.hub)
-        await self._close_http()
+        await close_links([*self.clients, *self._kserve.links], self.hub)
+        if self._http is not None:
+            await self._http.stop()
         await self.updates.close()
         await self.fleet.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.seat is None:
             remove_socket(self.config.grpc_address)
-        self._private.cleanup()
         self._snapshot()
         await asyncio.to_thread(self.dispatcher.observation.close)
 
@@ -161,18 +157,14 @@ class Server:
         now, tenants = asyncio.get_running_loop().time(), self.dispatcher.guard.tenants.values()
         self.dispatcher.observation.snapshot(families, level_rows(tenants, now, time.time_ns()))
 
-    async def _close_http(self) -> None:
-        if self._http is not None:
-            await self._http.stop()
-        if self._kserve is not None:
-            await self._kserve.close()
-
     async def _drain(self) -> None:
         log("draining", clients=len(self.clients))
         for listener in self._listeners:
             listener.close()
         for client in list(self.clients):
             client.drain()
+        if self._openai is not None:
+            self._openai.drain()
         self.hub.flush()
         cut = asyncio.ensure_future(self.cut.wait())
         drained = asyncio.ensure_future(self._all_gone())
@@ -182,7 +174,7 @@ class Server:
         log("stopped", clients=len(self.clients))
 
     async def _all_gone(self) -> None:
-        while self.clients:
+        while self.clients or (self._openai is not None and self._openai.num_open):
             await asyncio.sleep(0.02)
 
     async def _watch_links(self) -> None:

@@ -5,6 +5,7 @@ message is read only where a limit, a check or a record asks for it.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from struct import Struct
 
 from gateway.wire.protobuf import MalformedMessage, fields, varints
@@ -18,6 +19,7 @@ LENGTH = Struct("<I")
 INT32 = Struct("<i")
 FLOAT32 = Struct("<f")
 CLOCK = Struct("<2q")
+CACHED_DESCRIPTIONS, CACHED_BYTES = 256, 64  # an output is described by the same few bytes in every response
 
 
 def read_inputs(request: bytes) -> dict[str, bytes]:
@@ -97,7 +99,7 @@ def _split(message: bytes, tensor_field: int, raw_field: int) -> tuple[dict[str,
         if number == raw_field:
             raw.append(value)
         elif number == tensor_field:
-            name, contents = describe(value)
+            name, contents = _known(value) if len(value) <= CACHED_BYTES else describe(value)
             if contents is None:
                 names.append(name)
             else:
@@ -114,6 +116,9 @@ def describe(tensor: bytes) -> tuple[str, bytes | None]:
         elif number == CONTENTS and isinstance(value, bytes):
             contents = b"".join(_raw_contents(value))
     return name, contents
+
+
+_known = lru_cache(CACHED_DESCRIPTIONS)(describe)
 
 
 def _raw_contents(contents: bytes) -> Iterator[bytes]:

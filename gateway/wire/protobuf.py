@@ -69,13 +69,17 @@ def _parameter(name: str, parameter: bytes) -> bytes:
 def encode_abort(model: str, tensor: str, key: str) -> bytes:
     """Return a `ModelInferRequest` with one BYTES[1] input that holds `key`."""
     raw = key.encode()
-    shape = encode_field(TENSOR_SHAPE, b"\x01")
-    description = encode_field(TENSOR_NAME, tensor.encode()) + encode_field(TENSOR_DATATYPE, b"BYTES") + shape
     return (
         encode_field(REQUEST_MODEL, model.encode())
-        + encode_field(REQUEST_INPUTS, description)
+        + encode_field(REQUEST_INPUTS, describe_tensor(tensor.encode(), b"BYTES", 1))
         + encode_field(REQUEST_RAW_INPUTS, len(raw).to_bytes(4, "little") + raw)
     )
+
+
+def describe_tensor(name: bytes, datatype: bytes, size: int) -> bytes:
+    """Return an `InferInputTensor` of one dimension, without contents."""
+    shape = encode_field(TENSOR_SHAPE, encode_varint(size))
+    return encode_field(TENSOR_NAME, name) + encode_field(TENSOR_DATATYPE, datatype) + shape
 
 
 def encode_int32_input(name: bytes, values: Sequence[int], typed: bool) -> bytes:
@@ -86,8 +90,7 @@ def encode_int32_input(name: bytes, values: Sequence[int], typed: bool) -> bytes
         values: not negative.
         typed: put the values into the input itself, not into `raw_input_contents`.
     """
-    shape = encode_field(TENSOR_SHAPE, encode_varint(len(values)))
-    description = encode_field(TENSOR_NAME, name) + encode_field(TENSOR_DATATYPE, b"INT32") + shape
+    description = describe_tensor(name, b"INT32", len(values))
     if typed:
         packed = encode_field(CONTENTS_INT, b"".join(map(encode_varint, values)))
         return encode_field(REQUEST_INPUTS, description + encode_field(TENSOR_CONTENTS, packed))
@@ -107,15 +110,19 @@ def fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
     Raises:
         MalformedMessage: the bytes end early or use an unknown wire type.
     """
-    pos = 0
-    while pos < len(data):
-        tag, pos = _varint(data, pos)
+    pos, end = 0, len(data)
+    while pos < end:
+        tag, pos = (data[pos], pos + 1) if data[pos] < ONE_BYTE else _varint(data, pos)
         if tag & 7 == VARINT:
             value, pos = _varint(data, pos)
             yield tag >> 3, value
             continue
-        size, pos = _size(data, pos, tag & 7)
-        if pos + size > len(data):
+        if tag & 7 == BYTES and pos < end and data[pos] < ONE_BYTE:  # as of most fields
+            size = data[pos]
+            pos += 1
+        else:
+            size, pos = _size(data, pos, tag & 7)
+        if pos + size > end:
             raise MalformedMessage(f"field {tag >> 3} ends after the message")
         yield tag >> 3, data[pos : pos + size]
         pos += size

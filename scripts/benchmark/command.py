@@ -203,6 +203,21 @@ def gateway(
 
 
 @app.command()
+def sse(
+    seconds: Annotated[float, typer.Option(min=0.5, help="Length of each run.")] = 3.0,
+    repeats: RepeatsOption = 3,
+    beside: Annotated[list[Path] | None, typer.Option(help="Another checkout to measure; can be given again.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Measure what streaming OpenAI's completions costs in the gateway."""
+    from scripts.benchmark.sse import run
+
+    with _progress() as progress:
+        report = run(seconds, repeats, progress, tuple(beside or ()))
+    _finish(report, json)
+
+
+@app.command()
 def device(threads: ThreadsOption = 0, repeats: RepeatsOption = 3, json: JsonOption = None) -> None:
     """Measure this machine's rates, for `scripts/plan --device FILE`."""
     import json as json_module

@@ -13,7 +13,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from gateway.kserve_client import Chunk
+from gateway.kserve_messages import Chunk
 from gateway.openai_bodies import ChatBody, CompletionBody
 from gateway.openai_errors import ApiError
 from gateway.openai_logprobs import text_logprobs
