@@ -31,7 +31,7 @@ ENTRYPOINT ["tritonserver", "--model-repository=/opt/scalellm/model_repository",
 
 FROM python:3.11-slim AS gateway
 WORKDIR /opt/scalellm
-RUN python3 -m pip install --no-cache-dir "h11>=0.14" "hpack>=4.1" "isal>=1.7" "prometheus-client>=0.21" "pydantic>=2.9" "pyyaml>=6" "regex>=2024.9" "starlette>=0.40" "tritonclient[grpc]>=2.50" "typer>=0.15" "uvicorn>=0.32" "uvloop>=0.21"
+RUN python3 -m pip install --no-cache-dir "h11>=0.14" "hpack>=4.1" "isal>=1.7" "prometheus-client>=0.21" "pydantic>=2.9" "pyyaml>=6" "regex>=2024.9" "starlette>=0.40" "typer>=0.15" "uvicorn>=0.32" "uvloop>=0.21"
 COPY gateway ./gateway
 USER 1000:1000
 EXPOSE 8001 8080

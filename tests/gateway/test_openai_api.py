@@ -7,6 +7,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -26,6 +27,7 @@ from tests.gateway.process import GatewayProcess
 from tests.gateway.protos import pb
 
 WORDS = ["Once", " upon", " ä", " time"]
+GATE = threading.Event()
 CHAT: list[Any] = [{"role": "user", "content": "Hello"}]
 
 
@@ -75,13 +77,18 @@ def sequences(request: Any, options: dict[str, Any]) -> Iterator[Any]:
 
 
 def answer(service: Any, request: Any, context: Any) -> Iterator[Any]:
-    """Say the words; the prompt `fail TEXT` fails at once, `late TEXT` after a word, `hang` and `silent` never end."""
+    """Say the words; the prompt `fail TEXT` fails at once, `late TEXT` after a word, `hang` and `silent` never end.
+
+    `wait` says nothing until `GATE` is open.
+    """
     inputs = inputs_of(request)
     limit = struct.unpack("<i", inputs.get("max_tokens", b"\x04\0\0\0"))[0]
     wish, _, text = inputs.get("text_input", b"")[4:].decode().partition(" ")
     if wish == "fail":
         yield error(request.id, text)
         return
+    if wish == "wait":
+        GATE.wait(20)
     turns = json.loads(inputs["messages"][4:]) if "messages" in inputs else [{"content": ""}]
     if turns[-1]["content"].startswith("say|"):
         pieces = turns[-1]["content"].split("|")[1:]
@@ -486,10 +493,26 @@ def test_what_is_malformed_is_refused_in_openais_shape(served: tuple[OpenAI, Bac
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
-def test_a_gateway_with_an_idle_http_client_still_drains_and_exits(tmp_path: Any) -> None:
-    gateway = GatewayProcess("127.0.0.1:1", log=tmp_path / "log")
-    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none") as client:
-        assert client.models.list().data
+def test_what_is_under_way_is_finished_when_the_gateway_drains(
+    served: tuple[OpenAI, Backend, GatewayProcess], tmp_path: Any
+) -> None:
+    gateway = GatewayProcess(served[1].flag, log=tmp_path / "log")
+    gateway.wait_usable(1)
+    prompts = ["wait"] * (MAX_AT_ONCE + 1)  # the last one is asked for when another has been answered
+    with (
+        OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none", max_retries=0) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        streamed = pool.submit(lambda: list(client.completions.create(model="llm", prompt="wait", stream=True)))
+        whole = pool.submit(client.completions.create, model="llm", prompt=prompts)
+        gateway.wait_until(lambda: gateway.metric("gateway_in_flight_requests") == MAX_AT_ONCE + 1)
         gateway.terminate()
-        assert gateway.process.wait(10) == 0
+        gateway.wait_until(lambda: json.loads(gateway.get("/healthz")[1])["draining"])
+        with pytest.raises(openai.InternalServerError, match="shutting down") as refused:
+            client.completions.create(model="llm", prompt="Hi")
+        assert refused.value.status_code == 503
+        GATE.set()
+        assert [event.choices[0].text for event in streamed.result()] == WORDS
+        assert [choice.text for choice in whole.result().choices] == ["".join(WORDS)] * len(prompts)
+        assert gateway.process.wait(10) == 0  # though the client keeps its idle connections
     gateway.stop()
