@@ -29,14 +29,12 @@ class InvalidRequest(EngineError):
 class PromptTooLong(InvalidRequest):
     """A prompt, or prompt plus output, that exceeds the model's context."""
 
-    def __init__(self, num_prompt_tokens: int, max_tokens: int, max_model_len: int) -> None:
-        """Name the lengths and the limit, all in tokens."""
+    def __init__(self, num_prompt_tokens: int, max_model_len: int, output: str = "it alone is") -> None:
+        """Name the length and the limit, in tokens, and what of the output comes to it, in words."""
         super().__init__(
-            f"the prompt has {num_prompt_tokens} tokens and max_tokens is {max_tokens}; together they exceed the "
-            f"model's limit of {max_model_len} tokens"
+            f"the prompt has {num_prompt_tokens} tokens; {output} more than the model's limit of {max_model_len} tokens"
         )
         self.num_prompt_tokens = num_prompt_tokens
-        self.max_tokens = max_tokens
         self.max_model_len = max_model_len
 
 

@@ -49,9 +49,7 @@ def check_request(
         raise InvalidRequest(f"resume_token_ids can continue one sequence only, and n is {params.n}")
     if params.max_tokens is not None and len(resume_ids) > params.max_tokens:
         raise InvalidRequest(f"resume_token_ids holds {len(resume_ids)} tokens; max_tokens is {params.max_tokens}")
-    max_tokens = params.max_tokens if params.max_tokens is not None else max(len(resume_ids), 1)
-    if len(prompt_ids) + max_tokens > info.max_model_len:
-        raise PromptTooLong(len(prompt_ids), max_tokens, info.max_model_len)
+    _check_length(len(prompt_ids), params.max_tokens, len(resume_ids), info.max_model_len)
 
 
 def resumed_output(prompt_ids: Sequence[int], params: SamplingParams, resume_ids: Sequence[int]) -> tuple[int, ...]:
@@ -76,7 +74,19 @@ def _check_embedding(
     if resume_ids:
         raise InvalidRequest(f"embed gives no tokens to resume, got {len(resume_ids)} resume_token_ids")
     if len(prompt_ids) > info.max_model_len:
-        raise PromptTooLong(len(prompt_ids), 0, info.max_model_len)
+        raise PromptTooLong(len(prompt_ids), info.max_model_len)
+
+
+def _check_length(num_prompt_tokens: int, max_tokens: int | None, num_resumed: int, max_model_len: int) -> None:
+    """Refuse what has no room for the output that was asked for; that is one token where nothing was said."""
+    if max_tokens is not None:
+        num_tokens, output = max_tokens, f"with max_tokens {max_tokens} that is"
+    elif num_resumed:
+        num_tokens, output = num_resumed, f"with {num_resumed} resume_token_ids that is"
+    else:
+        num_tokens, output = 1, "with one token of output that is"
+    if num_prompt_tokens + num_tokens > max_model_len:
+        raise PromptTooLong(num_prompt_tokens, max_model_len, output)
 
 
 def _check_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:

@@ -12,6 +12,7 @@ import uvloop
 
 from gateway.config import ConfigError, GatewayConfig, make_config, parse_instance, read_fields
 from gateway.config_help import describe, describe_field
+from gateway.strict import in_folder_of
 
 FLAGS = (
     "grpc_address",
@@ -76,7 +77,7 @@ def read_config(given: argparse.Namespace) -> GatewayConfig:
     fields |= {flag: getattr(given, flag) for flag in FLAGS if getattr(given, flag) is not None}
     if given.instance:
         fields["instances"] = [parse_instance(text) for text in given.instance]
-    return make_config(fields)
+    return make_config(fields, in_folder_of(given.config) if given.config else None)
 
 
 def main() -> int:

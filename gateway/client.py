@@ -218,7 +218,8 @@ class ClientLink(Link):
     def _say_goodbye(self) -> None:
         if self.exchanges or self.transport is None:
             return
-        if self.connection.outbox.blocked:  # the client has not taken everything yet
+        outbox = self.connection.outbox
+        if outbox.blocked or outbox.starved:  # the client has not taken everything yet
             self.loop.call_later(DRAIN_POLL_SECONDS, self._say_goodbye)
             return
         self.connection.close(ErrorCode.NO_ERROR)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import Field, FilePath, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from gateway.address import PATTERN, split_address, unix_path
 from gateway.discovery.config import DiscoveryConfig
@@ -18,7 +18,7 @@ from gateway.openai_config import OpenAiConfig
 from gateway.patience import Patience
 from gateway.routing.config import RoutingConfig
 from gateway.safety.config import SafetyConfig
-from gateway.strict import Strict
+from gateway.strict import ExistingFile, Strict
 from gateway.wire.limits import DEFAULT_LIMITS, Limits
 
 Address = Annotated[str, StringConstraints(pattern=PATTERN)]
@@ -33,19 +33,19 @@ class ConfigError(Exception):
 class TlsConfig(Strict):
     """TLS of the gateway's gRPC port; with `client_ca`, clients must show a certificate that it signed."""
 
-    certificate: FilePath = Field(description="PEM file of our certificate")
-    key: FilePath = Field(description="PEM file of its key")
-    client_ca: FilePath | None = Field(default=None, description="PEM file; absent: clients show no certificate")
+    certificate: ExistingFile = Field(description="PEM file of our certificate")
+    key: ExistingFile = Field(description="PEM file of its key")
+    client_ca: ExistingFile | None = Field(default=None, description="PEM file; absent: clients show no certificate")
 
 
 class InstanceTlsConfig(Strict):
     """TLS towards an instance: who must have signed its certificate, and what we show for ourselves."""
 
-    ca: FilePath | None = Field(
+    ca: ExistingFile | None = Field(
         default=None, description="PEM file of who signs instances' certificates; absent: the system's"
     )
-    certificate: FilePath | None = Field(default=None, description="PEM file that we show")
-    key: FilePath | None = Field(default=None, description="PEM file of its key")
+    certificate: ExistingFile | None = Field(default=None, description="PEM file that we show")
+    key: ExistingFile | None = Field(default=None, description="PEM file of its key")
     server_name: str | None = Field(default=None, description="name in the instance's certificate; absent: its host")
 
 
@@ -156,26 +156,26 @@ def parse_instance(text: str) -> dict[str, str]:
     return {"grpc": grpc} | ({"metrics": metrics} if metrics else {})
 
 
-def make_config(fields: object) -> GatewayConfig:
-    """Check fields as read from a file or the command line.
+def make_config(fields: object, context: Mapping[str, Path] | None = None) -> GatewayConfig:
+    """Check fields as read from the command line or a file, whose `context` is that of `in_folder_of`.
 
     Raises:
         ConfigError: one or more are wrong.
     """
     try:
-        return GatewayConfig.model_validate(fields)
+        return GatewayConfig.model_validate(fields, context=context)
     except ValidationError as error:
         raise ConfigError(explain(error)) from error
 
 
-def make_instances(items: object) -> tuple[InstanceConfig, ...]:
-    """Check a list of instances as read from a file.
+def make_instances(items: object, context: Mapping[str, Path] | None = None) -> tuple[InstanceConfig, ...]:
+    """Check a list of instances as read from a file, whose `context` is that of `in_folder_of`.
 
     Raises:
         ConfigError: one or more are wrong.
     """
     try:
-        instances = TypeAdapter(tuple[InstanceConfig, ...]).validate_python(items)
+        instances = TypeAdapter(tuple[InstanceConfig, ...]).validate_python(items, context=context)
         _check_names(instances)
     except ValidationError as error:
         raise ConfigError(explain(error)) from error

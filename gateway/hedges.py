@@ -165,12 +165,10 @@ class Hedges:
 
         It may be late in its turn, and have another beside it then. `code` resets the stream of the first.
         """
-        hedge, request.hedge = request.hedge, None
+        hedge = request.hedge
         if hedge is None:
             return False
-        self._metrics.hedge_wins.labels(hedge.instance.name).inc()
-        request.detach(code)
-        request.take_over(hedge)
+        self._replace_first(hedge, code)
         self._wait(request)
         return True
 
@@ -180,7 +178,7 @@ class Hedges:
         late, key = request.instance, request.copy_key
         self._note_seconds(request)  # at least so many: without them the percentile would sink
         self._late(request)
-        self.take_over(request, ErrorCode.CANCEL)
+        self._replace_first(hedge, ErrorCode.CANCEL)
         if late is not None:
             send_abort(late, key, repeat=True)
         for event in events:
@@ -196,6 +194,12 @@ class Hedges:
             hedge.instance.leave_behind(hedge.key)
         elif failure.code is Code.UNAVAILABLE:
             hedge.instance.unavailable()
+
+    def _replace_first(self, hedge: Hedge, code: int | None) -> None:
+        hedge.request.hedge = None
+        self._metrics.hedge_wins.labels(hedge.instance.name).inc()
+        hedge.request.detach(code)
+        hedge.request.take_over(hedge)
 
     def _note_seconds(self, request: Request) -> None:
         if self._plan is not None:

@@ -17,6 +17,7 @@ from gateway.openai_parts import ForModel
 
 M = TypeVar("M", bound=ForModel)
 MAX_QUOTED = 100  # characters of a wrong value
+NO_OBJECT = frozenset({"model_type", "dict_type"})  # pydantic's words for them are of Python
 
 
 def parse_body(kind: type[Body], raw: bytes) -> Body:
@@ -75,6 +76,8 @@ def _explain(error: ValidationError) -> ApiError:
     param = str(first["loc"][0]) if first["loc"] else None
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"the field {place!r} is unknown or not supported", param, "unknown_parameter")
+    if first["type"] in NO_OBJECT:
+        return ApiError(400, f"{place}: must be an object, not {json.dumps(first['input'])[:MAX_QUOTED]}", param)
     message = first["msg"].removeprefix("Value error, ")
     given = repr(first["input"])[:MAX_QUOTED]
     if isinstance(first["input"], str | int | float) and first["type"] != "value_error" and ", not " not in message:

@@ -5,6 +5,7 @@ Knows judges, texts and the pieces of one answer. Does not know how texts are re
 Invariants:
 1. Whatever a judge does, nothing passes that it has not let pass.
 2. Pieces of an answer leave in their order, and before whatever concludes it.
+3. Nobody waits for a judge that is told to stop, and it is over soon, also where it catches its cancellation.
 """
 
 from __future__ import annotations
@@ -22,19 +23,50 @@ if TYPE_CHECKING:
     from gateway.content.screen import Screen
     from gateway.request import Request
 
+STOP_SECONDS = 1.0
+
 Pieces = list[tuple[bytes, bool]]  # bytes, and whether they end a message
 
 
 async def ask(judge: Judge, texts: list[str], timeout: float, what: str) -> str | Failure | None:
     """Return None where the texts may pass, the name of the rule that forbids them, or why nobody knows."""
+    work = _verdict(judge, texts)
+    task = asyncio.get_running_loop().create_task(work)
     try:
-        async with asyncio.timeout(timeout):
-            return await judge(texts)
-    except TimeoutError:
+        await asyncio.wait({task}, timeout=timeout)
+    finally:  # of itself, or because the request leaves
+        if not task.done():
+            _stop(task, work)
+    if not task.done():
         return Failure(Code.UNAVAILABLE, f"UNAVAILABLE: the {what} was not judged within {timeout:g} s")
-    except Exception as error:  # noqa: BLE001 - the operator's own code: whatever it raises, nothing passes unjudged
-        log("judge_failed", error=repr(error))
-        return Failure(Code.UNAVAILABLE, f"UNAVAILABLE: the {what} could not be judged")
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    verdict = None if error is not None else task.result()
+    if error is None and (verdict is None or isinstance(verdict, str)):
+        return verdict
+    log("judge_failed", error=repr(error or TypeError(f"{verdict!r} is no verdict")))
+    return Failure(Code.UNAVAILABLE, f"UNAVAILABLE: the {what} could not be judged")
+
+
+async def _verdict(judge: Judge, texts: list[str]) -> object:
+    """Ask the operator's own code, which may do whatever it likes."""
+    return await judge(texts)
+
+
+def _stop(task: asyncio.Task[object], work: Coroutine[None, None, object]) -> None:
+    """Cancel a judge; one that still runs `STOP_SECONDS` later has caught that, and its coroutine is closed."""
+    task.cancel()
+    asyncio.get_running_loop().call_later(STOP_SECONDS, _close, task, work)
+
+
+def _close(task: asyncio.Task[object], work: Coroutine[None, None, object]) -> None:
+    if not task.done():
+        log("judge_failed", error="it catches its cancellation")
+        try:
+            work.close()
+        except RuntimeError as error:  # it catches that too
+            log("judge_failed", error=repr(error))
+        task.cancel()
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody else asks for it
 
 
 async def guarded(request: Request, work: Coroutine[None, None, None]) -> None:

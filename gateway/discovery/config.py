@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gateway.strict import Strict
+from gateway.strict import AnyPath, Strict
 
 Port = Annotated[int, Field(gt=0, lt=65536)]
 
@@ -17,7 +17,7 @@ class FileDiscovery(Strict):
     """A YAML or JSON file with a list of instances, as under `instances`."""
 
     kind: Literal["file"] = Field(description="where instances are found")
-    path: Path = Field(description="the file")
+    path: AnyPath = Field(description="the file")
     interval_s: float = Field(default=1.0, gt=0, description="seconds between two looks")
 
 
@@ -40,7 +40,7 @@ class KubernetesDiscovery(Strict):
     grpc_port: Port = Field(default=8001, description="of every instance")
     metrics_port: Port | None = Field(default=8002, description="of every instance; null: none")
     api: str = Field(default="https://kubernetes.default.svc", description="the API server")
-    account: Path = Field(
+    account: AnyPath = Field(
         default=Path("/var/run/secrets/kubernetes.io/serviceaccount"),
         description="folder of token, ca.crt and namespace",
     )

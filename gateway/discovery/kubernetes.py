@@ -46,14 +46,19 @@ def instances_of(slices: Mapping[str, Any], config: KubernetesDiscovery) -> Inst
     """Return an instance for each ready endpoint in any slice; one without a verdict is ready, as the API says.
 
     A pod of a dual-stack service is in a slice of each family: it is one instance, at its IPv4 address. An endpoint's
-    addresses are all the same to a client, as the API says; the first one is used.
+    addresses are all the same to a client, as the API says; the first one is used. One without any is logged and passed
+    over.
     """
     hosts: dict[str, str] = {}  # by pod, where that is told
     for each in sorted(slices.values(), key=lambda item: item.get("addressType") == "IPv6"):
         for endpoint in each.get("endpoints") or ():
             if (endpoint.get("conditions") or {}).get("ready") is not False:
+                pod = endpoint.get("targetRef") or {}
+                if not endpoint.get("addresses"):
+                    log("endpoint_without_address", service=config.service, endpoint=pod.get("name") or "?")
+                    continue
                 host = endpoint["addresses"][0]
-                hosts.setdefault((endpoint.get("targetRef") or {}).get("uid") or host, host)
+                hosts.setdefault(pod.get("uid") or host, host)
     return tuple(at_host(host, config.grpc_port, config.metrics_port) for host in sorted(set(hosts.values())))
 
 

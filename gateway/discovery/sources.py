@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from gateway.config import ConfigError, InstanceConfig, make_instances, read_document
 from gateway.log import log
+from gateway.strict import in_folder_of
 
 if TYPE_CHECKING:
     from gateway.discovery.config import DnsDiscovery, FileDiscovery
@@ -27,7 +28,7 @@ async def watch_file(config: FileDiscovery) -> AsyncGenerator[Instances, None]:
             content = await asyncio.to_thread(config.path.read_bytes)
             if content != seen:
                 seen = content
-                yield make_instances(read_document(config.path))
+                yield make_instances(read_document(config.path), in_folder_of(config.path))
         except (OSError, ConfigError) as error:
             log("discovery_failed", source=str(config.path), reason=str(error))
         await asyncio.sleep(config.interval_s)

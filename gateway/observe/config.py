@@ -4,24 +4,17 @@ Knows fields. Does not know what is recorded.
 """
 
 import importlib.util
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from gateway.strict import Strict
-
-
-def _has_folder(path: Path) -> Path:
-    if not path.parent.is_dir():
-        raise ValueError(f"the folder of {path} does not exist")
-    return path
+from gateway.strict import PathInFolder, Strict
 
 
 class JournalConfig(Strict):
     """Where requests and metrics are written down, and how many of them are kept."""
 
-    path: Annotated[Path, AfterValidator(_has_folder)] = Field(description="SQLite file")
+    path: PathInFolder = Field(description="SQLite file")
     max_rows: int = Field(default=1_000_000, ge=1, description="rows kept in each table")
     max_age_s: float = Field(default=7 * 86400.0, gt=0, description="seconds that they are kept")
     snapshot_interval_s: float = Field(default=10.0, gt=0, description="seconds between two snapshots of the metrics")

@@ -7,23 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, FilePath, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
-from gateway.strict import Strict
+from gateway.strict import ExistingFile, Strict
 
 
 class PlanConfig(Strict):
     """A plan's threshold: the number of requests in flight from which one layout is better than another."""
 
-    file: FilePath = Field(description="what `scripts/plan --json` has written")
+    file: ExistingFile = Field(description="what `scripts/plan --json` has written")
     low: str = Field(description="layout of low_pool, by its name in the plan, such as tp8")
     high: str = Field(description="layout of high_pool, such as 4 x tp2")
     _threshold: float = PrivateAttr(default=0.0)
-
-    @field_validator("file")
-    @classmethod
-    def _absolute(cls, file: Path) -> Path:
-        return file.resolve()
 
     @model_validator(mode="after")
     def _read(self) -> "PlanConfig":

@@ -3,14 +3,13 @@
 Knows fields and how they fit together. Does not know requests.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from gateway.content.config import ContentConfig
 from gateway.safety.keys import Key, read_keys
-from gateway.strict import Strict
+from gateway.strict import AnyPath, Strict
 
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -45,7 +44,7 @@ class SafetyConfig(Strict):
         default=False, description="whether clients reach Triton's management calls and the engine's commands"
     )
     tenants: tuple[TenantConfig, ...] = ()
-    keys_file: Path | None = Field(default=None, description="file of lines TENANT sha256:HEX")
+    keys_file: AnyPath | None = Field(default=None, description="file of lines TENANT sha256:HEX")
     keys_env: str | None = Field(default=None, description="environment variable with such lines")
     anonymous_tenant: TenantName | None = Field(
         default=None, description="tenant of calls without a key; absent: they are refused"

@@ -2,10 +2,15 @@
 
 Knows limits, counts and a given time. Does not know frames. Rates are token buckets: a burst is allowed, a stream of
 them is not. A client that cancels its thousand streams at once, or pings while data flows to it, stays below them.
+Window updates are counted against what they answer: streams, bytes sent, and pieces that had to wait for a window. So
+a client that reads little at a time is let be; only those beyond that are a flood (Envoy has such a limit, by frames).
 """
 
 from gateway.wire.faults import ConnectionFault, ErrorCode
 from gateway.wire.limits import Limits, Rate
+
+BYTES_PER_UPDATE = 16  # two updates for each frame of ours that a client reads are no flood; a token's frame has 150
+UPDATES_PER_ANSWERED = 4
 
 
 class Bucket:
@@ -49,6 +54,19 @@ class Guards:
         self.pings = Bucket("pings", limits.pings)
         self.settings = Bucket("settings frames", limits.settings)
         self.idle_frames = Bucket("frames that ask for nothing", limits.idle_frames)
+        self.updates = Bucket("window updates that answer nothing", limits.updates)
+        self._num_updates = 0  # those that answer something
+
+    def count_update(self, bytes_sent: int, num_answered: int, now: float) -> None:
+        """Count a WINDOW_UPDATE at `now` seconds; so many bytes, and streams or waiting pieces, can be answered.
+
+        Raises:
+            ConnectionFault: too many of them answer nothing.
+        """
+        if self._num_updates < bytes_sent // BYTES_PER_UPDATE + UPDATES_PER_ANSWERED * num_answered:
+            self._num_updates += 1
+        else:
+            self.updates.spend(now)
 
     def check_header_block(self, num_bytes: int, num_continuations: int) -> None:
         """Refuse a header block that grows without end.

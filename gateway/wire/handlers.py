@@ -44,6 +44,7 @@ class FrameHandlers(StreamTable):
         self._block: HeaderBlock | None = None
         self._window = CONNECTION_WINDOW
         self._pinged_at_window = self.outbox.window
+        self._granted = self.outbox.window  # bytes that the peer has ever let us send
         self._now = 0.0
         self._settings_seen = False
         self._plain_request: Headers | None = None  # the last well-formed one without a content length
@@ -225,7 +226,7 @@ class FrameHandlers(StreamTable):
         if Setting.INITIAL_WINDOW_SIZE in settings:
             self._resize_windows(settings[Setting.INITIAL_WINDOW_SIZE])
         self.outbox.put(frames.pack_frame(frames.FrameType.SETTINGS, frames.ACK, 0))
-        self.outbox.flush_all()
+        self.outbox.flush_starved()
         return None
 
     def _default_max_streams(self) -> int:
@@ -262,11 +263,15 @@ class FrameHandlers(StreamTable):
 
     def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> Event | None:
         increment = frames.WORD.unpack(payload)[0] & frames.MAX_WINDOW
+        num_streams = (self._highest + self._next_id) // 2  # one of the two stays at its beginning
+        num_answered = num_streams + self.outbox.num_waited
+        self._guards.count_update(self._granted - self.outbox.window, num_answered, self._now)
         if stream_id:
             self._open_stream_window(stream_id, increment)
             return None
         if not increment:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a connection window update of 0")
+        self._granted += increment
         self.outbox.window += increment
         if self.outbox.window > frames.MAX_WINDOW:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"a connection window of {self.outbox.window}")

@@ -41,6 +41,9 @@ class Limits:
     idle_frames: Rate = field(
         default=Rate(2000, 200), metadata=meaning("frames that ask for nothing: empty DATA, PRIORITY, unknown types")
     )
+    updates: Rate = field(
+        default=Rate(2000, 200), metadata=meaning("WINDOW_UPDATE frames beyond those that answer data sent or streams")
+    )
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - for whoever reads limits from a file
 

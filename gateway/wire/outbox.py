@@ -34,7 +34,9 @@ class Outbox:
         self.paused = False
         self._table_size = DEFAULT_TABLE_SIZE
         self._table_update = b""  # what the next header block must begin with
-        self.blocked: dict[int, Stream] = {}
+        self.blocked: dict[int, Stream] = {}  # those that wait for the connection's window or the transport
+        self.starved: dict[int, Stream] = {}  # those that wait for their own window
+        self.num_waited = 0  # pieces that had to wait, or parts of them
         self.sink: Callable[[], None] | None = None
         self.ended: list[Stream] = []  # streams whose `ending` has left
         self.released: list[tuple[Any, int]] = []  # owner of a queued piece, bytes of it now written
@@ -104,18 +106,25 @@ class Outbox:
         while queue and not self.paused and ((stream.send_window > 0 and self.window > 0) or not queue[0][0]):
             self._send_some(stream, *queue.popleft())
         if queue:
-            self.blocked[stream.stream_id] = stream
+            waiting, other = (self.blocked, self.starved) if stream.send_window > 0 else (self.starved, self.blocked)
+            waiting[stream.stream_id] = stream
+            other.pop(stream.stream_id, None)
             return
-        if self.blocked:
-            self.blocked.pop(stream.stream_id, None)
+        if self.blocked or self.starved:
+            self._wait_no_more(stream)
         if stream.ending:
             self._put_headers(stream, stream.ending, True)
             stream.ending = b""
             stream.state = NEXT[stream.state][SEND_END] or stream.refuse(SEND_END)
             self.ended.append(stream)
 
+    def flush_starved(self) -> None:
+        """Send of every stream what its own window, which may have grown, now allows."""
+        for stream in list(self.starved.values()):
+            self.flush(stream)
+
     def flush_all(self) -> None:
-        """Send of every waiting stream what the windows allow."""
+        """Send of every stream that waits for the connection's window, or for the transport, what they now allow."""
         for stream in list(self.blocked.values()):
             if self.paused or self.window <= 0:
                 return
@@ -123,8 +132,12 @@ class Outbox:
 
     def forget(self, stream: Stream) -> None:
         """Drop what a stream has queued."""
-        self.blocked.pop(stream.stream_id, None)
+        self._wait_no_more(stream)
         stream.queue = None
+
+    def _wait_no_more(self, stream: Stream) -> None:
+        self.blocked.pop(stream.stream_id, None)
+        self.starved.pop(stream.stream_id, None)
 
     def _put_frame(self, kind: int, flags: int, stream_id: int, payload: bytes | memoryview) -> None:
         if not self.chunks:
@@ -146,6 +159,7 @@ class Outbox:
             piece = piece[:size]
         stream.send_window -= size
         self.window -= size
+        self.num_waited += 1
         ends = stream.ending == b"" and not stream.queue
         self._put_data(stream.stream_id, piece, ends)
         if ends:

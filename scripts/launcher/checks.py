@@ -12,17 +12,18 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.errors import ModelError
 from engine.models.config import ModelConfig
+from scripts.launcher.bootstrap import has_gpu
 from scripts.launcher.errors import LaunchError
 from scripts.launcher.fleet import Fleet, Pool, engine_config
 from scripts.launcher.leftovers import SHM
 from scripts.launcher.ports import is_free
+from scripts.launcher.weights import weights_bytes
 
 MIB = 2**20
 GIB = 2**30
 SHM_BYTES_EACH = 64 * MIB
 SHM_BYTES_SPARE = 32 * MIB
 PROCESS_GIB = 0.6
-SHORT_DTYPES = ("bfloat16", "float16")
 LFS_START = b"version https://git-lfs"
 
 
@@ -108,10 +109,11 @@ def check_engine(model: Path, pool: Pool) -> EngineConfig:
 
 def check_memory(model: Path, fleet: Fleet) -> None:
     """Refuse to start what would not fit beside what already runs, all pools together."""
-    weights, available = weights_gib(model), available_gib()
+    available = available_gib()
     needed, parts = 0.0, []
     for pool in fleet.pools:
-        kv_gib = check_engine(model, pool).host_cache_gib
+        config = check_engine(model, pool)
+        weights, kv_gib = weights_gib(model, config), config.host_cache_gib
         needed += pool.replicas * (weights + pool.num_ranks * (kv_gib + PROCESS_GIB))
         rank = f"{pool.num_ranks} x ({kv_gib:g} KV cache + {PROCESS_GIB} programs)"
         parts.append(f"{pool.title}: {pool.replicas} x ({weights:.2f} weights + {rank})")
@@ -119,7 +121,8 @@ def check_memory(model: Path, fleet: Fleet) -> None:
         raise LaunchError(
             f"{fleet.num_instances} instances need about {needed:.1f} GiB ({'; '.join(parts)}) and {available:.1f} GiB "
             "are available",
-            "give fewer --replicas, or a smaller KV cache in SCALELLM_KV_CACHE_GIB, or free memory",
+            "give fewer --replicas, or a smaller KV cache in SCALELLM_KV_CACHE_GIB, or free memory; on a CPU quantized "
+            "weights take 4 bytes each but for int8_dynamic's",
         )
 
 
@@ -150,17 +153,10 @@ def check_threads(fleet: Fleet, num_cores: int) -> None:
             )
 
 
-def weights_gib(model: Path) -> float:
-    """Return the size of the weights in memory: that of their files, whose types they keep.
-
-    Most formats of quantized checkpoints become plain weights on a CPU; those of a model of 16 bits count twice, which
-    is the least.
-    """
-    config = model_config(model)
-    dtype = str(config.get("dtype") or config.get("torch_dtype"))
-    is_widened = "quantization_config" in config and dtype.removeprefix("torch.") in SHORT_DTYPES
-    factor = 2 if is_widened else 1
-    return factor * sum(file.stat().st_size for file in weight_files(model)) / GIB
+def weights_gib(model: Path, config: EngineConfig) -> float:
+    """Return the size of the weights of an instance with these settings, in memory."""
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not has_gpu())
+    return weights_bytes(weight_files(model), model_config(model), config, on_cpu) / GIB
 
 
 def available_gib(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> float:

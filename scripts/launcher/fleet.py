@@ -18,7 +18,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 from engine.config import ENV_PREFIX, EngineConfig
 from gateway.config import ConfigError, explain, read_fields
 from gateway.routing.config import RoutingConfig
-from gateway.strict import Strict
+from gateway.strict import Strict, in_folder_of
 from scripts.launcher.errors import LaunchError
 
 THREADS_ENV = f"{ENV_PREFIX}NUM_THREADS"
@@ -114,7 +114,7 @@ def read_fleet(path: Path) -> Fleet:
         LaunchError: it cannot be read, or holds anything that is not right.
     """
     try:
-        return Fleet.model_validate(read_fields(path))
+        return Fleet.model_validate(read_fields(path), context=in_folder_of(path))
     except ConfigError as error:
         raise LaunchError(str(error), CURE) from None
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """Configuration, headers and statuses: read as meant or refused with a reason."""
 
 import ast
+import asyncio
 import re
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from gateway.__main__ import parse_arguments
 from gateway.call import BadCall, parse_call, parse_timeout, upstream_headers
 from gateway.config import ConfigError, GatewayConfig, make_config, read_fields
 from gateway.config_help import describe
+from gateway.discovery.config import FileDiscovery
+from gateway.discovery.sources import watch_file
 from gateway.request_stages import TRANSITIONS, Stage, Step
 from gateway.status import Code, failure_of_reset, failure_of_trailers, trailers_of
+from gateway.strict import in_folder_of
 from tests.gateway.process import ROOT
 from tests.gateway.wires import REQUEST
 
@@ -79,7 +83,6 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "protocol.md").read_t
 def test_every_piece_of_configuration_in_the_docs_is_valid(
     block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("SCALELLM_KEYS", f"guests sha256:{'1' * 64}")
     (tmp_path / "my_module.py").write_text("class MyCheck: pass")
@@ -89,7 +92,38 @@ def test_every_piece_of_configuration_in_the_docs_is_valid(
     file = tmp_path / "gateway.yaml"
     file.write_text(block.replace("/var/lib/scalellm", str(tmp_path)))
     fields = {"instances": [{"grpc": "h:1"}]} | read_fields(file)
-    assert make_config(fields).model_fields_set == fields.keys()
+    assert make_config(fields, in_folder_of(file)).model_fields_set == fields.keys()
+
+
+def test_every_relative_path_is_in_the_folder_of_its_file(tmp_path: Path) -> None:
+    """Here the current folder is another one."""
+    (tmp_path / "others").mkdir()
+    for name in ("a.pem", "a.key", "keys.txt", "others/b.pem"):
+        (tmp_path / name).touch()
+    (tmp_path / "plan.json").write_text('{"thresholds": [{"low": "tp2", "high": "2 x tp1", "in_flight": 9}]}')
+    (tmp_path / "others" / "list.yaml").write_text("[{grpc: 'h:1', tls: {ca: b.pem}}]")
+    file = tmp_path / "gateway.yaml"
+    file.write_text("""
+        tls: {certificate: a.pem, key: a.key}
+        discovery: {kind: file, path: others/list.yaml}
+        instances: [{grpc: "h:2", tls: {ca: a.pem}}]
+        safety: {keys_file: keys.txt}
+        observe: {journal: {path: journal.db}}
+        routing: {levels: {low_pool: a, high_pool: b, plan: {file: plan.json, low: tp2, high: 2 x tp1}}}
+    """)
+    config = parse_arguments(["--config", str(file)])
+    discovery = config.discovery
+    assert isinstance(discovery, FileDiscovery)
+    assert config.observe.journal is not None
+    assert config.observe.journal.path == tmp_path / "journal.db"
+    assert config.routing.levels is not None
+    assert config.routing.levels.rule().threshold == 9
+
+    async def found() -> Path | None:
+        (instance,) = await anext(watch_file(discovery))
+        return instance.tls.ca if instance.tls else None
+
+    assert asyncio.run(found()) == tmp_path / "others" / "b.pem"
 
 
 def test_the_help_names_every_field_with_its_meaning_limits_and_default() -> None:

@@ -1,6 +1,7 @@
 """Content rules: what they find whole they find in pieces, and what they block or mask leaves in no form."""
 
 import asyncio
+import contextlib
 import json
 import struct
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from openai import OpenAI
 from gateway.call import STREAM_INFER, parse_call
 from gateway.content.check import Finding, RuleCheck
 from gateway.content.config import ContentConfig, RuleConfig
-from gateway.content.judging import Hearing
+from gateway.content.judging import Hearing, ask
 from gateway.content.scanner import Scanner
 from gateway.content.screen import Screen, Screening
 from gateway.entrance import Entrance
@@ -401,6 +402,43 @@ def test_a_request_that_leaves_is_not_judged_any_more() -> None:
 
     asyncio.run(ask())
     assert not told
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_nobody_waits_for_a_judge_that_catches_its_cancellation(leaves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.content.judging.STOP_SECONDS", 0.0)
+
+    async def run() -> object:
+        begun, over = asyncio.Event(), asyncio.Event()
+
+        async def judge(_texts: list[str]) -> str | None:
+            try:
+                while True:
+                    with contextlib.suppress(asyncio.CancelledError):
+                        begun.set()
+                        await asyncio.get_running_loop().create_future()
+            finally:
+                over.set()
+
+        asking = asyncio.get_running_loop().create_task(ask(judge, ["text"], 60.0 if leaves else 0.01, "prompt"))
+        async with asyncio.timeout(10):
+            await begun.wait()
+            if leaves:
+                asking.cancel()
+            (said,) = await asyncio.gather(asking, return_exceptions=True)
+            await over.wait()
+        return said
+
+    assert isinstance(asyncio.run(run()), asyncio.CancelledError if leaves else Failure)
+
+
+def test_a_verdict_that_is_none_lets_nothing_pass() -> None:
+    async def judge(_texts: list[str]) -> Any:
+        return True
+
+    said = asyncio.run(ask(judge, ["text"], 60.0, "answer"))
+    assert isinstance(said, Failure)
+    assert said.message == "UNAVAILABLE: the answer could not be judged"
 
 
 def asked(text: str) -> Any:

@@ -1,5 +1,6 @@
 """A late first answer is asked for twice: one answer reaches the client, the other copy is ended."""
 
+import asyncio
 import json
 import random
 import threading
@@ -7,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.hedge_plan import MIN_REMEMBERED, REMEMBERED, HedgePlan, HedgingConfig
+from gateway.hedges import Hedges
 from tests.gateway import backend as backend_module
 from tests.gateway import fake_llm
 from tests.gateway.backend import Backend
@@ -201,3 +204,17 @@ def test_the_delay_is_the_95th_percentile_once_enough_answers_are_known() -> Non
         plan.answered(number)
     assert plan.delay == 91  # of 96 known at the last look
     assert HedgePlan(HedgingConfig(delay_s=2.5)).delay == 2.5
+
+
+def test_a_second_copy_that_has_answered_first_is_not_waited_for() -> None:
+    async def run() -> tuple[int, int]:
+        parts = {"observation": MagicMock(), "metrics": MagicMock(), "hub": MagicMock(), "late": MagicMock()}
+        hedges = Hedges(HedgingConfig(delay_s=60), MagicMock(), **parts)
+        hedge = MagicMock(request=MagicMock(routed_ns=0, instance=None))
+        hedges.won(hedge, [])
+        after_answer = len(hedges._timers)
+        hedge.request.hedge = hedge
+        hedges.take_over(hedge.request, None)
+        return after_answer, len(hedges._timers)
+
+    assert asyncio.run(run()) == (0, 1)

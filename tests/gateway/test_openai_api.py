@@ -436,6 +436,21 @@ def test_a_client_that_leaves_a_stream_has_its_request_aborted(client: OpenAI, f
     assert fake.wait_for(lambda: len(fake.aborted) > before)
 
 
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [
+        ({"type": "json_schema", "json_schema": False}, "response_format.json_schema"),
+        ({"type": "json_schema", "json_schema": {"name": "n", "schema": False}}, "response_format.json_schema.schema"),
+        (False, "response_format"),
+    ],
+)
+def test_what_must_be_an_object_is_asked_for_in_the_words_of_json(form: object, place: str) -> None:
+    body = {"model": "llm", "messages": [{"role": "user", "content": "x"}], "response_format": form}
+    with pytest.raises(ApiError) as refused:
+        parse_body(ChatBody, json.dumps(body).encode())
+    assert str(refused.value) == f"{place}: must be an object, not false"
+
+
 def test_a_client_that_leaves_an_answer_has_its_request_aborted(client: OpenAI, fake: Backend) -> None:
     before = len(fake.aborted)
     with pytest.raises(openai.APITimeoutError):

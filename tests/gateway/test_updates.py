@@ -251,6 +251,19 @@ def test_a_slice_without_endpoints_has_no_instances(kubernetes: KubernetesDiscov
     assert instances_of({"s": {"metadata": {"name": "s"}, "endpoints": None}}, kubernetes) == ()
 
 
+def test_an_endpoint_without_an_address_is_passed_over_and_the_others_are_found(
+    kubernetes: KubernetesDiscovery, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endpoints = [{"addresses": [], "targetRef": {"name": "llm-7"}}, {"targetRef": None}, {"addresses": ["10.0.0.1"]}]
+    found = instances_of({"s": {"metadata": {"name": "s"}, "endpoints": endpoints}}, kubernetes)
+    assert [instance.grpc for instance in found] == ["10.0.0.1:8001"]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["endpoint"]) for line in lines] == [
+        ("endpoint_without_address", "llm-7"),
+        ("endpoint_without_address", "?"),
+    ]
+
+
 def test_a_pod_of_two_address_families_is_one_instance(kubernetes: KubernetesDiscovery) -> None:
     pods = [
         {"addresses": ["fd00::1"], "targetRef": {"uid": "a"}},

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gateway.wire import frames
 from gateway.wire.events import ConnectionFailed, DataReceived, HeadersReceived, StreamReset
 from gateway.wire.faults import ErrorCode
-from gateway.wire.frames import FrameType
+from gateway.wire.frames import FrameType, Setting
 from gateway.wire.headers import encode_headers
 from gateway.wire.limits import DEFAULT_LIMITS, Limits
 from gateway.wire.stream import State
@@ -149,6 +149,10 @@ FLOODS = {
     "empty data": open_frame(1) + 3000 * data_frame(1, b""),
     "data of nothing but padding": open_frame(1) + 3000 * frames.pack_frame(FrameType.DATA, 8, 1, b"\1\0"),
     "priorities": 3000 * frames.pack_frame(FrameType.PRIORITY, 0, 1, b"\0\0\0\0\1"),
+    "window updates of a stream": open_frame(1) + 3000 * frames.pack_window_update(1, 1),
+    "window updates of the connection": 3000 * frames.pack_window_update(0, 1),
+    "window updates of streams long gone": open_frame(1) + frames.pack_reset(1, 8)
+        + 3000 * frames.pack_window_update(1, 1),
     "frames of an unknown type": 3000 * frames.pack_frame(77, 0, 0),
 }  # fmt: skip
 
@@ -178,6 +182,51 @@ def test_pings_between_data_of_ours_are_never_a_flood() -> None:
         connection.outbox.send_data(opened.stream, b"token")
         connection.feed(frames.pack_frame(FrameType.PING, 0, 0, b"12345678"))
     assert not connection.is_closed
+
+
+def test_two_window_updates_for_each_small_frame_are_never_a_flood() -> None:
+    connection = server()
+    (opened,) = connection.feed(HELLO + open_frame(1))
+    assert isinstance(opened, HeadersReceived)
+    for _ in range(2 * DEFAULT_LIMITS.updates.burst):
+        connection.outbox.send_data(opened.stream, b"x" * 40)
+        connection.feed(frames.pack_window_update(1, 40) + frames.pack_window_update(0, 40))
+    assert not connection.is_closed
+
+
+def test_a_client_that_reads_byte_by_byte_is_never_a_flood() -> None:
+    connection = server()
+    (opened,) = connection.feed(HELLO + frames.pack_settings({Setting.INITIAL_WINDOW_SIZE: 1}) + open_frame(1))
+    assert isinstance(opened, HeadersReceived)
+    connection.outbox.send_data(opened.stream, b"x" * 2 * DEFAULT_LIMITS.updates.burst)
+    while opened.stream.queue and not connection.is_closed:
+        connection.feed(frames.pack_window_update(1, 1) + frames.pack_window_update(0, 1))
+    assert not connection.is_closed
+
+
+def test_two_window_updates_for_each_call_are_never_a_flood() -> None:
+    connection = server()
+    connection.feed(HELLO)
+    for stream_id in range(1, 4 * DEFAULT_LIMITS.updates.burst, 2):
+        updates = frames.pack_window_update(stream_id, 7) + frames.pack_window_update(0, 7)
+        connection.feed(open_frame(stream_id) + updates + frames.pack_reset(stream_id, 8), now=float(stream_id))
+    assert not connection.is_closed
+
+
+def test_more_room_for_the_connection_looks_at_no_stream_that_waits_for_its_own_window() -> None:
+    connection = server()
+    connection.feed(HELLO + frames.pack_settings({Setting.INITIAL_WINDOW_SIZE: 0}) + open_frame(1) + open_frame(3))
+    outbox, (starved, reader) = connection.outbox, connection.streams.values()
+    outbox.send_data(starved, b"never")
+    outbox.send_data(reader, b"x" * frames.DEFAULT_WINDOW + b"last")
+    connection.feed(frames.pack_window_update(3, 2 * frames.DEFAULT_WINDOW))
+    assert (list(outbox.starved), list(outbox.blocked)) == ([1], [3])
+    connection.feed(frames.pack_window_update(0, 4))
+    assert (list(outbox.starved), list(outbox.blocked)) == ([1], [])
+    connection.feed(frames.pack_settings({Setting.INITIAL_WINDOW_SIZE: 2}))
+    assert (list(outbox.starved), list(outbox.blocked)) == ([], [1])
+    connection.feed(frames.pack_window_update(0, 100) + frames.pack_window_update(1, 3))
+    assert (outbox.starved, outbox.blocked, len(starved.queue or ())) == ({}, {}, 0)
 
 
 def test_a_stream_above_the_limit_is_refused_and_the_others_live() -> None:

@@ -140,7 +140,7 @@ def test_a_prompt_as_long_as_the_model_allows_is_embedded_and_a_longer_one_refus
     core = core_for(tiny_llama.path)
     (ours,) = embeddings(core, [[5] * 256], [TASKS[0]])
     assert np.linalg.norm(ours) == pytest.approx(1.0)
-    with pytest.raises(PromptTooLong, match="257 tokens"):
+    with pytest.raises(PromptTooLong, match="257 tokens; it alone is more than the model's limit of 256"):
         embeddings(core, [[5] * 257], [TASKS[0]])
 
 

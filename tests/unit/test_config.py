@@ -51,7 +51,7 @@ def test_a_bad_setting_is_named(env: dict[str, str], message: str) -> None:
 def test_every_error_has_one_grpc_code_of_its_own() -> None:
     kinds = [k for k in vars(engine.errors).values() if isinstance(k, type) and issubclass(k, EngineError)]
     assert set(kinds) == set(GRPC_CODES)
-    assert grpc_code(PromptTooLong(3, 4, 5)) == "INVALID_ARGUMENT"
+    assert grpc_code(PromptTooLong(6, 5)) == "INVALID_ARGUMENT"
     assert grpc_code(QueueFull("3 requests are waiting", 3)) == "RESOURCE_EXHAUSTED"
 
 

@@ -68,8 +68,8 @@ def test_the_queue_is_bounded(core: EngineCore) -> None:
         ([1, 300], SamplingParams(), InvalidRequest, "token id 300; the vocabulary has ids 0 to 299"),
         ([-1], SamplingParams(), InvalidRequest, "token id -1"),
         ([1], SamplingParams(stop_token_ids=(301,)), InvalidRequest, "stop_token_ids holds the token id 301"),
-        ([1] * 200, SamplingParams(max_tokens=57), PromptTooLong, "200 tokens and max_tokens is 57.*limit of 256"),
-        ([1] * 256, SamplingParams(), PromptTooLong, "256 tokens"),
+        ([1] * 200, SamplingParams(max_tokens=57), PromptTooLong, "200 tokens; with max_tokens 57 .*limit of 256"),
+        ([1] * 256, SamplingParams(), PromptTooLong, "256 tokens; with one token of output .* limit of 256"),
     ],
 )
 def test_what_can_never_be_served_is_refused_at_once(

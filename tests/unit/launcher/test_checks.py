@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import EngineConfig
 from scripts.launcher import checks
 from scripts.launcher.errors import LaunchError
 from scripts.launcher.fleet import Fleet
@@ -18,8 +19,15 @@ def model(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}))
     (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"\0" * 2**20)
+    write_tensors(folder, {"model.embed_tokens.weight": ("BF16", [1024, 512])})
     return folder
+
+
+def write_tensors(folder: Path, tensors: dict[str, tuple[str, list[int]]]) -> None:
+    """Write a safetensors file that has no data: what it would hold is in its header."""
+    header = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in tensors.items()}
+    text = json.dumps(header | {"__metadata__": {"format": "pt"}}).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
 
 
 def refusal(model: Path) -> str:
@@ -72,12 +80,72 @@ def test_broken_index_is_refused(model: Path) -> None:
     assert "index" in refusal(model)
 
 
-def test_weights_count_as_in_their_files_and_quantized_ones_of_a_short_model_twice(model: Path) -> None:
-    assert checks.weights_gib(model) == pytest.approx(1 / 1024)
-    for dtype, times in (("float32", 1), ("float16", 2)):
-        config = {"architectures": ["x"], "dtype": dtype, "quantization_config": {"quant_method": "awq"}}
-        (model / "config.json").write_text(json.dumps(config))
-        assert checks.weights_gib(model) == pytest.approx(times / 1024)
+LINEAR = "model.layers.0.mlp.up_proj"
+INT8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+ROUNDED_INPUTS = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+
+
+def compressed(form: str, inputs: object = None, **weights: object) -> dict[str, object]:
+    group = {"targets": ["Linear"], "weights": INT8 | weights, "input_activations": inputs}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"all": group}}
+
+
+@pytest.mark.parametrize(
+    ("quantization", "option", "tensors", "mib"),
+    [
+        (None, "", {f"{LINEAR}.weight": ("F32", [1024, 1024])}, 4),
+        (None, "", {f"{LINEAR}.weight": ("BF16", [1024, 1024])}, 2),
+        (None, "int8_dynamic", {f"{LINEAR}.weight": ("BF16", [1024, 1024])}, 1),
+        (None, "fp8", {f"{LINEAR}.weight": ("BF16", [1024, 1024]), "lm_head.weight": ("BF16", [1024, 512])}, 5),
+        (None, "int8_dynamic", {"model.embed_tokens.weight": ("BF16", [1024, 1024])}, 3),  # and the head made of it
+        (
+            {"quant_method": "awq", "bits": 4, "group_size": 128},
+            "",
+            {f"{LINEAR}.qweight": ("I32", [1024, 128]), f"{LINEAR}.scales": ("F16", [8, 1024])},
+            4 + 1 / 64,
+        ),
+        (
+            {"quant_method": "gptq", "bits": 8, "group_size": 128},
+            "",
+            {f"{LINEAR}.qweight": ("I32", [256, 1024])},
+            4,
+        ),
+        (compressed("pack-quantized", num_bits=4), "", {f"{LINEAR}.weight_packed": ("I32", [1024, 128])}, 4),
+        (compressed("int-quantized"), "", {f"{LINEAR}.weight": ("I8", [1024, 1024])}, 4),
+        (compressed("int-quantized", ROUNDED_INPUTS), "", {f"{LINEAR}.weight": ("I8", [1024, 1024])}, 1),
+        ({"quant_method": "fp8"}, "", {f"{LINEAR}.weight": ("F8_E4M3", [1024, 1024])}, 4),
+        ({"quant_method": "mxfp4"}, "", {"model.layers.0.mlp.experts.down_proj_blocks": ("U8", [4, 1024, 8, 16])}, 4),
+        (
+            {"quant_method": "mxfp4"},
+            "int8_dynamic",
+            {"model.layers.0.mlp.experts.down_proj_blocks": ("U8", [4, 1024, 8, 16])},
+            1,
+        ),
+    ],
+)
+def test_weights_count_as_they_are_in_memory_on_a_cpu(
+    model: Path, quantization: object, option: str, tensors: dict[str, tuple[str, list[int]]], mib: float
+) -> None:
+    if quantization is not None:
+        (model / "config.json").write_text(json.dumps({"architectures": ["x"], "quantization_config": quantization}))
+    write_tensors(model, tensors)
+    config = EngineConfig(model=model, device="cpu", quantization=option)
+    assert checks.weights_gib(model, config) == pytest.approx(mib / 1024)
+
+
+def test_weights_count_as_in_their_files_on_a_gpu(model: Path) -> None:
+    size = (model / "model.safetensors").stat().st_size
+    assert checks.weights_gib(model, EngineConfig(model=model, device="cuda")) == pytest.approx(size / 2**30)
+
+
+def test_files_that_cannot_be_read_and_unknown_quantizations_are_refused_before_the_start(model: Path) -> None:
+    config = EngineConfig(model=model, device="cpu")
+    (model / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(LaunchError, match="cannot be read as safetensors"):
+        checks.weights_gib(model, config)
+    (model / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "hqq"}}))
+    with pytest.raises(LaunchError, match="quantized by 'hqq'"):
+        checks.weights_gib(model, config)
 
 
 def test_more_memory_than_there_is_is_refused_with_both_numbers(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
