@@ -5,6 +5,7 @@ Knows one connection within the process, a stream for each request and how that 
 Invariants:
 1. An answer that nobody takes holds its stream back: at most the stream's window and one message wait here.
 2. A request ends once: answered, failed or cancelled; what comes after that is for nobody.
+3. When `batches` ends, raises or is closed, the request is not open any more.
 """
 
 from __future__ import annotations
@@ -67,15 +68,18 @@ class Completion:
             KserveError: the request failed or was ended by somebody else.
         """
         is_finished = False
-        while self._waiting or not self._has_ended:
-            if not self._waiting:
-                self._news = self._link.loop.create_future()
-                await self._news
-                continue
-            chunks = [chunk for message in self._take() if (chunk := read_chunk(message)) is not None]
-            if chunks:
-                is_finished |= any(chunk.finish_reason for chunk in chunks)
-                yield chunks
+        try:
+            while self._waiting or not self._has_ended:
+                if not self._waiting:
+                    self._news = self._link.loop.create_future()
+                    await self._news
+                    continue
+                chunks = [chunk for message in self._take() if (chunk := read_chunk(message)) is not None]
+                if chunks:
+                    is_finished |= any(chunk.finish_reason for chunk in chunks)
+                    yield chunks
+        finally:
+            self.cancel()
         if self._error is not None:
             raise self._error
         if not is_finished:

@@ -185,16 +185,18 @@ class OpenAiApi:
         try:
             if not body.stream:
                 answer = await _while_connected(request.receive, _collect(reply, completion))
-                return CLOSED if answer is None else JSONResponse(answer)
-            batches = completion.batches()
-            first = await _while_connected(request.receive, anext(batches))
+                if answer is not None:
+                    return JSONResponse(answer)
+            else:
+                batches = completion.batches()
+                first = await _while_connected(request.receive, anext(batches))
+                if first is not None:
+                    return EventStream(reply, completion, first, batches)
         except BaseException:
             completion.cancel()
             raise
-        if first is None:
-            completion.cancel()
-            return CLOSED
-        return EventStream(reply, completion, first, batches)
+        completion.cancel()
+        return CLOSED
 
     def _completion(self, request: Request, body: Body) -> Completion | Completions:
         metadata, timeout, requests = _metadata(request), _timeout(request), body.requests()

@@ -292,6 +292,17 @@ def test_a_cancelled_request_is_cancelled_once_and_others_go_on() -> None:
     run(test)
 
 
+def test_who_stops_reading_an_answer_cancels_its_request() -> None:
+    async def test(desk: Desk) -> None:
+        completion, request = await desk.ask()
+        reading = asyncio.ensure_future(texts(completion))
+        await turns()
+        reading.cancel()
+        await settle(lambda: desk.cancelled_requests == [request])
+
+    run(test)
+
+
 def test_a_defect_ends_one_request() -> None:
     async def test(desk: Desk) -> None:
         completion, request = await desk.ask()

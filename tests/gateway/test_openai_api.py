@@ -451,11 +451,16 @@ def test_what_must_be_an_object_is_asked_for_in_the_words_of_json(form: object, 
     assert str(refused.value) == f"{place}: must be an object, not false"
 
 
-def test_a_client_that_leaves_an_answer_has_its_request_aborted(client: OpenAI, fake: Backend) -> None:
-    before = len(fake.aborted)
+@pytest.mark.parametrize("wish", ["hang", "silent"])
+def test_a_client_that_leaves_an_answer_has_its_request_aborted(
+    served: tuple[OpenAI, Backend, GatewayProcess], wish: str
+) -> None:
+    client, fake, gateway = served
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.5).completions.create(model="llm", prompt="hang")
-    assert fake.wait_for(lambda: len(fake.aborted) > before)
+        client.with_options(timeout=0.5).completions.create(model="llm", prompt=wish)
+    key = fake.requests[-1].parameters["request_key"].string_param
+    assert fake.wait_for(lambda: key in fake.aborted)
+    gateway.wait_until(lambda: gateway.metric("gateway_in_flight_requests") == 0)
 
 
 @pytest.mark.parametrize(
