@@ -14,6 +14,7 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from gateway.call import STATUS_FLAG, STREAM_INFER, own_block
@@ -38,10 +39,12 @@ GATEWAY, HTTP_SIDE = "the gateway itself", "the HTTP port"
 MAX_MESSAGE_BYTES = 2**32 - 1  # as many as gRPC's framing can say
 REQUEST_WINDOW = 64 * 2**20  # bytes: a request goes in as one piece, so that not many are incomplete at once
 # all clients of the HTTP port share this connection, and that port has limits of its own
-MANY = Rate(MAX_STREAM_ID, MAX_STREAM_ID)
-LIMITS = Limits(MAX_STREAM_ID, 2**20, 2**20, MAX_STREAM_ID, MANY, MANY, MANY, MANY)
+MANY = MAX_STREAM_ID
+OPEN: dict[str, Any] = {
+    item.name: Rate(MANY, MANY) if isinstance(item.default, Rate) else MANY for item in fields(Limits)
+}
 FOR_EVER = Patience(None, None, None, None)
-TERMS = Terms(LIMITS, FOR_EVER, MAX_STREAM_ID, REQUEST_WINDOW)
+TERMS = Terms(Limits(**OPEN), FOR_EVER, MANY, REQUEST_WINDOW)
 
 
 class Completion:
@@ -186,7 +189,7 @@ class KserveClient:
                 link.is_draining = True
                 link.check_idle()
             link = self._link = UpstreamLink(self._hub, GATEWAY, FOR_EVER, Tally(), lambda _link, _reason: None)
-            link.connection.peer_max_streams = LIMITS.max_streams
+            link.connection.peer_max_streams = MANY
             join(link, ClientLink(self._hub, self._dispatcher, self.links, TERMS), (HTTP_SIDE, GATEWAY))
             self._hub.flush_soon()
         return link
