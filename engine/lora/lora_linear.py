@@ -17,6 +17,7 @@ from engine.batch import Batch
 from engine.device_link import DeviceLink
 from engine.models.decoder import HEAD
 from engine.parallel.layers import GatheredHead, RowParallel
+from engine.parallel.rounded_layers import RoundedRowParallel
 from engine.quantization.slots import replace_module
 from kernels import lora
 from kernels.lora import LowRankUpdate, RowGroup
@@ -86,6 +87,11 @@ class LoraLinear(nn.Module):
         self.rows = rows
         self.add_updates = lora.select(device)
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a sequence of this step has an adapter."""
+        return bool(self.rows.groups_at(self.path))
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map [T, C] to [T, O]."""
         out = self.inner(inputs)
@@ -97,6 +103,19 @@ class LoraLinear(nn.Module):
             ]
             self.add_updates(out, inputs, groups)
         return out
+
+
+class NoAnswer(nn.Module):
+    """What an update is added to where the layer's own answer is not yet there."""
+
+    def __init__(self, num_outputs: int) -> None:
+        """Answer with so many zeros."""
+        super().__init__()
+        self.num_outputs = num_outputs
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map [T, C] to [T, O]."""
+        return inputs.new_zeros(len(inputs), self.num_outputs)
 
 
 def _rows_of(adapter: LoadedAdapter, adapters: Sequence[object], sequence_of_rows: np.ndarray) -> torch.Tensor:
@@ -111,7 +130,9 @@ def wrap_linears(model: nn.Module, paths: Iterable[str], device: torch.device) -
     rows = AdapterRows()
     for path in sorted(set(paths)):
         module = model.get_submodule(path)
-        if isinstance(module, RowParallel | GatheredHead):
+        if isinstance(module, RoundedRowParallel):
+            module.update = LoraLinear(NoAnswer(module.out_features), path, rows, device)
+        elif isinstance(module, RowParallel | GatheredHead):
             module.inner = LoraLinear(module.inner, path, rows, device)
         else:
             replace_module(model, path, LoraLinear(module, path, rows, device))

@@ -5,8 +5,8 @@ know layers or steps.
 
 Invariants:
 1. All ranks of a group call the same operations in the same order.
-2. On a GPU an operation is in the order of the current stream, and `sum_all`, `sum_within` and `gather`, whose shapes
-   do not depend on values, may be recorded: what they read and write then stays where it is.
+2. On a GPU an operation is in the order of the current stream, and `sum_all` and `gather`, whose shapes do not depend
+   on values, may be recorded: what they read and write then stays where it is.
 """
 
 import os
@@ -26,7 +26,7 @@ from engine.errors import EngineUnavailable
 from engine.parallel.config import Place
 from engine.parallel.executor import Invitation
 from engine.parallel.mesh import Mesh, connect_mesh
-from engine.parallel.mesh_sums import gather_over, sum_over
+from engine.parallel.mesh_sums import gather_over, largest_over, sum_over
 
 
 class Collectives(Protocol):
@@ -37,7 +37,15 @@ class Collectives(Protocol):
         ...
 
     def sum_within(self, values: torch.Tensor) -> torch.Tensor:
-        """Replace `values` by their sum over the ranks of this rank's expert group, and return them."""
+        """Replace `values`, on the host, by their sum over the ranks of this rank's expert group, and return them."""
+        ...
+
+    def largest_all(self, values: torch.Tensor) -> torch.Tensor:
+        """Replace each of `values`, on the host, by the largest that a rank has in its place, and return them."""
+        ...
+
+    def largest_within(self, values: torch.Tensor) -> torch.Tensor:
+        """Do what `largest_all` does among the ranks of this rank's expert group."""
         ...
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
@@ -69,21 +77,28 @@ class DistributedCollectives:
         self.device = device
         self._mesh = mesh
         tp, ep = place.config.tp, place.config.ep
-        self._within = self._group([[group * tp + i for i in range(tp)] for group in range(ep)])
+        self._all = range(tp * ep)
+        self._within = range(place.ep_rank * tp, (place.ep_rank + 1) * tp)
         self._peers = self._group([[group * tp + i for group in range(ep)] for i in range(tp)])
 
     def sum_all(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks, in place."""
         if self._mesh is not None:
-            return sum_over(self._mesh, values)
+            return sum_over(self._mesh, values, self._all)
         dist.all_reduce(values)
         return values
 
     def sum_within(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the expert group, in place."""
-        if self.place.config.tp > 1:
-            dist.all_reduce(values, group=self._within)
-        return values
+        return sum_over(self._host, values, self._within)
+
+    def largest_all(self, values: torch.Tensor) -> torch.Tensor:
+        """Find the largest values, in place."""
+        return largest_over(self._host, values, self._all)
+
+    def largest_within(self, values: torch.Tensor) -> torch.Tensor:
+        """Find the largest values of the expert group, in place."""
+        return largest_over(self._host, values, self._within)
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
         """Gather on rank 0."""
@@ -120,6 +135,11 @@ class DistributedCollectives:
         if self._mesh is not None:
             self._mesh.close()
         _leave_group()
+
+    @property
+    def _host(self) -> Mesh:
+        assert self._mesh is not None, "not on GPUs"
+        return self._mesh
 
     def _group(self, groups: list[list[int]]) -> dist.ProcessGroup:
         """Make all of these groups, as every rank must, and return this rank's."""

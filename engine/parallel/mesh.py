@@ -55,11 +55,6 @@ class Mesh:
         for peer in self._peers.values():
             peer.setblocking(False)
 
-    @property
-    def num_ranks(self) -> int:
-        """Ranks in all."""
-        return len(self.others) + 1
-
     def swap(self, sends: Mapping[int, memoryview], takes: Mapping[int, memoryview]) -> None:
         """Send each of `sends` to its rank and fill each of `takes` from its rank, all at once.
 

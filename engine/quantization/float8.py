@@ -15,6 +15,7 @@ import torch
 
 from engine.quantization.config import WeightFormat
 from engine.quantization.layout import FLOAT_TYPES, Cut, Expected, Shape, inputs, outputs
+from engine.quantization.parts import float8_of_blocks
 from engine.quantization.weights import PartWeight
 from kernels.quantized_linear import Float8Weight
 
@@ -39,7 +40,8 @@ class Float8Layout:
         """Return the weight."""
         values, scales = tensors["weight"], tensors[self.names[0]].float()
         if self.block is not None:
-            return _read_blocks(values, scales, self.block, cut)
+            before = cut.outputs.start % self.block[0], cut.inputs.start % self.block[1]
+            return float8_of_blocks(values, scales, self.block, before)
         block = (len(values) if scales.numel() == 1 else 1, values.shape[1])
         return PartWeight(Float8Weight(values, scales.view(-1, 1).contiguous(), block), "float8")
 
@@ -47,16 +49,3 @@ class Float8Layout:
         if self.block is None:
             return (num_outputs, 1), (num_outputs,), (1,), (1, 1), ()
         return ((-(-num_outputs // self.block[0]), -(-num_inputs // self.block[1])),)
-
-
-def _read_blocks(values: torch.Tensor, scales: torch.Tensor, block: tuple[int, int], cut: Cut) -> PartWeight:
-    """Return the weight; where a cut goes through blocks, with scales for each output and zeros before the inputs."""
-    (height, width), above, before = block, cut.outputs.start % block[0], cut.inputs.start % block[1]
-    order = None
-    if above:
-        scales, height = scales.repeat_interleave(height, dim=0)[above : above + len(values)], 1
-    if before:
-        bits = torch.nn.functional.pad(values.view(torch.uint8), (before, 0))
-        values, columns = bits.view(torch.float8_e4m3fn), torch.arange(values.shape[1])
-        order = torch.cat([columns.new_zeros(before), columns])
-    return PartWeight(Float8Weight(values, scales.contiguous(), (height, width)), "float8", order)

@@ -22,10 +22,10 @@ from engine.quantization.compressed_tensors import IntLayout, PackedLayout
 from engine.quantization.config import CheckpointQuantization, LoadScheme, WeightFormat
 from engine.quantization.float8 import Float8Layout
 from engine.quantization.gptq import GptqLayout
-from engine.quantization.layout import Layout, PlainLayout
+from engine.quantization.layout import Cut, Layout, PlainLayout
 from engine.quantization.mxfp4 import Mxfp4Layout
 from engine.quantization.quantized_linear import make_linear
-from engine.quantization.schemes import Quantizer, make_quantizer, round_pieces
+from engine.quantization.schemes import Quantizer, make_quantizer, round_cut
 from engine.quantization.sinks import PartReader, RawSink, RoundingSink, ZeroSink
 from engine.quantization.slots import Part, Slot, SlotFiller, replace_module
 from engine.weights.safetensors_file import TensorEntry
@@ -71,8 +71,7 @@ def round_on_load(
 
     Weights are plain, or MXFP4 where `entries` has tensors that only this format has. For `unwanted` see
     `read_as_stored`.
-    Where some of a layer's inputs are wanted, on a rank, whole rows are read for scales of a row; groups and blocks are
-    those of the wanted inputs alone.
+    A part that is wanted, on a rank, is rounded as in the whole weight: what shares its scales is read too.
     """
     quantizer, filler = make_quantizer(scheme), SlotFiller(model, device)
     chosen = {path: named for path, named in parts.items() if _is_rounded(path, scheme)}
@@ -152,7 +151,7 @@ def _round_linear(model: nn.Module, path: str, quantizer: Quantizer, placement: 
     linear = model.get_submodule(path)
     assert isinstance(linear, nn.Linear)
     weight = linear.weight.detach()
-    rounded = round_pieces(quantizer, len(weight), [weight])
+    rounded = round_cut(quantizer, Cut.whole(*weight.shape), lambda _: [weight])
     replace_module(model, path, make_linear(rounded, linear.bias, placement.device, placement.dtype))
 
 

@@ -3,13 +3,13 @@
 Knows tensors that come in pieces. Does not know files, or how a format packs its numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from engine.errors import WeightMismatch
-from engine.quantization.layout import FLOAT_TYPES, Expected, Layout
-from engine.quantization.schemes import Quantizer, round_pieces
+from engine.quantization.layout import FLOAT_TYPES, Cut, Expected, Layout
+from engine.quantization.schemes import Quantizer, round_cut, whole_blocks
 from engine.quantization.slots import Part, Slot, SlotFiller
 from engine.quantization.weights import PartWeight
 from engine.weights.safetensors_loader import StoredTensor
@@ -37,20 +37,22 @@ class RoundingSink:
             self._filler.fill(slot, part, self._round(tensor, part))
 
     def _round(self, tensor: StoredTensor, part: Part) -> PartWeight:
-        """Round what a rank wants as one rank would: where a row has one scale, the whole row decides it."""
-        outputs, inputs = part.cut.outputs, part.cut.inputs
-        is_cut = self._quantizer.has_row_scales and len(inputs) < part.cut.shape[1]
-        columns, read = (inputs, range(part.cut.shape[1])) if is_cut else (None, inputs)
-        if part.expert is None:
-            pieces = (piece for _, piece in tensor.read((outputs, read)))
-        else:
-            box = (range(part.expert, part.expert + 1), read, outputs)
-            pieces = (piece[0].t().contiguous() for _, piece in tensor.read(box))  # one index comes in one piece
-        return round_pieces(self._quantizer, len(outputs), pieces, columns)
+        def read(cut: Cut) -> Iterator[torch.Tensor]:
+            if part.expert is None:
+                return (piece for _, piece in tensor.read((cut.outputs, cut.inputs)))
+            box = (range(part.expert, part.expert + 1), cut.inputs, cut.outputs)
+            return (piece[0].t().contiguous() for _, piece in tensor.read(box))  # one index comes in one piece
+
+        return round_cut(self._quantizer, part.cut, read)
 
 
 class PartReader:
-    """Gathers the tensors that make one part's weight in a quantized checkpoint."""
+    """Gathers the tensors that make one part's weight in a quantized checkpoint.
+
+    Attributes:
+        part: the part.
+        cut: what is read for it; more than the part where it is rounded with its neighbours.
+    """
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class PartReader:
         """Wait for the tensors whose names end in `names`; round what they say where there is a quantizer."""
         self._filler, self._slot, self._layout, self._quantizer = filler, slot, layout, quantizer
         self.part, self._missing = part, set(names)
+        self.cut = part.cut if quantizer is None else whole_blocks(quantizer, part.cut)
         self._tensors: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, tensor: torch.Tensor) -> None:
@@ -77,11 +80,13 @@ class PartReader:
 
     def _read(self) -> PartWeight:
         try:
-            weight = self._layout.read(self._tensors, self.part.cut)
+            weight = self._layout.read(self._tensors, self.cut)
         except ValueError as error:
             expert = "" if self.part.expert is None else f"expert {self.part.expert} of "
             raise WeightMismatch(f"{expert}{self.part.name!r} cannot be read: {error}") from None
-        return weight if self._quantizer is None else self._quantizer.quantize(weight.dequantize())
+        if self._quantizer is None:
+            return weight
+        return round_cut(self._quantizer, self.part.cut, lambda _: [weight.dequantize()])
 
 
 class RawSink:
@@ -95,7 +100,7 @@ class RawSink:
     def take(self, tensor: StoredTensor) -> None:
         """Copy the boxes and hand them on."""
         for reader in self._readers:
-            box, expert = self._expected.box(tensor.shape, reader.part.cut), reader.part.expert
+            box, expert = self._expected.box(tensor.shape, reader.cut), reader.part.expert
             if expert is not None:
                 box = (range(expert, expert + 1), *box[1:])
             copies = [piece.clone() for _, piece in tensor.read(box)]

@@ -36,14 +36,6 @@ class PartWeight:
         order = None if self.order is None else self.order.to(device)
         return replace(_map_tensors(self, lambda tensor: tensor.to(device)), order=order)
 
-    def columns(self, run: range) -> "PartWeight":
-        """Return some columns of a weight whose rows have one scale each."""
-        assert isinstance(self.weight, Int8Weight | Float8Weight)
-        values = self.weight.values[:, run.start : run.stop].contiguous()
-        if isinstance(self.weight, Int8Weight):
-            return replace(self, weight=replace(self.weight, values=values))
-        return replace(self, weight=replace(self.weight, values=values, block=(1, len(run))))
-
     def dequantize(self) -> torch.Tensor:
         """Return the weight as the model means it, [O, C] fp32."""
         wide = self.weight.float() if isinstance(self.weight, torch.Tensor) else self.weight.dequantize()

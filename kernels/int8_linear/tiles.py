@@ -32,7 +32,12 @@ def rounded_at(address: int, count: int) -> Any:
 @numba.njit(fastmath=FAST_MATH, error_model="numpy")
 def round_row(row: Any, out: Any) -> Any:
     """Write a row [K] to `out`, K numbers or more, as int8 plus OFFSET; return its scale."""
-    largest = largest_magnitude(row)
+    return round_row_by(row, largest_magnitude(row), out)
+
+
+@numba.njit(fastmath=FAST_MATH, error_model="numpy")
+def round_row_by(row: Any, largest: Any, out: Any) -> Any:
+    """Do what `round_row` does for a row whose largest magnitude, here or in a part of it elsewhere, is given."""
     scale = np.float32(1.0) if largest == ZERO else largest / LARGEST
     for c in range(row.shape[0]):
         out[c] = ROUNDED(np.int32(np.rint(row[c] / scale) + ADDED))

@@ -69,11 +69,11 @@ def paged_attention_cpu(
 ) -> torch.Tensor:
     """Attend on fp32 CPU tensors; see the contract in `kernels.paged_attention`."""
     num_tokens, num_heads, head_dim = query.shape
-    num_kv_heads, block_size = key_cache.shape[1:3]
+    block_size = key_cache.shape[2]
     out = torch.empty(num_tokens, num_heads, head_dim)
     is_quantized = key_scales is not None
     variations = int(window is not None), int(soft_cap is not None), int(sinks is not None), int(is_quantized)
-    kernel = _compile(num_heads // num_kv_heads, head_dim, block_size, *variations)
+    kernel = _compile(head_dim, block_size, *variations)
     kernel(
         query.numpy(),
         (key_cache.view(torch.uint8) if is_quantized else key_cache).numpy(),
@@ -104,10 +104,10 @@ def _meanings(dtype: torch.dtype) -> np.ndarray:
 
 @cache
 def _compile(
-    num_groups: int, head_dim: int, block_size: int, has_window: int, has_cap: int, has_sinks: int, is_quantized: int
+    head_dim: int, block_size: int, has_window: int, has_cap: int, has_sinks: int, is_quantized: int
 ) -> Callable[..., None]:
-    """Return the kernel for G query heads a KV head, head size D, block size B and the variations that apply."""
-    G, D, B = num_groups, head_dim, block_size
+    """Return the kernel for head size D, block size B and the variations that apply."""
+    D, B = head_dim, block_size
     WINDOWED, CAPPED, SINKS, QUANTIZED = has_window, has_cap, has_sinks, is_quantized
 
     @numba.njit(
@@ -131,6 +131,7 @@ def _compile(
         out: Any,
     ):
         num_kv_heads = keys.shape[1]
+        G = query.shape[1] // num_kv_heads
         num_tokens = rows.shape[0]
         num_items = num_tokens * num_kv_heads
         counters = new_counters(1, num_members)

@@ -33,7 +33,12 @@ class FakeNccl:
         return self._launch("sum_all", self._ranks.sum_all, values)
 
     def sum_within(self, values: torch.Tensor) -> torch.Tensor:
-        return self._launch("sum_within", self._ranks.sum_within, values)
+        raise AssertionError("only behind an exchange")
+
+    def largest_all(self, values: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("only on CPUs")
+
+    largest_within = largest_all
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
         return self._launch("gather", self._ranks.gather, values)

@@ -1,5 +1,6 @@
 """Linear layers and feed-forward blocks of 8-bit integers on packed weights, against the quantized reference."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from kernels.cpu_vectors import COLUMNS, TILE_ROWS
 from kernels.gated_activation import CPU_ACTIVATIONS, gated_activation_reference
 from kernels.int8_gated_mlp.cpu_kernel import int8_gated_mlp_cpu
 from kernels.int8_linear.cpu_kernel import int8_linear_cpu, pack_int8
+from kernels.int8_sums.cpu_kernel import UnscaledWeight, int8_sums_cpu, largest_of_rows_cpu, scale_sums_cpu
+from kernels.int8_sums.reference import int8_sums_reference
 from kernels.linear import Norm
 from kernels.linear.tiles import ROWS_PER_ITEM
 from kernels.quantized_linear import Int8Weight
@@ -78,3 +81,28 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     whole = int8_linear_cpu(x, packed(weight, None))
     for num_rows in (1, 5, 33):
         assert torch.equal(int8_linear_cpu(x[:num_rows], packed(weight, None)), whole[:num_rows])
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "depth", "width", "cuts"), [(1, 40, 33, (7, 8)), (5, 300, 64, (1, 200)), (40, 96, 32, (32,))]
+)
+def test_sums_of_parts_of_the_depth_make_the_answer_of_the_whole_to_the_last_bit(
+    num_rows: int, depth: int, width: int, cuts: tuple[int, ...]
+) -> None:
+    x, (weight, bias) = torch.randn(num_rows, depth), make((width, depth))
+    tops, sums, row_scales = largest_of_rows_cpu(x), torch.zeros(num_rows, width), torch.empty(0)
+    assert torch.equal(tops, x.abs().amax(dim=1))
+    for start, stop in pairwise((0, *cuts, depth)):
+        part = Int8Weight(weight.values[:, start:stop].contiguous(), weight.scales)
+        unscaled = UnscaledWeight.of(packed(part, None))
+        found, row_scales = int8_sums_cpu(x[:, start:stop].contiguous(), tops, unscaled)
+        expected, scales = int8_sums_reference(x[:, start:stop], tops, part)
+        torch.testing.assert_close(found, expected, atol=127.0, rtol=0.0)  # a number between two may go to either
+        torch.testing.assert_close(row_scales, scales)
+        sums += found
+    assert torch.equal(scale_sums_cpu(sums, row_scales, weight.scales, bias), int8_linear_cpu(x, packed(weight, bias)))
+
+
+def test_a_row_whose_largest_magnitude_is_no_number_has_none() -> None:
+    x = torch.tensor([[1.0, float("nan")], [0.0, 0.0], [1.0, -float("inf")]])
+    assert str(largest_of_rows_cpu(x).tolist()) == "[nan, 0.0, inf]"

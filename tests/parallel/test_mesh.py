@@ -13,7 +13,7 @@ import torch
 from engine.errors import EngineUnavailable, RanksFailed
 from engine.parallel.config import ParallelConfig, Place
 from engine.parallel.mesh import Mesh, connect_mesh
-from engine.parallel.mesh_sums import ONE_SHOT_BYTES, gather_over, sum_over
+from engine.parallel.mesh_sums import ONE_SHOT_BYTES, gather_over, largest_over, sum_over
 
 KEY = bytes(32)
 TIMEOUT = 60.0
@@ -44,7 +44,7 @@ def test_all_ranks_get_the_same_sum_to_the_last_bit(num_ranks: int, size: int) -
     values = [torch.randn(size, 1, generator=generator) for _ in range(num_ranks)]
     expected = torch.stack(values).double().sum(dim=0)
     with meshes(num_ranks) as made:
-        sums = on_all(made, lambda mesh: sum_over(mesh, values[mesh.rank]))
+        sums = on_all(made, lambda mesh: sum_over(mesh, values[mesh.rank], range(num_ranks)))
     assert all(ours is each for ours, each in zip(sums, values, strict=True))
     torch.testing.assert_close(sums[0].double(), expected, rtol=1e-6, atol=1e-5)
     assert all(torch.equal(each, sums[0]) for each in sums)
@@ -60,19 +60,27 @@ def test_rank_0_alone_gathers() -> None:
 
 def test_nothing_at_all_adds_up_to_nothing() -> None:
     with meshes(2) as made:
-        assert [each.shape for each in on_all(made, lambda mesh: sum_over(mesh, torch.empty(0, 4)))] == [(0, 4)] * 2
+        sums = on_all(made, lambda mesh: sum_over(mesh, torch.empty(0, 4), range(2)))
+        assert [each.shape for each in sums] == [(0, 4)] * 2
+
+
+def test_the_largest_values_of_some_ranks_are_found_among_these() -> None:
+    values = [torch.tensor([1.0, 5.0]), torch.tensor([2.0, float("nan")]), torch.tensor([9.0, 9.0])]
+    with meshes(3) as made:
+        first, second = on_all(made[:2], lambda mesh: largest_over(mesh, values[mesh.rank], (0, 1)))
+    assert str(first.tolist()) == str(second.tolist()) == "[2.0, nan]"
 
 
 def test_a_peer_that_has_gone_is_named() -> None:
     with meshes(3) as made:
         made[2].close()
         with pytest.raises(RanksFailed, match="rank 2 is gone"):
-            sum_over(made[0], torch.ones(4))
+            sum_over(made[0], torch.ones(4), range(3))
 
 
 def test_a_peer_that_says_nothing_is_named_after_the_timeout() -> None:
     with meshes(2, timeout=0.01) as made, pytest.raises(RanksFailed, match=r"ranks \[1\] have been silent for 0.01 s"):
-        sum_over(made[0], torch.ones(4))
+        sum_over(made[0], torch.ones(4), range(2))
 
 
 class Store:
@@ -93,7 +101,7 @@ def test_ranks_that_know_the_key_find_each_other() -> None:
     places = [Place(config, rank) for rank in range(3)]
     made = on_all(places, lambda place: connect_mesh(place, store, "127.0.0.1", KEY, TIMEOUT))
     assert torch.equal(
-        on_all(made, lambda mesh: sum_over(mesh, torch.tensor([2.0**mesh.rank])))[1], torch.tensor([7.0])
+        on_all(made, lambda mesh: sum_over(mesh, torch.tensor([2.0**mesh.rank]), range(3)))[1], torch.tensor([7.0])
     )
     for mesh in made:
         mesh.close()

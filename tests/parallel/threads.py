@@ -58,8 +58,13 @@ class ThreadCollectives:
         return self._sum(values, range(self.place.config.num_ranks))
 
     def sum_within(self, values: torch.Tensor) -> torch.Tensor:
-        tp = self.place.config.tp
-        return self._sum(values, range(self.place.ep_rank * tp, (self.place.ep_rank + 1) * tp))
+        return self._sum(values, self._group)
+
+    def largest_all(self, values: torch.Tensor) -> torch.Tensor:
+        return self._largest(values, range(self.place.config.num_ranks))
+
+    def largest_within(self, values: torch.Tensor) -> torch.Tensor:
+        return self._largest(values, self._group)
 
     def gather(self, values: torch.Tensor) -> list[torch.Tensor] | None:
         seen = self.table.swap(self.place.rank, values.clone())
@@ -84,6 +89,15 @@ class ThreadCollectives:
     def _peers(self) -> list[int]:
         tp, ep = self.place.config.tp, self.place.config.ep
         return [group * tp + self.place.tp_rank for group in range(ep)]
+
+    @property
+    def _group(self) -> range:
+        tp = self.place.config.tp
+        return range(self.place.ep_rank * tp, (self.place.ep_rank + 1) * tp)
+
+    def _largest(self, values: torch.Tensor, ranks: range) -> torch.Tensor:
+        seen = self.table.swap(self.place.rank, values.clone())
+        return values.copy_(torch.stack([seen[rank] for rank in ranks]).amax(dim=0))
 
     def _sum(self, values: torch.Tensor, ranks: range) -> torch.Tensor:
         seen = self.table.swap(self.place.rank, values.clone())

@@ -1,6 +1,6 @@
 """Any part of a quantized weight, read from boxes of its tensors, is that part of what the whole weight means."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 import pytest
@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from engine.quantization.awq import AwqLayout
 from engine.quantization.compressed_tensors import IntLayout, PackedLayout
-from engine.quantization.config import WeightFormat
+from engine.quantization.config import LoadScheme, WeightFormat
 from engine.quantization.float8 import Float8Layout
 from engine.quantization.gptq import GptqLayout
 from engine.quantization.layout import Cut, Layout
 from engine.quantization.quantized_linear import QuantizedLinear
+from engine.quantization.schemes import make_quantizer, round_cut
 from kernels.quantized_linear import Int4Weight
 from tests.models import rounding
 from tests.models.rounding import Rounded, Rounding
@@ -85,3 +86,29 @@ def test_columns_of_act_order_are_filled_up_to_groups_that_kernels_take() -> Non
     weight = layout.read(tensors, cut).weight
     assert isinstance(weight, Int4Weight)
     assert weight.group == 16
+
+
+WIDE = (150, 300)  # of e4m3's blocks, 128 on a side
+ROUNDED_ON_LOAD = {"int8": (24, 64), "fp8": (24, 64), "fp8:tensor": (24, 64), "int4:16": (24, 64), "fp8:block": WIDE}
+
+
+@pytest.mark.parametrize("scheme", ROUNDED_ON_LOAD)
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_a_part_that_is_rounded_on_its_rank_is_the_part_of_the_rounded_whole(scheme: str, data: st.DataObject) -> None:
+    shape = ROUNDED_ON_LOAD[scheme]
+    outputs, inputs = data.draw(runs(shape[0])), data.draw(runs(shape[1]))
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    quantizer = make_quantizer(LoadScheme.parse(scheme))
+
+    def read(cut: Cut) -> Iterator[torch.Tensor]:
+        yield from weight[cut.outputs.start : cut.outputs.stop, cut.inputs.start : cut.inputs.stop].split(7)
+
+    whole = round_cut(quantizer, Cut.whole(*shape), read).dequantize()
+    part = round_cut(quantizer, Cut(shape, outputs, inputs), read)
+    meaning = whole[outputs.start : outputs.stop, inputs.start : inputs.stop]
+    assert torch.equal(part.dequantize(), meaning)
+    if part.scheme.endswith("weight_only"):
+        rows = torch.randn(3, len(inputs), generator=torch.Generator().manual_seed(2))
+        product = QuantizedLinear(part, None, torch.device("cpu"))(rows)
+        torch.testing.assert_close(product, rows @ meaning.t(), rtol=1e-4, atol=1e-4)
