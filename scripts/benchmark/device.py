@@ -21,7 +21,10 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.layers.packed_linear import pack_linears
 from engine.model_runner import set_threads
+from engine.quantization.quantized_linear import make_linear
+from engine.quantization.weights import PartWeight
 from kernels import paged_attention
+from kernels.quantized_linear import Int8Weight
 from scripts.benchmark.report import machine
 from scripts.benchmark.steps import Clock, clock_for, decode_seconds
 from scripts.benchmark.sums import make_link, measure_link
@@ -54,6 +57,7 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
         seen.append(
             _Seen(
                 *_linear_seconds(clock),
+                _int8_seconds(clock),
                 *_attention_seconds(clock),
                 *measure_link(),
                 *_step_seconds(num_threads),
@@ -74,7 +78,10 @@ def measure(num_threads: int, repeats: int, progress: Progress) -> Device:
         source=f"measured {datetime.now(UTC):%Y-%m-%d}",
         memory=float(psutil.virtual_memory().total),
         bandwidth=4 * num_weights / best.one_row,
-        compute={"fp32": 2 * MANY_ROWS * num_weights / best.many_rows},
+        compute={
+            "fp32": 2 * MANY_ROWS * num_weights / best.many_rows,
+            "int8": 2 * MANY_ROWS * num_weights / best.many_int8_rows,
+        },
         attention=4 * NUM_NEAR * CONTEXT * NUM_HEADS * HEAD_DIM / best.near_attention,
         kv_bandwidth=8 * NUM_SEQUENCES * CONTEXT * NUM_KV_HEADS * HEAD_DIM / best.attention,
         is_cpu=True,
@@ -94,6 +101,7 @@ class _Seen(NamedTuple):
     one_row: float
     few_rows: float
     many_rows: float
+    many_int8_rows: float
     attention: float
     near_attention: float
     small_sum: float
@@ -113,6 +121,16 @@ def _linear_seconds(clock: Clock) -> tuple[float, float, float]:
     inputs = [torch.randn(rows, NUM_IN) for rows in (1, FEW_ROWS, MANY_ROWS)]
     one, few, many = (_fastest(lambda rows=rows: layers(rows), clock) for rows in inputs)
     return one, few, many
+
+
+@torch.inference_mode()
+def _int8_seconds(clock: Clock) -> float:
+    """Return what a layer of 8-bit integers takes for many rows, rounding included."""
+    weight = PartWeight(Int8Weight.quantize(torch.randn(NUM_OUT, NUM_IN)), "int8")
+    layers = nn.Sequential(make_linear(weight, None, torch.device("cpu"), torch.float32))
+    pack_linears(layers)
+    inputs = torch.randn(MANY_ROWS, NUM_IN)
+    return _fastest(lambda: layers(inputs), clock)
 
 
 def _attention_seconds(clock: Clock) -> tuple[float, float]:

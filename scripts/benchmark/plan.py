@@ -17,9 +17,10 @@ from scripts.benchmark.closed_loop import ClosedLoop, closed_loop
 from scripts.benchmark.report import Report
 from scripts.benchmark.steps import NUM_STEPS, Clock, clock_for, decode_seconds, prefill_seconds
 from scripts.planner.devices import Device
+from scripts.planner.kept import checkpoint_types
 from scripts.planner.layouts import Layout
 from scripts.planner.load import Workload, steady
-from scripts.planner.step import StepLoad, StepModel, Types, stored_type
+from scripts.planner.step import StepLoad, StepModel
 
 SEED = 1
 MEASURED, PREDICTED = ": measured", ": predicted"
@@ -49,7 +50,7 @@ def run(
     )
     layout = Layout(1, config.tensor_parallel, config.expert_parallel)
     model = ModelConfig.from_dir(config.model)
-    step = StepModel(model, device, layout, Types(stored_type(model, device), "fp32"))
+    step = StepModel(model, device, layout, checkpoint_types(model, device, "fp32"))
     task = progress.add_task("plan", total=2 * repeats)
     is_alone = config.parallel.num_ranks == 1
     clock = clock_for(config.num_threads) if is_alone else time.perf_counter  # which counts waiting for other ranks

@@ -14,10 +14,10 @@ from rich.console import Console
 from engine.errors import ModelError
 from engine.models.config import ModelConfig
 from scripts.planner.devices import PUBLISHED, Device, PlanError, find_device
+from scripts.planner.kept import BYTES, KV_TYPES, Types, checkpoint_types, rounded_types
 from scripts.planner.load import Workload
 from scripts.planner.plan import GIB, Plan, Setting, best_changes, make_plan
 from scripts.planner.plot import plot_plan
-from scripts.planner.step import BYTES, KV_TYPES, Types, stored_type
 from scripts.planner.tables import METRICS, change_lines, document, layout_table, metric_table, refused_lines
 
 MAX_DEVICES = 1024
@@ -85,12 +85,13 @@ def _read_model(path: Path) -> ModelConfig:
 
 
 def _types(model: ModelConfig, device: Device, weights: str | None, kv_cache: str | None) -> Types:
-    chosen = weights or stored_type(model, device)
-    types = Types(chosen, kv_cache or ("fp32" if device.default_weights == "fp32" else "bf16"))
-    for what, name, known in (("weights", types.weights, BYTES), ("keys and values", types.kv_cache, KV_TYPES)):
-        if name not in known:
+    kept = kv_cache or ("fp32" if device.default_weights == "fp32" else "bf16")
+    for what, name, known in (("weights", weights, tuple(BYTES)), ("keys and values", kept, KV_TYPES)):
+        if name is not None and name not in known:
             raise PlanError(f"{what} cannot be of type {name!r}: give one of {', '.join(known)}")
-    return types
+    if weights is None:
+        return checkpoint_types(model, device, kept)
+    return rounded_types(model, device, kept, weights)
 
 
 def _show(made: Plan, title: str) -> None:

@@ -14,9 +14,10 @@ from itertools import pairwise
 
 from engine.models.config import ModelConfig
 from scripts.planner.devices import Device, PlanError
+from scripts.planner.kept import Types
 from scripts.planner.layouts import Layout, all_layouts, refusal
 from scripts.planner.load import Steady, Workload, steady
-from scripts.planner.step import StepModel, Types
+from scripts.planner.step import StepModel
 
 GIB = 2**30
 MEMORY_SHARE = 0.9  # the rest is for activations and the runtime

@@ -8,50 +8,19 @@ the one that random routing gives most.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.models.config import ModelConfig
 from engine.parallel.exchange_rule import prefers_exchange
-from engine.quantization.config import MXFP4
 from scripts.planner import collectives
 from scripts.planner.devices import Device
+from scripts.planner.kept import BYTES, Types
 from scripts.planner.layouts import Layout, head_shares
 from scripts.planner.work import Work, context_read, count_work, touched_experts
 
-BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5625}  # int4 with a scale for each group of 32
-KV_TYPES = ("fp32", "bf16", "fp8", "int8")
 LOGIT_BYTES = 4
 ID_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Types:
-    """The types of weights and of cached keys and values."""
-
-    weights: str
-    kv_cache: str
-
-    def activations(self, device: Device) -> str:
-        """The type in between, in which ranks exchange."""
-        return "bf16" if self.weights != "fp32" and "bf16" in device.compute else "fp32"
-
-    def operands(self, device: Device) -> str:
-        """The type that products are computed in: the weights' where the device has it, else that in between."""
-        return self.weights if self.weights in device.compute else self.activations(device)
-
-
-def stored_type(model: ModelConfig, device: Device) -> str:
-    """Return the type that a checkpoint's weights stay in on that device; CPUs compute in fp32 whatever it is.
-
-    fp16 counts as bf16: it takes as much.
-    """
-    quantization = model.quantization
-    if device.is_cpu:
-        return "bf16" if model.dtype in {"bfloat16", "float16"} and quantization is None else "fp32"
-    if quantization is None or quantization.method == MXFP4:
-        return device.default_weights
-    stored = quantization.formats[0][1]
-    return "fp8" if stored.layout == "float" else f"int{stored.bits}"
+SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +89,11 @@ class StepModel:
         """Bytes of weights on the rank with most of them."""
         work, layout = self.work, self.layout
         split = work.num_layers * (work.attention * self._heads + work.dense / layout.num_ranks)
-        split += (work.head + work.embedding) / layout.num_ranks
         experts = work.num_sparse_layers * self._num_own_experts * work.expert / layout.tp
-        return (split + experts) * BYTES[self.types.weights]
+        types = self.types
+        is_tied = not work.embedding and types.embedding_type == types.head_type
+        tables = work.head * (BYTES[types.head_type] + (0 if is_tied else BYTES[types.embedding_type]))
+        return (split + experts) * BYTES[types.weights] + tables / layout.num_ranks
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -140,7 +111,7 @@ class StepModel:
             dense=work.num_layers * dense,
             experts=work.num_sparse_layers * self._experts(tokens),
             attention=work.num_layers * self._attention(load),
-            head=self._roofline(load.num_decodes + (load.prefill_tokens > 0), work.head / self.layout.num_ranks),
+            head=self._head(load.num_decodes + (load.prefill_tokens > 0)),
             exchange=self._exchange(load),
             launches=work.num_layers * self.device.layer_s,
             host=self.device.step_s + load.num_decodes * self.device.sequence_s,
@@ -151,11 +122,20 @@ class StepModel:
     def _num_own_experts(self) -> int:
         return math.ceil(self.work.num_experts / self.layout.ep)
 
+    def _head(self, num_rows: float) -> float:
+        """Return the seconds of the LM head's products."""
+        num_parameters, head = self.work.head / self.layout.num_ranks, replace(self.types, weights=self.types.head_type)
+        rate = self.device.compute[head.operands(self.device)]
+        return self._slower(num_rows, 2.0 * num_rows * num_parameters / rate, num_parameters * BYTES[head.weights])
+
     def _roofline(self, num_rows: float, num_parameters: float, read: float | None = None, share: float = 1.0) -> float:
         """Return the seconds of a product that reads `read` of its parameters and reaches a share of the rate."""
         read_bytes = (num_parameters if read is None else read) * BYTES[self.types.weights]
+        return self._slower(num_rows, 2.0 * num_rows * num_parameters / (self._compute * share), read_bytes)
+
+    def _slower(self, num_rows: float, computing: float, read_bytes: float) -> float:
+        """Return the seconds of computing for so many and of reading bytes, which partly hide behind each other."""
         reading = read_bytes / self.device.bandwidth
-        computing = 2.0 * num_rows * num_parameters / (self._compute * share)
         shown = (1.0 - self.device.overlap) * min(computing, reading)
         return max(computing, reading) + shown if num_rows else 0.0
 
@@ -197,7 +177,14 @@ class StepModel:
         sampled = load.num_decodes + (load.prefill_tokens > 0)
         logits = collectives.all_gather(sampled * self.model.vocab_size * LOGIT_BYTES, ranks, link)
         ids = collectives.broadcast(sampled * ID_BYTES, ranks, link)
-        return self.device.tell_s + sums + experts + logits + ids
+        return self.device.tell_s + sums + experts + logits + ids + self._agreeing(load.num_tokens)
+
+    def _agreeing(self, num_tokens: float) -> float:
+        """Return the seconds of agreeing on rows' scales before each sum of a layer, where CPUs round inputs."""
+        if not self.device.is_cpu or self.types.weights != "int8":
+            return 0.0
+        one = collectives.all_reduce(num_tokens * SCALE_BYTES, self.layout.num_ranks, self._link)
+        return 2 * self.work.num_layers * one
 
     def _exchanges(self, load: StepLoad) -> bool:
         """Whether the engine sends tokens to their experts, rather than adding up all groups' answers."""

@@ -13,9 +13,10 @@ from engine.models.config import ModelConfig
 from scripts.launcher.paths import DEFAULT_MODEL, ROOT
 from scripts.planner import collectives
 from scripts.planner.devices import PUBLISHED, Device, Link, PlanError, device_fields, find_device
+from scripts.planner.kept import Types
 from scripts.planner.layouts import Layout, all_layouts, head_shares
 from scripts.planner.load import Workload, steady
-from scripts.planner.step import StepLoad, StepModel, Types, busiest
+from scripts.planner.step import StepLoad, StepModel, busiest
 from scripts.planner.work import context_read, count_work, touched_experts
 from tests.unit.planner.closed_loop import burst, simulate
 

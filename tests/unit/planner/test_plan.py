@@ -3,17 +3,22 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from engine.models.config import ModelConfig
+from engine.quantization.config import read_checkpoint_quantization
 from scripts.launcher.paths import DEFAULT_MODEL, ROOT
 from scripts.planner.command import app
 from scripts.planner.devices import PUBLISHED, PlanError
+from scripts.planner.kept import BYTES, Types, checkpoint_types, rounded_types
+from scripts.planner.layouts import Layout
 from scripts.planner.load import Workload
 from scripts.planner.plan import Setting, best_changes, make_plan, thresholds
-from scripts.planner.step import Types, stored_type
+from scripts.planner.step import StepModel
+from scripts.planner.work import count_work
 
 MIXTRAL = ROOT / "docs" / "plans" / "mixtral-8x7b"
 SETTING = Setting(
@@ -120,13 +125,49 @@ def test_weights_are_of_the_checkpoints_type(tmp_path: Path, method: dict[str, o
     assert f"{weights} weights" in text
 
 
-def test_a_cpu_keeps_weights_of_16_bits_and_computes_in_32() -> None:
-    cpu = replace(PUBLISHED["H100"], compute={"fp32": 1e11}, is_cpu=True)
+CPU = replace(PUBLISHED["H100"], name="a CPU", compute={"fp32": 1e11, "int8": 3e11}, is_cpu=True)
+W8A8 = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+
+
+def compressed(form: str, weights: dict[str, Any], inputs: dict[str, Any] | None) -> dict[str, Any]:
+    group = {"weights": weights, "input_activations": inputs, "targets": ["Linear"]}
+    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("method", "on_gpu", "on_cpu"),
+    [
+        (None, ("bf16", "bf16", "bf16"), ("bf16", "bf16", "fp32")),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, ("int4", "bf16", "bf16"), ("fp32", "bf16", "fp32")),
+        ({"quant_method": "gptq", "bits": 8, "group_size": 64}, ("bf16", "bf16", "bf16"), ("fp32", "bf16", "fp32")),
+        ({"quant_method": "fp8"}, ("fp8", "bf16", "fp8"), ("fp32", "bf16", "fp32")),
+        ({"quant_method": "mxfp4"}, ("bf16", "bf16", "bf16"), ("bf16", "bf16", "fp32")),
+        (compressed("int-quantized", W8A8, W8A8), ("int8", "bf16", "int8"), ("int8", "bf16", "int8")),
+        (compressed("int-quantized", W8A8, None), ("int8", "bf16", "bf16"), ("fp32", "bf16", "fp32")),
+        (compressed("pack-quantized", W8A8, None), ("int8", "bf16", "bf16"), ("fp32", "bf16", "fp32")),
+    ],
+)
+def test_weights_head_and_operands_are_those_that_the_engine_has_on_that_device(
+    method: dict[str, Any] | None, on_gpu: tuple[str, ...], on_cpu: tuple[str, ...]
+) -> None:
+    plain = ModelConfig.from_dir(DEFAULT_MODEL)
+    quantization = None if method is None else read_checkpoint_quantization({"quantization_config": method})
+    model = replace(plain, quantization=quantization)
+    for device, expected in ((PUBLISHED["H100"], on_gpu), (CPU, on_cpu)):
+        types = checkpoint_types(model, device, "fp32")
+        assert (types.weights, types.head_type, types.operands(device)) == expected
+
+
+def test_rounding_takes_the_head_and_a_tied_embedding_stays() -> None:
     model = ModelConfig.from_dir(DEFAULT_MODEL)
-    types = Types(stored_type(model, cpu), "fp32")
-    assert (types.weights, types.activations(cpu), types.operands(cpu)) == ("bf16", "fp32", "fp32")
-    assert stored_type(replace(model, dtype="float16"), cpu) == "bf16"
-    assert stored_type(replace(model, dtype="float32"), cpu) == "fp32"
+    work, table = count_work(model), model.vocab_size * model.hidden_size
+    for weights, head_bytes in (("int8", 1 + 2), ("int4", 2), ("bf16", 2)):
+        types = rounded_types(model, PUBLISHED["H100"], "bf16", weights)
+        rest = (work.num_parameters - table) * BYTES[weights]
+        found = StepModel(model, PUBLISHED["H100"], Layout(1, 1), types).weight_bytes
+        assert found == pytest.approx(rest + head_bytes * table)
+    with pytest.raises(PlanError, match="on a CPU the engine keeps int4 weights as fp32"):
+        rounded_types(model, CPU, "fp32", "int4")
 
 
 @pytest.mark.parametrize(
