@@ -28,9 +28,9 @@ FLAGS = (
 
 DESCRIPTION = "Relay KServe v2 gRPC, and OpenAI's API over HTTP, to the tritonserver with the shortest queue."
 EPILOG = (
-    "SIGTERM drains and stops, a second one cuts. SIGHUP, or a change of FILE, applies it to the running gateway, with "
-    "all its workers; addresses, tls, safety, observe, openai, limits, patience, max_connections and workers need a "
-    "restart."
+    "SIGTERM drains and stops, a second one cuts. SIGHUP, or a change of FILE or of a file that it names, applies it "
+    "to the running gateway, with all its workers; addresses, workers, observe.journal, observe.tracing and whether "
+    "there is tls need a restart."
 )
 
 

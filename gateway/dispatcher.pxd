@@ -12,7 +12,7 @@ cdef class Dispatcher:
     cdef public Entrance _entrance
     cdef public Hub _hub
     cdef public Observation observation
-    cdef public object config, _metrics, _loop, router, guard, _gate, _hedges, _keys
+    cdef public object config, _metrics, _loop, router, guard, _seat, _gate, _hedges, _keys
     cpdef submit(self, Request request)
     cpdef exchange_ended(self, Exchange exchange)
     cpdef delivered(self, long num_messages, long num_bytes)

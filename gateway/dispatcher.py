@@ -20,7 +20,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
-from gateway.entrance import Entrance
+from gateway.config import ConfigError
+from gateway.entrance import Entrance, make_screening
 from gateway.facts import engine_facts
 from gateway.hedges import Hedges
 from gateway.log import log
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.instance import Instance
     from gateway.link import Hub
     from gateway.metrics import Metrics
+    from gateway.safety.config import SafetyConfig
     from gateway.wire.headers import Headers
     from gateway.workers.seat import Seat
 
@@ -57,6 +59,7 @@ class Dispatcher:
         self.max_request_bytes = config.max_request_bytes
         self.config = config
         self._hub = hub
+        self._seat = seat
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._line: dict[Request, asyncio.TimerHandle] = {}
@@ -196,8 +199,44 @@ class Dispatcher:
         else:
             self._fail(request, failure, code)
 
-    def apply(self, config: GatewayConfig) -> None:
+    def prepare(self, config: GatewayConfig) -> Callable[[], None]:
+        """Return what puts another configuration in force.
+
+        Raises:
+            TableFull: workers share no more memory for the new tenants.
+            ConfigError: the hook of the content rules cannot be made.
+        """
+        commit_safety = self._prepare_safety(config.safety) if config.safety != self.config.safety else None
+
+        def commit() -> None:
+            if commit_safety is not None:
+                commit_safety()
+            self._apply(config)
+
+        return commit
+
+    def _prepare_safety(self, config: SafetyConfig) -> Callable[[], None]:
+        commit_guard = self.guard.prepare(config, self._loop.time())
+        gate = self._gate
+        if gate is None and config.tenants:
+            gate = Gate(config, self._place, self._fail, self._hub.flush, self._seat)
+        try:
+            screening = make_screening(config)
+        except Exception as error:  # the operator's own code
+            raise ConfigError(f"the hook of the content rules cannot be made: {error!r}") from error
+
+        def commit() -> None:
+            commit_guard()
+            self._gate = gate
+            if gate is not None:
+                gate.apply(config)
+            self._entrance.apply(config, screening, self._place if gate is None else gate.submit)
+
+        return commit
+
+    def _apply(self, config: GatewayConfig) -> None:
         """Use another configuration from now on; a new routing begins with nothing remembered."""
+        self.observation.apply(config.observe)
         if config.routing != self.config.routing:
             self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self._hedges.apply(config.hedging)

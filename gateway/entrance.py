@@ -34,13 +34,17 @@ class Entrance:
         flush: Callable[[], None],
     ) -> None:
         """Begin with nobody waiting; `flush` writes what a verdict has brought about."""
-        self._screening = Screening(config.content) if config.content is not None else None
-        self._timeout = config.content.judge_timeout_s if config.content is not None else 0.0
-        self._allow_commands = config.allow_management
-        self._admit = admit
+        self.apply(config, make_screening(config), admit)
         self._refuse = refuse
         self._flush = flush
         self._waiting: dict[Request, asyncio.Task[None]] = {}
+
+    def apply(self, config: SafetyConfig, screening: Screening | None, admit: Callable[[Request], None]) -> None:
+        """Use another configuration for requests to come."""
+        self._screening = screening
+        self._timeout = config.content.judge_timeout_s if config.content is not None else 0.0
+        self._allow_commands = config.allow_management
+        self._admit = admit
 
     def take(self, request: Request) -> None:
         """Take a new request; where there is a judge of prompts, what becomes of it is known later."""
@@ -75,3 +79,8 @@ class Entrance:
         else:
             self._refuse(request, verdict)
         self._flush()
+
+
+def make_screening(config: SafetyConfig) -> Screening | None:
+    """Return the check of prompts and answers that a configuration asks for, if it does."""
+    return Screening(config.content) if config.content is not None else None

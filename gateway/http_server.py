@@ -77,7 +77,6 @@ class HttpServer:
         config = uvicorn.Config(
             app,
             http=_PatientProtocol,
-            limit_concurrency=None if max_connections is None else max_connections + 1,  # uvicorn counts the new one
             ws="none",
             lifespan="off",
             log_config=None,
@@ -85,6 +84,7 @@ class HttpServer:
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         self._server = _QuietServer(config)
+        self.limit(max_connections)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -92,6 +92,11 @@ class HttpServer:
         """The bound address, as `host:port`."""
         host, port = self._socket.getsockname()[:2]
         return f"{host}:{port}"
+
+    def limit(self, max_connections: int | None) -> None:
+        """Take so many connections; those to come are counted by it."""
+        limit = None if max_connections is None else max_connections + 1  # uvicorn counts the new one
+        self._server.config.limit_concurrency = limit
 
     def start(self) -> asyncio.Task[None]:
         """Begin to answer; return the task that does, which ends with `stop`."""

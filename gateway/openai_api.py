@@ -116,7 +116,7 @@ class OpenAiApi:
     def __init__(self, client: KserveClient, guard: Guard, config: OpenAiConfig) -> None:
         """Send requests through this client, for whom the guard knows."""
         self._client = client
-        self._config = config
+        self.config = config
         self._guard = guard
         self._created = int(time.time())
         self._is_draining = False
@@ -178,7 +178,7 @@ class OpenAiApi:
             int(time.time()),
             body.num_top,
             body.offered,
-            self._config.tool_calls,
+            self.config.tool_calls,
             with_usage=body.stream_options is not None and body.stream_options.include_usage,
         )
         completion = self._completion(request, body)

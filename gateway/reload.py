@@ -16,18 +16,17 @@ from gateway.workers.table import TableFull
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig
 
-FIXED = (  # what sockets, connections or records were made with
-    "grpc_address",
-    "http_address",
-    "workers",
-    "tls",
-    "safety",
-    "openai",
-    "observe",
-    "max_connections",
-    "limits",
-    "patience",
-)
+
+def _fixed(config: GatewayConfig) -> dict[str, object]:
+    """Return what sockets, processes or records were made with."""
+    return {
+        "grpc_address": config.grpc_address,
+        "http_address": config.http_address,
+        "workers": config.workers,
+        "whether there is tls": config.tls is None,
+        "observe.journal": config.observe.journal,
+        "observe.tracing": config.observe.tracing,
+    }
 
 
 def check_change(before: GatewayConfig, after: GatewayConfig) -> None:
@@ -36,8 +35,8 @@ def check_change(before: GatewayConfig, after: GatewayConfig) -> None:
     Raises:
         ConfigError: names every such field.
     """
-    changed = [name for name in FIXED if getattr(before, name) != getattr(after, name)]
-    if changed:
+    old, new = _fixed(before), _fixed(after)
+    if changed := [name for name, value in new.items() if value != old[name]]:
         raise ConfigError(f"only a restart can change {', '.join(changed)}")
 
 

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import signal
+import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -20,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import compiled
 from gateway.address import bound_address, listen, remove_socket, split_address
 from gateway.client import ClientLink, Terms
-from gateway.config import GatewayConfig, InstanceConfig
+from gateway.config import GatewayConfig, InstanceConfig, TlsConfig
 from gateway.dashboard.feed import Feed
 from gateway.dashboard.routes import dashboard_routes
 from gateway.dispatcher import Dispatcher
@@ -37,7 +38,7 @@ from gateway.plain_answers import PlainAnswers
 from gateway.reload import keep_bound
 from gateway.rounds import Rounds
 from gateway.safety.budgets import level_rows
-from gateway.tls import TlsError, server_context
+from gateway.tls import RenewableContext, TlsError, renewable, server_context
 from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
 
@@ -59,9 +60,9 @@ class Server:
         self.stopping = asyncio.Event()
         self.cut = asyncio.Event()
         self._terms = Terms(config.limits, config.patience, config.max_connections)
-        self._tls = None
+        self._tls: RenewableContext | None = None
         if config.tls is not None:
-            self._tls = server_context(config.tls.certificate, config.tls.key, config.tls.client_ca)
+            self._tls = renewable(_context(config.tls))
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[asyncio.Server] = []
         self._http: HttpServer | None = None
@@ -69,7 +70,7 @@ class Server:
         self._openai: OpenAiApi | None = None
         fleet = Fleet(config, self.dispatcher.instances, self.hub, self._make_instance)
         self.fleet = fleet
-        self.updates = Updates(config, self.dispatcher, fleet)
+        self.updates = Updates(config, (self.dispatcher.prepare, self._prepare), fleet)
         self.metrics.instances = self._facts
         self.metrics.level = lambda: self.dispatcher.router.levels
 
@@ -111,6 +112,26 @@ class Server:
         )
         self._http.start().add_done_callback(self._task_ended)
         return self._http.address
+
+    def _prepare(self, config: GatewayConfig) -> Callable[[], None]:
+        """Return what has connections to come made as another configuration says.
+
+        Raises:
+            TlsError: its files cannot be used.
+        """
+        context = _context(config.tls) if config.tls is not None and config.tls != self.config.tls else None
+
+        def commit() -> None:
+            self.config = config
+            self._terms = Terms(config.limits, config.patience, config.max_connections)
+            if context is not None and self._tls is not None:
+                self._tls.current = context
+            if self._http is not None:
+                self._http.limit(config.max_connections)
+            if self._openai is not None:
+                self._openai.config = config.openai
+
+        return commit
 
     def add_task(self, work: Coroutine[None, None, None]) -> None:
         """Run something until the gateway stops."""
@@ -179,10 +200,9 @@ class Server:
 
     async def _watch_links(self) -> None:
         loop = asyncio.get_running_loop()
-        patiences = [self.config.patience, *(instance.patience for instance in self.config.instances)]
-        interval = min(patience.interval for patience in patiences)
         while True:
-            await asyncio.sleep(interval)
+            patiences = [self.config.patience, *(instance.patience for instance in self.config.instances)]
+            await asyncio.sleep(min(patience.interval for patience in patiences))
             now = loop.time()
             for client in list(self.clients):
                 client.watch(now)
@@ -277,6 +297,10 @@ def work(
         sys.stderr.write(f"worker {seat.number} cannot start: {error}\n")
         return 1
     return 0
+
+
+def _context(config: TlsConfig) -> ssl.SSLContext:
+    return server_context(config.certificate, config.key, config.client_ca)
 
 
 def _print_addresses(addresses: dict[str, str]) -> None:

@@ -4,8 +4,10 @@ A relative path is one in the folder of the file that it stands in, wherever the
 validation context hands that folder down. Without one, as for fields that come from no file, it is the current folder.
 """
 
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FilePath, ValidationInfo
 
@@ -16,11 +18,35 @@ class Strict(BaseModel):
     """A checked part of the configuration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    reads_files: ClassVar[tuple[str, ...]] = ()  # fields that name files whose contents count
 
 
 def in_folder_of(file: Path) -> dict[str, Path]:
     """Return the validation context for what `file` holds."""
     return {FOLDER: file.absolute().parent}
+
+
+def digest_of_files(paths: Iterable[Path | None]) -> bytes:
+    """Return what tells other contents of these files from those that were read.
+
+    Raises:
+        ValueError: one cannot be read.
+    """
+    try:
+        return b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths if path is not None)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+
+
+def files_read_by(part: Any) -> Iterator[Path]:
+    """Yield the files whose contents belong to a part of the configuration, in `reads_files` of it and its parts."""
+    if isinstance(part, Strict):
+        yield from (path for name in part.reads_files if (path := getattr(part, name)) is not None)
+        for name in type(part).model_fields:
+            yield from files_read_by(getattr(part, name))
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from files_read_by(item)
 
 
 def _placed(value: object, info: ValidationInfo) -> object:

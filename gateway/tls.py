@@ -16,6 +16,23 @@ class TlsError(Exception):
     """A certificate, key or authority that cannot be used."""
 
 
+class RenewableContext(ssl.SSLContext):
+    """The context of a port, in whose place another can be put: connections to come are made with `current`."""
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Make a connection's TLS; asyncio and uvloop do so for each that is accepted."""
+        return self.current.wrap_bio(*arguments, **options)
+
+
+def renewable(context: ssl.SSLContext) -> RenewableContext:
+    """Return a context that makes connections with this one until another is put in its place."""
+    made = RenewableContext(ssl.PROTOCOL_TLS_SERVER)
+    made.current = context
+    return made
+
+
 def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
     """Return the context of a port; with `client_ca`, clients must show a certificate that it signed.
 

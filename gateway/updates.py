@@ -6,7 +6,8 @@ Knows what is to be applied where. Does not know how a configuration is read or 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +17,16 @@ from gateway.discovery.kubernetes import watch_slices
 from gateway.discovery.sources import Instances, watch_dns, watch_file
 from gateway.log import log, log_defect
 from gateway.reload import reload
+from gateway.strict import files_read_by
 from gateway.tls import TlsError
 from gateway.workers.table import TableFull
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig
-    from gateway.dispatcher import Dispatcher
     from gateway.fleet import Fleet
 
 POLL_SECONDS = 1.0
+Prepare = Callable[["GatewayConfig"], Callable[[], None]]  # refuses, or returns what puts it in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,10 @@ class ConfigSource:
 class Updates:
     """Keeps a running gateway to its configuration and its instances to what is found."""
 
-    def __init__(self, config: GatewayConfig, dispatcher: Dispatcher, fleet: Fleet) -> None:
-        """Take the configuration in force."""
+    def __init__(self, config: GatewayConfig, prepare: Sequence[Prepare], fleet: Fleet) -> None:
+        """Take the configuration in force, and what `prepare`s the parts for another one."""
         self.config = config
-        self._dispatcher = dispatcher
+        self._prepare = prepare
         self._fleet = fleet
         self._found: Instances = ()
         self._discovery: asyncio.Task[None] | None = None
@@ -59,11 +61,11 @@ class Updates:
         self.config = reload(self.config, source.read, self._apply)
 
     async def watch_config(self, source: ConfigSource, path: Path) -> None:
-        """Reload whenever the bytes of the source's file change, for ever."""
-        seen = _content(path)
+        """Reload whenever the bytes change of the source's file, or of one that it names, for ever."""
+        seen = _contents(path, self.config)
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            content = await asyncio.to_thread(_content, path)
+            content = await asyncio.to_thread(_contents, path, self.config)
             if content != seen:
                 seen = content
                 self.reload(source)
@@ -75,6 +77,7 @@ class Updates:
             await asyncio.gather(self._discovery, return_exceptions=True)
 
     def _apply(self, config: GatewayConfig) -> None:
+        commits = [prepare(config) for prepare in self._prepare]
         before, self.config = self.config, config
         try:
             self._set_instances("configured")
@@ -82,7 +85,8 @@ class Updates:
             self.config = before
             raise
         self._fleet.config = config
-        self._dispatcher.apply(config)
+        for commit in commits:
+            commit()
         if config.discovery != before.discovery:
             self._found = ()
             self._start_discovery()
@@ -127,8 +131,10 @@ def _source(config: DiscoveryConfig) -> AsyncIterator[Instances]:
             return watch_slices(config)
 
 
-def _content(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
+def _contents(path: Path, config: GatewayConfig) -> dict[Path, bytes]:
+    """Return what is in the configuration's file, and in those that it names, as far as they can be read."""
+    found: dict[Path, bytes] = {}
+    for each in (path, *files_read_by(config)):
+        with contextlib.suppress(OSError):
+            found[each] = each.read_bytes()
+    return found

@@ -52,10 +52,14 @@ class Observation:
         self.recent: deque[dict[str, int]] = deque(maxlen=REMEMBERED)  # durations of stages, in ns
         self.recent_first: deque[float] = deque(maxlen=REMEMBERED)  # seconds to the first answer
         self._meters = Meters(registry)
+        self._credit = 0.0
+        self.apply(config)
+
+    def apply(self, config: ObserveConfig) -> None:
+        """Watch another share of requests from now on."""
         self._sample = config.sample
         # Besides requests whose callers are limited or ask for it:
         self.watches_some = self.tracing is not None or config.sample > 0
-        self._credit = 0.0
 
     @property
     def saved_levels(self) -> dict[str, tuple[float, int]]:

@@ -15,6 +15,7 @@ from gateway.strict import ExistingFile, Strict
 class PlanConfig(Strict):
     """A plan's threshold: the number of requests in flight from which one layout is better than another."""
 
+    reads_files = ("file",)
     file: ExistingFile = Field(description="what `scripts/plan --json` has written")
     low: str = Field(description="layout of low_pool, by its name in the plan, such as tp8")
     high: str = Field(description="layout of high_pool, such as 4 x tp2")

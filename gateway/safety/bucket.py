@@ -43,6 +43,10 @@ class Bucket:
         self._refill(now)
         self.level = min(self.capacity, self.level - amount)
 
+    def go_on_from(self, before: "Bucket", now: float) -> None:
+        """Have what is left of one with another capacity or rate, up to this one's capacity."""
+        self.level, self.at, self.is_fresh = min(self.capacity, before.level_at(now)), now, False
+
     def _refill(self, now: float) -> None:
         self.level = min(self.capacity, self.level + self.rate * max(0.0, now - self.at))
         self.at = max(self.at, now)

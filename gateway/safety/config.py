@@ -5,7 +5,7 @@ Knows fields and how they fit together. Does not know requests.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from gateway.content.config import ContentConfig
 from gateway.safety.keys import Key, read_keys
@@ -40,6 +40,7 @@ class TenantConfig(Strict):
 class SafetyConfig(Strict):
     """Everything about who may ask for what; without tenants everybody may ask for everything but management."""
 
+    reads_files = ("keys_file",)
     allow_management: bool = Field(
         default=False, description="whether clients reach Triton's management calls and the engine's commands"
     )
@@ -56,13 +57,15 @@ class SafetyConfig(Strict):
     assumed_completion_tokens: int = Field(
         default=256, ge=1, description="tokens of a request that does not say max_tokens"
     )
+    _keys: tuple[Key, ...] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _check(self) -> "SafetyConfig":
         names = [tenant.name for tenant in self.tenants]
         if len(set(names)) < len(names):
             raise ValueError("two tenants have the same name")
-        wanted = {key.tenant for key in self.read_keys()} | ({self.anonymous_tenant} - {None})
+        self._keys = tuple(read_keys(self.keys_file, self.keys_env))
+        wanted = {key.tenant for key in self._keys} | ({self.anonymous_tenant} - {None})
         if unknown := wanted - set(names):
             raise ValueError(f"there is no tenant {', '.join(sorted(map(str, unknown)))}")
         if self.tenants and not wanted:
@@ -71,10 +74,7 @@ class SafetyConfig(Strict):
             raise ValueError("max_in_flight needs tenants; one anonymous tenant is enough")
         return self
 
-    def read_keys(self) -> list[Key]:
-        """Return the keys of the file and of the environment.
-
-        Raises:
-            ValueError: they cannot be read or are malformed.
-        """
-        return read_keys(self.keys_file, self.keys_env)
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The keys of the file and of the environment."""
+        return self._keys

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from gateway.safety.admission import Admission, Refusal, Ticket
 from gateway.safety.estimate import estimate_tokens
 from gateway.safety.refusals import exhausted
+from gateway.status import Code, Failure
 
 if TYPE_CHECKING:
     from gateway.request import Request
     from gateway.safety.config import SafetyConfig
-    from gateway.status import Failure
     from gateway.workers.seat import Seat
 
 
@@ -47,11 +47,22 @@ class Gate:
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0  # uvloop's handle of a time that has come does not tell it
 
+    def apply(self, config: SafetyConfig) -> None:
+        """Use other limits from now on, for who waits too."""
+        admission = self.admission
+        admission.max_in_flight, admission.queue_size = config.max_in_flight, config.queue_size
+        admission.max_wait, self._assumed = config.max_wait_s, config.assumed_completion_tokens
+        self._plan(self._loop.time())
+
     def submit(self, request: Request) -> None:
         """Take a new request: place it, keep it waiting or refuse it."""
         tenant = request.exchange.call.tenant
         if tenant is None or not request.exchange.call.is_metered:
             self._place(request)
+            return
+        if tenant.is_gone:
+            message = f"UNAUTHENTICATED: there is no tenant {tenant.config.name!r} any more"
+            self._refuse(request, Failure(Code.UNAUTHENTICATED, message))
             return
         tokens = 0
         if tenant.counts_tokens and request.exchange.call.is_routed:

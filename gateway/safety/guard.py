@@ -7,7 +7,7 @@ Invariants:
 2. Where there are tenants, every call but health checks belongs to one, and its key goes no further than here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway.call import SERVICE, Call
@@ -43,8 +43,31 @@ class Guard:
 
     def __init__(self, config: SafetyConfig, now: float, seat: Seat | None = None) -> None:
         """Begin with tenants that have used nothing, or as one of several workers with what they have used by now."""
+        self._seat = seat
         self.tenants: dict[str, Tenant] = {tenant.name: make_tenant(tenant, now, seat) for tenant in config.tenants}
-        self._keys = config.read_keys()
+        self._take(config)
+
+    def prepare(self, config: SafetyConfig, now: float) -> Callable[[], None]:
+        """Return what puts another configuration in force: tenants that stay keep what they have used.
+
+        Raises:
+            TableFull: workers share no more memory for the new ones.
+        """
+        made = {tenant.name: make_tenant(tenant, now, self._seat) for tenant in config.tenants}
+
+        def commit() -> None:
+            for name, tenant in self.tenants.items():
+                tenant.is_gone = name not in made
+            for name in self.tenants.keys() & made.keys():
+                self.tenants[name].become(made[name], now)
+                made[name] = self.tenants[name]
+            self.tenants = made
+            self._take(config)
+
+        return commit
+
+    def _take(self, config: SafetyConfig) -> None:
+        self._keys = config.keys
         self._anonymous = config.anonymous_tenant
         self._allow_management = config.allow_management
 

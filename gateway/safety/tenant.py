@@ -20,9 +20,13 @@ class Tenant:
     buckets: list[tuple[LimitConfig, Bucket]]
     row: Row | None = None  # what other workers have in flight, where there are any
     num_in_flight: int = 0
+    is_gone: bool = False  # whether a later configuration does not know it
     parameters: bytes = field(init=False)  # what the scheduler is to know, ready to be appended to a request
 
     def __post_init__(self) -> None:
+        self._describe()
+
+    def _describe(self) -> None:
         self.parameters = (
             encode_parameter("tenant", self.config.name)
             + encode_int_parameter("tenant_weight", self.config.weight)
@@ -63,6 +67,15 @@ class Tenant:
         for limit, bucket in self.buckets:
             if limit.what == "tokens":
                 bucket.take(used - estimated, now)
+
+    def become(self, other: "Tenant", now: float) -> None:
+        """Go on under another configuration, with what is in flight and what is left of limits that stay."""
+        left = dict(zip(bucket_names(self.config), self.buckets, strict=True))
+        for name, (_, bucket) in zip(bucket_names(other.config), other.buckets, strict=True):
+            if name in left:
+                bucket.go_on_from(left[name][1], now)
+        self.config, self.buckets = other.config, other.buckets
+        self._describe()
 
     def _count(self, change: int) -> None:
         self.num_in_flight += change

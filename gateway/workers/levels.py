@@ -10,29 +10,32 @@ import contextlib
 import mmap
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from gateway.safety.bucket import Bucket
-from gateway.workers.table import held
+from gateway.workers.table import CELL_BYTES, MAX_ROWS, claim, held
 
-CELL_BYTES = 8
-CELLS = 2  # level, and when it was known; a time of 0 says that nobody has used the bucket
+LEVEL, END = 1, 3  # a row's cells: its name's key, the level, when it was known: 0 if nobody has used it
 
 
 class SharedLevels:
     """Memory for the level of each named bucket."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        """Make the memory; processes that are forked later share it."""
-        self._places = {name: number for number, name in enumerate(names)}
-        self._cells = memoryview(mmap.mmap(-1, (len(names) or 1) * CELLS * CELL_BYTES)).cast("d")
+    def __init__(self) -> None:
+        """Make the memory; processes that are forked later share it. It is taken only for rows that are used."""
+        memory = memoryview(mmap.mmap(-1, MAX_ROWS * END * CELL_BYTES))
+        self._keys, self._cells = memory.cast("q"), memory.cast("d")
         self._lock = os.memfd_create("gateway-levels")
         weakref.finalize(self, os.close, self._lock)
 
     def bucket(self, name: str, capacity: float, rate: float, now: float) -> "SharedBucket":
-        """Return the bucket of this name, full where no worker has used it yet."""
-        start = self._places[name] * CELLS
-        return SharedBucket(capacity, rate, now, self._cells[start : start + CELLS], self._lock)
+        """Return the bucket of this name, full where no worker has used it yet.
+
+        Raises:
+            TableFull: it has no row, and none is free.
+        """
+        start = claim(self._keys, END, name, self._lock)
+        return SharedBucket(capacity, rate, now, self._cells[start + LEVEL : start + END], self._lock)
 
 
 class SharedBucket(Bucket):

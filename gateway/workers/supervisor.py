@@ -27,7 +27,6 @@ from pathlib import Path
 from gateway.address import BACKLOG, bind_unix, remove_socket, split_address, unix_path
 from gateway.config import GatewayConfig
 from gateway.log import log
-from gateway.safety.tenant import bucket_names
 from gateway.workers.levels import SharedLevels
 from gateway.workers.seat import Seat
 from gateway.workers.table import SharedTable
@@ -49,7 +48,7 @@ class Supervisor:
         self._work = work
         self._folder = folder
         self._listener = listener
-        self._levels = SharedLevels([name for tenant in config.safety.tenants for name in bucket_names(tenant)])
+        self._levels = SharedLevels()
         self._context = multiprocessing.get_context("fork")
         self._workers: dict[int, ForkProcess] = {}
         self._started_at: dict[int, float] = {}

@@ -22,7 +22,23 @@ CELL_BYTES = 8
 
 
 class TableFull(Exception):
-    """More instances than the table has rows."""
+    """More names than there are rows."""
+
+
+def claim(cells: memoryview, width: int, name: str, lock: int) -> int:
+    """Return where the row of this name begins, in rows of `width` cells, the first of which is the name's key.
+
+    Raises:
+        TableFull: it has none, and no row is free.
+    """
+    key = int.from_bytes(blake2b(name.encode(), digest_size=CELL_BYTES).digest(), "little", signed=True) or 1
+    with held(lock):
+        for number in range(MAX_ROWS):
+            start = (key + number) % MAX_ROWS * width
+            if cells[start + KEY] in {0, key}:
+                cells[start + KEY] = key
+                return start
+    raise TableFull(f"more than {MAX_ROWS} names since the start")
 
 
 class SharedTable:
@@ -42,14 +58,7 @@ class SharedTable:
         Raises:
             TableFull: no row is free.
         """
-        key = int.from_bytes(blake2b(name.encode(), digest_size=CELL_BYTES).digest(), "little", signed=True) or 1
-        with held(self._lock):
-            for number in range(MAX_ROWS):
-                start = (key + number) % MAX_ROWS * self._width
-                if self._cells[start + KEY] in {0, key}:
-                    self._cells[start + KEY] = key
-                    return Row(self._cells, start, self._width, worker, self._lock)
-        raise TableFull(f"more than {MAX_ROWS} names of instances since the start")
+        return Row(self._cells, claim(self._cells, self._width, name, self._lock), self._width, worker, self._lock)
 
     def forget(self, worker: int) -> None:
         """Set the counts of a worker that is gone to zero."""

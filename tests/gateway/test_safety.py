@@ -16,7 +16,7 @@ import yaml
 from openai import OpenAI
 
 from gateway.safety.commands import refuse_command
-from gateway.safety.config import SafetyConfig
+from gateway.safety.config import SafetyConfig, TenantConfig
 from gateway.safety.gate import Gate
 from gateway.safety.tenant import make_tenant
 from gateway.wire import protobuf
@@ -306,3 +306,19 @@ def test_two_that_leave_at_once_let_two_others_on() -> None:
         assert placed == requests
 
     uvloop.run(run())
+
+
+def test_a_tenant_under_other_limits_keeps_what_it_has_used_of_those_that_stay() -> None:
+    def configured(*limits: dict[str, Any]) -> TenantConfig:
+        return TenantConfig.model_validate({"name": "one", "limits": limits})
+
+    hourly, daily = {"what": "requests", "per_s": 3600}, {"what": "tokens", "per_s": 86400}
+    tenant = make_tenant(configured(hourly | {"amount": 10}), 0.0)
+    for _ in range(8):
+        tenant.take(5, 0.0)
+    tenant.become(make_tenant(configured(hourly | {"amount": 3600}, daily | {"amount": 50}), 0.0), 0.0)
+    assert [bucket.level for _, bucket in tenant.buckets] == [2, 50]
+    assert tenant.wait(1, 0.0) == 0
+    assert tenant.num_in_flight == 8
+    tenant.become(make_tenant(configured(hourly | {"amount": 1}), 0.0), 1.0)
+    assert [bucket.level for _, bucket in tenant.buckets] == [1]  # 3 at the old rate, above the new capacity

@@ -78,7 +78,7 @@ def test_no_workers_are_refused() -> None:
 
 
 def test_a_shared_bucket_has_one_level_for_all_and_for_who_comes_later() -> None:
-    levels = SharedLevels(["one", "other"])
+    levels = SharedLevels()
     mine, theirs = levels.bucket("one", 10, 1.0, 5.0), levels.bucket("one", 10, 1.0, 5.0)
     mine.take(6, 5.0)
     theirs.take(3, 5.0)
@@ -88,7 +88,7 @@ def test_a_shared_bucket_has_one_level_for_all_and_for_who_comes_later() -> None
 
 
 def test_slots_are_counted_over_all_workers() -> None:
-    table, levels = SharedTable(2), SharedLevels([])
+    table, levels = SharedTable(2), SharedLevels()
     config = TenantConfig(name="one", max_concurrent=2)
     mine, theirs = (make_tenant(config, 0.0, Seat(number, table, levels, Path())) for number in range(2))
     for tenant in (mine, theirs):
@@ -114,7 +114,7 @@ def _hammer(admission: Admission, tenant: Tenant, row: Row, start: Barrier) -> b
 @pytest.mark.parametrize("whose", ["tenant", "gateway"])
 def test_workers_that_admit_at_once_never_exceed_a_limit(whose: str) -> None:
     context = multiprocessing.get_context("fork")
-    table, levels, start = SharedTable(2), SharedLevels([]), context.Barrier(2)
+    table, levels, start = SharedTable(2), SharedLevels(), context.Barrier(2)
     config = TenantConfig(name="one", max_concurrent=1 if whose == "tenant" else None)
 
     def work(number: int) -> None:
@@ -220,7 +220,7 @@ def test_workers_take_a_changed_configuration_and_so_do_their_successors(tmp_pat
     gateway.process.send_signal(signal.SIGHUP)
     gateway.wait_until(lambda: log.read_text().count("config_applied") == 2)
     assert call() == {"b"}
-    write(backends[1], max_connections=5)
+    write(backends[1], workers=5)
     gateway.process.send_signal(signal.SIGHUP)
     gateway.wait_until(lambda: log.read_text().count("config_refused") >= 2)
     write(backends[1])
