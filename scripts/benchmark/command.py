@@ -209,7 +209,7 @@ def sse(
     beside: Annotated[list[Path] | None, typer.Option(help="Another checkout to measure; can be given again.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Measure what streaming OpenAI's completions costs in the gateway."""
+    """Measure what OpenAI's completions cost in the gateway."""
     from scripts.benchmark.sse import run
 
     with _progress() as progress:
