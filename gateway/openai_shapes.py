@@ -50,7 +50,7 @@ class Reply:
     def __post_init__(self) -> None:
         """Write down what all events share."""
         empty = self._object(self.shape.piece, []) | ({"usage": None} if self.with_usage else {})
-        before, _, behind = event(empty).partition("[]")
+        before, _, behind = event(empty).rpartition("[]")
         self._frame = f"{before}[", f"]{behind}"
 
     def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:

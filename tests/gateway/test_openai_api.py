@@ -12,6 +12,8 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from openai import OpenAI
 
 from gateway.kserve_messages import Chunk
@@ -20,6 +22,9 @@ from gateway.openai_errors import ApiError
 from gateway.openai_logprobs import text_logprobs
 from gateway.openai_parsing import parse_body
 from gateway.openai_prompts import MAX_AT_ONCE
+from gateway.openai_shapes import CHAT as CHAT_SHAPE
+from gateway.openai_shapes import TEXT as TEXT_SHAPE
+from gateway.openai_shapes import Reply
 from gateway.tensors import pack_texts
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
@@ -423,9 +428,21 @@ def test_a_failure_after_the_first_word_ends_the_stream_with_an_error(client: Op
         list(events)
 
 
+@given(st.text(), st.sampled_from(["", "stop"]), st.booleans(), st.booleans())
+def test_an_event_is_the_object_it_stands_for(text: str, reason: str, is_chat: bool, with_usage: bool) -> None:
+    reply = Reply(CHAT_SHAPE if is_chat else TEXT_SHAPE, "id[]", 7, with_usage=with_usage)
+    first, second = reply.events([Chunk(text, "", 1, 1, 0), Chunk(text, reason, 1, 2, 0)]).split("\n\n")[:-1]
+    heads = [{"delta": {"role": "assistant", "content": text}}, {"delta": {"content": text} if text else {}}]
+    for event, head, end in zip((first, second), heads, ("", reason), strict=True):
+        choice = {"index": 0, "logprobs": None, "finish_reason": end or None} | (head if is_chat else {"text": text})
+        expected = {"id": "id[]", "object": reply.shape.piece, "created": 7, "model": "llm", "choices": [choice]}
+        assert json.loads(event.removeprefix("data: ")) == expected | ({"usage": None} if with_usage else {})
+    told = [json.loads(event.removeprefix("data: ")) for event in reply.closing({}).split("\n\n")[:-2]]
+    assert [event["usage"]["total_tokens"] for event in told] == [3] * with_usage
+
+
 @pytest.mark.parametrize("wish", ["hang", "silent"])
 def test_a_client_that_leaves_a_stream_has_its_request_aborted(client: OpenAI, fake: Backend, wish: str) -> None:
-    before = len(fake.aborted)
     if wish == "hang":
         stream = client.completions.create(model="llm", prompt=wish, stream=True)
         assert next(iter(stream)).choices[0].text == "Once"
@@ -433,7 +450,8 @@ def test_a_client_that_leaves_a_stream_has_its_request_aborted(client: OpenAI, f
     else:
         with pytest.raises(openai.APITimeoutError):
             client.with_options(timeout=0.5).completions.create(model="llm", prompt=wish, stream=True)
-    assert fake.wait_for(lambda: len(fake.aborted) > before)
+    key = fake.requests[-1].parameters["request_key"].string_param
+    assert fake.wait_for(lambda: key in fake.aborted)
 
 
 @pytest.mark.parametrize(
