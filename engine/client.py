@@ -30,6 +30,7 @@ from engine.messages import (
     Command,
     Message,
     ModelInfo,
+    StartCommand,
     StartFailed,
     error_output,
 )
@@ -65,6 +66,7 @@ class EngineClient:
         self._closing = threading.Event()
         self._is_up = False
         self._info: ModelInfo | None = None
+        self._adapters: tuple[str, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._reader = threading.Thread(target=self._run, name="engine-client", daemon=True)
@@ -216,9 +218,10 @@ class EngineClient:
             what = "is being shut down" if self._closing.is_set() else f"ended unexpectedly (exit code {code})"
             error = EngineUnavailable(f"the engine core {what} while the request was running")
             self._on_outputs([error_output(request_id, error) for request_id in lost])
-        self.stats = EngineStats()
+        self._adapters, self.stats = self.stats.adapters, EngineStats()
 
     def _spawn(self) -> None:
+        adapters, self._adapters = self._adapters, ()  # only once: where one of them ends the core, it starts without
         ours, theirs = socket.socketpair()
         with theirs:
             command = [_python(), "-m", "engine.core_process", str(theirs.fileno())]
@@ -233,7 +236,7 @@ class EngineClient:
             self._stop_process()
         self._connection = Connection(ours.detach())
         try:
-            self._connection.send(self.config)
+            self._connection.send(StartCommand(self.config, adapters))
             message: Message = self._connection.recv()
         except (EOFError, OSError):
             self._stop_process()

@@ -12,7 +12,7 @@ Invariants:
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from engine.compile_watch import CompileWatch
@@ -22,6 +22,7 @@ from engine.errors import EngineError, InvalidRequest, RequestFailed
 from engine.guides import GuideFactory
 from engine.isolation import run_isolated
 from engine.kv_manager import make_kv_manager
+from engine.lora.lora_linear import LoadedAdapter
 from engine.messages import ModelInfo
 from engine.model_loading import Loader, load_model
 from engine.model_runner import ModelRunner
@@ -29,6 +30,7 @@ from engine.models.config import ModelConfig
 from engine.ngram_lookup import NgramLookup
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.parallel.leader import RankLeader
+from engine.parallel.step_message import AdapterName
 from engine.request_check import check_request
 from engine.results import Results
 from engine.sampling_params import SamplingParams
@@ -241,6 +243,12 @@ class EngineCore:
         self.stats.kv_usage = self.scheduler.kv.usage
         self.stats.num_preemptions = self.scheduler.num_preemptions
         return self.stats
+
+    def prepare_adapters(self, adapters: Collection[LoadedAdapter]) -> None:
+        """Have other ranks load their parts of adapters too, and return once they have."""
+        if self.ranks is not None and adapters:
+            self.ranks.prepare([AdapterName(each.name, each.digest) for each in adapters])
+            self.runner.meet_ranks()
 
     def _load(self, config: EngineConfig, load: Loader, on_rank_loss: Callable[[str], None] | None) -> ModelRunner:
         if self.ranks is None:

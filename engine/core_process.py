@@ -1,7 +1,7 @@
 """The engine core as a process of its own: commands in, outputs out, over one local socket.
 
 Knows the core and the socket. Does not know Triton. Run as `python -m engine.core_process FD`; the first message on the
-socket is the `EngineConfig`.
+socket is the `StartCommand`.
 
 Invariants:
 1. One thread reads commands, one compiles guides, one loads adapters, and one steps and writes; they share nothing but
@@ -18,24 +18,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
-from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import EngineError, InvalidRequest, QueueFull, RanksFailed, RequestFailed
 from engine.guided_options import Guided
 from engine.guides import Guide
 from engine.lora.adapter_service import AdapterEvent, AdapterInspected, AdapterLoaded, AdapterService, Answer
 from engine.lora.lora_linear import LoadedAdapter
-from engine.messages import AbortCommand, AdapterCommand, AddCommand, Command, StartFailed, error_output
+from engine.messages import AbortCommand, AdapterCommand, AddCommand, Command, StartCommand, StartFailed, error_output
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 
 IDLE_SECONDS = 0.25
 STATS_SECONDS = 0.1
+NO_REQUEST = 0  # what asks for adapters before there are requests, which count from 1
 logger = logging.getLogger(__name__)
 
 
@@ -98,7 +99,7 @@ class CoreLoop:
         """Return the core's statistics and those of the adapters."""
         stats = self.core.read_stats()
         if self.adapters is not None:
-            stats.num_adapters = len(self.adapters.loaded)
+            stats.adapters = tuple(self.adapters.loaded)
             stats.adapter_bytes = self.adapters.pool.num_bytes
             stats.num_adapter_loads = self.adapters.num_loads
             stats.num_pending = len(self.pending)
@@ -226,19 +227,21 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the parent decides when to end, by closing the socket
     connection = Connection(int(sys.argv[1]))
-    config: EngineConfig = connection.recv()
+    start: StartCommand = connection.recv()
+    config = start.config
     try:
         core = EngineCore(config, on_rank_loss=_end)
     except EngineError as error:
         connection.send(StartFailed(str(error)))
         return 1
     commands: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection, commands), name="commands", daemon=True).start()
-    connection.send(core.info)
     adapters = None
     if config.adapters is not None:
         targets, placement = core.runner.adapter_targets, core.runner.placement
         adapters = AdapterService(config.adapters, config, targets, commands.put, placement)
+        core.prepare_adapters(_load_again(adapters, commands, start.adapters))
+    threading.Thread(target=_read, args=(connection, commands), name="commands", daemon=True).start()
+    connection.send(core.info)
     loop = CoreLoop(core, connection, commands, adapters)
     try:
         while True:
@@ -246,6 +249,23 @@ def main() -> int:
     except RanksFailed as error:
         _end(str(error))
         raise
+
+
+def _load_again(
+    adapters: AdapterService, events: "queue.SimpleQueue[Any]", names: Sequence[str]
+) -> list[LoadedAdapter]:
+    """Load the adapters that a core before this one had, while nobody else asks; return those that are still there."""
+    found: list[LoadedAdapter] = []
+    for name in names:
+        answers = adapters.ask(NO_REQUEST, name)
+        while not answers:
+            answers = adapters.handle(events.get())
+        adapters.release(NO_REQUEST)
+        if isinstance(answers[0].result, EngineError):
+            logger.warning("adapter %r, which was there before, is not loaded again: %s", name, answers[0].result)
+        else:
+            found.append(answers[0].result)
+    return found
 
 
 def _end(reason: str) -> None:

@@ -5,6 +5,7 @@ Knows plain values only, so that the parent needs neither torch nor the model.
 
 from dataclasses import dataclass
 
+from engine.config import EngineConfig
 from engine.errors import EngineError, grpc_code
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -23,6 +24,14 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     has_draft_model: bool = False
     on_gpu: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class StartCommand:
+    """What the core is to serve, and the adapters that it is to have before its first request."""
+
+    config: EngineConfig
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)

@@ -166,7 +166,7 @@ def _gauge_values(stats: EngineStats, is_up: bool) -> dict[str, float]:
         "llm_kv_num_blocks": stats.num_blocks,
         "llm_engine_up": float(is_up),
         "llm_pending_requests": stats.num_pending,
-        "llm_loaded_adapters": stats.num_adapters,
+        "llm_loaded_adapters": len(stats.adapters),
         "llm_adapter_bytes": stats.adapter_bytes,
         "llm_step_seconds": stats.last_step_seconds,
     }

@@ -213,6 +213,11 @@ class ModelRunner:
         except Exception as error:
             raise RanksFailed(f"rank {self._member.place.rank} failed in a step: {error!r}") from error
 
+    def meet_ranks(self) -> None:
+        """Return once all ranks have come as far as this call."""
+        if self._member is not None:
+            self._member.collectives.smallest(0)
+
     def _graph_size(self, host: Batch) -> int | None:
         """Return the size of the recording that serves a batch, None where none does."""
         return None if self.graphs is None or self.adapter_rows.groups else self.graphs.size_for(host)

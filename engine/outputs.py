@@ -114,7 +114,7 @@ class EngineStats:
     num_preemptions: int = 0
     num_finished: int = 0
     num_expired: int = 0
-    num_adapters: int = 0
+    adapters: tuple[str, ...] = ()
     adapter_bytes: int = 0
     num_adapter_loads: int = 0
     num_pending: int = 0

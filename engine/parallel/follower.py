@@ -15,7 +15,7 @@ from engine.errors import RanksFailed
 from engine.lora.adapter_file import inspect_adapter, load_adapter
 from engine.lora.lora_linear import LoadedAdapter
 from engine.model_runner import ModelRunner
-from engine.parallel.step_message import AdapterName, decode_step
+from engine.parallel.step_message import AdapterName, decode_message
 
 
 class Follower:
@@ -26,14 +26,19 @@ class Follower:
         self._config, self._runner = config, runner
         self._adapters: OrderedDict[AdapterName, LoadedAdapter] = OrderedDict()  # least recently used first
 
-    def compute(self, message: bytes) -> None:
-        """Compute the step.
+    def take(self, message: bytes) -> None:
+        """Compute the step, or load the adapters, of which rank 0 tells.
 
         Raises:
             RanksFailed: this rank cannot, and now it is out of step.
             ModelError: an adapter cannot be loaded.
         """
-        told = decode_step(message)
+        told = decode_message(message)
+        if isinstance(told, list):
+            for each in told:
+                self._find(each)
+            self._runner.meet_ranks()
+            return
         adapters = [None if each is None else self._find(each) for each in told.adapters]
         self._drop(keep=len({each for each in told.adapters if each is not None}))
         self._runner.adapter_rows.assign(adapters, told.batch, self._runner.link)

@@ -13,7 +13,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
@@ -35,7 +35,7 @@ from engine.parallel.member import Member
 from engine.parallel.messages import Equipment, Loaded, Seat, Welcome
 from engine.parallel.placement import placements_for
 from engine.parallel.step_clock import StepClock
-from engine.parallel.step_message import encode_step
+from engine.parallel.step_message import AdapterName, encode_adapters, encode_step
 from engine.placement import choose_placement, gpu_names, num_gpus
 
 ACCEPT_SECONDS = 0.2
@@ -82,6 +82,14 @@ class RankLeader:
             link.close()
         self.executor.stop()
 
+    def prepare(self, adapters: Sequence[AdapterName]) -> None:
+        """Have all other ranks load adapters, before the step that needs them.
+
+        Raises:
+            RanksFailed: one of them is gone.
+        """
+        self._tell(encode_adapters(adapters))
+
     @contextmanager
     def _step(self, batch: Batch, graph_size: int | None) -> Iterator[None]:
         """Have all other ranks compute this batch, too, and keep an eye on the time until it is computed.
@@ -89,14 +97,16 @@ class RankLeader:
         Raises:
             RanksFailed: one of them is gone.
         """
-        message = encode_step(batch, graph_size)
+        self._tell(encode_step(batch, graph_size))
+        with self._clock.step():
+            yield
+
+    def _tell(self, message: bytes) -> None:
         for rank, link in self._links.items():
             try:
                 link.send_bytes(message)
             except OSError as error:
                 raise RanksFailed(f"rank {rank} is gone: {error}") from None
-        with self._clock.step():
-            yield
 
     def _watch(self, on_loss: Callable[[str], None]) -> None:
         limit = self.config.rank_timeout_seconds

@@ -67,7 +67,7 @@ def serve_rank(invitation: Invitation, rank: int) -> None:
                 message = link.recv_bytes()
             except (EOFError, OSError):
                 return
-            follower.compute(message)
+            follower.take(message)
 
 
 def join_and_load(invitation: Invitation, link: Connection, rank: int) -> tuple[EngineConfig, ModelRunner]:

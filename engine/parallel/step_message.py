@@ -1,10 +1,13 @@
 """What rank 0 tells the others before each step: the batch's tensors, how to compute it, and none of its sequences.
 
+Before the first step it may tell them of adapters instead, which steps will name.
+
 Knows a batch's fields. Does not know links. Sampled tokens need no message of their own: they are the next step's
 input.
 """
 
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +51,17 @@ def encode_step(batch: Batch, graph_size: int | None) -> bytes:
     return pickle.dumps((graph_size, adapters, arrays), pickle.HIGHEST_PROTOCOL)
 
 
-def decode_step(message: bytes) -> ToldStep:
-    """Read the message, which comes from an authenticated rank 0."""
-    graph_size, adapters, arrays = pickle.loads(message)  # noqa: S301
+def encode_adapters(adapters: Sequence[AdapterName]) -> bytes:
+    """Return the message that tells other ranks to load adapters before they are needed."""
+    return pickle.dumps([(each.name, each.digest) for each in adapters])
+
+
+def decode_message(message: bytes) -> ToldStep | list[AdapterName]:
+    """Read a message, which comes from an authenticated rank 0."""
+    content = pickle.loads(message)  # noqa: S301
+    if isinstance(content, list):
+        return [AdapterName(*each) for each in content]
+    graph_size, adapters, arrays = content
     tensors = {name: torch.from_numpy(array) for name, array in zip(FIELDS, arrays, strict=True)}
     batch = Batch(**tensors, sampling=[], prompts=[], pooling=[], adapters=[], late=None)
     return ToldStep(batch, graph_size, [None if each is None else AdapterName(*each) for each in adapters])

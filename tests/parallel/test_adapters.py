@@ -77,4 +77,25 @@ def test_a_rank_drops_what_rank_0_has_no_room_for_and_refuses_what_has_been_chan
         make_adapter(tiny_llama, tmp_path, "c", seed=7)
         batch = replace(whole_batch(prompt, core.runner), adapters=[loaded[2]])
         with pytest.raises(RanksFailed, match="has it been changed"):
-            follower.compute(encode_step(batch, None))
+            follower.take(encode_step(batch, None))
+
+
+def test_ranks_load_what_they_are_told_of_before_a_step_needs_it(
+    tiny_llama: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where inputs are rounded the update comes behind the sum of whole numbers."""
+    monkeypatch.setattr("engine.core.RankLeader", ThreadLeader)
+    made = make_adapter(tiny_llama, tmp_path, "a", target_modules=ALL)
+    (prompt,) = random_prompts([5])
+    said: list[list[int]] = []
+    for num_ranks in (1, 2):
+        options: dict[str, Any] = {"tensor_parallel": num_ranks, "quantization": "int8_dynamic"}
+        with closing(core_for(tiny_llama.path, adapters=tmp_path, **options)) as core:
+            adapter = load(core, made)
+            core.prepare_adapters([adapter])
+            if isinstance(core.ranks, ThreadLeader):
+                (follower,) = core.ranks.followers
+                assert follower.num_adapters == 1
+                monkeypatch.setattr("engine.parallel.follower.load_adapter", None)  # nothing is left to be read
+            said.append(generate(core, [prompt], [PARAMS], [adapter])[0].token_ids)
+    assert said[0] == said[1]

@@ -12,12 +12,16 @@ from engine.offline import generate
 from engine.sampling_params import SamplingParams
 from engine.task_params import TaskParams
 from tests.conftest import TinyModel
+from tests.models.adapters import make_adapter
 from tests.models.checks import core_for
 from tests.models.test_embeddings import embeddings
 from tests.parallel.greedy_text import check_greedy_text, ranks_for
 from tests.parallel.harness import LONG, TIMEOUT, Harness
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),  # PEFT reads it
+]
 
 
 def test_two_ranks_say_what_transformers_says_and_draw_and_pool_as_one_does(tiny_llama: TinyModel) -> None:
@@ -42,8 +46,10 @@ def test_a_grid_of_two_by_two_ranks_says_what_transformers_says(make_model: Call
 
 
 @pytest.fixture(scope="module")
-def harness(tiny_llama: TinyModel) -> Iterator[Harness]:
-    harness = Harness(tiny_llama.path, rank_timeout_seconds=5.0)
+def harness(tiny_llama: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    folder = tmp_path_factory.mktemp("adapters")
+    make_adapter(tiny_llama, folder, "a")
+    harness = Harness(tiny_llama.path, rank_timeout_seconds=5.0, adapters=folder)
     harness.client.start()
     yield harness
     rank = harness.rank()
@@ -55,6 +61,8 @@ def harness(tiny_llama: TinyModel) -> Iterator[Harness]:
 def test_a_rank_that_dies_or_hangs_ends_requests_with_an_error_and_is_replaced(
     harness: Harness, tiny_llama: TinyModel, number: signal.Signals
 ) -> None:
+    harness.client.manage_adapter("a")
+    assert '"a"' in (harness.until_final()[-1].adapters or "")
     harness.check_serves(tiny_llama)
     rank, old_pid = harness.rank(), harness.client.pid
     harness.client.submit([5, 6, 7], LONG, time.monotonic())
@@ -62,6 +70,8 @@ def test_a_rank_that_dies_or_hangs_ends_requests_with_an_error_and_is_replaced(
     harness.check_ends_with_an_error()
     rank.wait(TIMEOUT)
     harness.wait_until_up_again(old_pid)
+    harness.client.manage_adapter()
+    assert '"a": {"state": "ready"' in (harness.until_final()[-1].adapters or "")  # nobody has asked for it
     harness.check_serves(tiny_llama)
 
 

@@ -19,7 +19,7 @@ from engine.parallel.follower import Follower
 from engine.parallel.leader import rank_config
 from engine.parallel.member import Member
 from engine.parallel.placement import placements_for
-from engine.parallel.step_message import encode_step
+from engine.parallel.step_message import AdapterName, encode_adapters, encode_step
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
@@ -187,7 +187,11 @@ class ThreadLeader:
         follower = Follower(config, runner)
         self.followers.append(follower)
         while message := steps.get():
-            follower.compute(message)
+            follower.take(message)
+
+    def prepare(self, adapters: list[AdapterName]) -> None:
+        for steps in self._steps:
+            steps.put(encode_adapters(adapters))
 
     @contextmanager
     def _step(self, batch: Batch, graph_size: int | None) -> Iterator[None]:

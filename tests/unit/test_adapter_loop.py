@@ -13,7 +13,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.core_process import CoreLoop, Event
+from engine.core_process import CoreLoop, Event, _load_again
 from engine.errors import ModelError
 from engine.lora import adapter_service
 from engine.lora.adapter_service import AdapterService
@@ -136,7 +136,7 @@ def test_requests_wait_for_their_adapter_and_say_what_it_says(
     assert loop.service.num_loads == 3
     loop.turn()
     assert loop.states(9) == dict.fromkeys("abc", "ready")
-    assert (loop.stats.num_adapters, loop.stats.num_adapter_loads, loop.stats.num_pending) == (3, 3, 0)
+    assert (len(loop.stats.adapters), loop.stats.num_adapter_loads, loop.stats.num_pending) == (3, 3, 0)
     assert loop.stats.adapter_bytes == loop.service.pool.num_bytes > 0
 
 
@@ -255,3 +255,16 @@ def test_an_engine_without_adapters_refuses_to_name_one(core: EngineCore) -> Non
     for request_id, event in ((1, add(1, "a")), (2, AdapterCommand(2, "a"))):
         loop.put(event)
         assert "this engine serves no adapters" in (loop.final(request_id).error or "")
+
+
+def test_a_new_core_has_what_the_one_before_it_had_if_it_is_still_there(
+    core: EngineCore, adapters: dict[str, TinyAdapter]
+) -> None:
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    folder = adapters["a"].path.parent
+    service = AdapterService(
+        folder, EngineConfig(model=Path(), adapters=folder), core.runner.adapter_targets, events.put
+    )
+    found = _load_again(service, events, ("a", "broken", "gone", "c"))
+    assert [adapter.name for adapter in found] == service.loaded == ["a", "c"]
+    assert not any(place.users for place in service.pool.places.values())
