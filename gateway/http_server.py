@@ -6,7 +6,7 @@ Knows uvicorn and starlette. Does not know what is behind a route, nor signals: 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import uvicorn
@@ -32,7 +32,7 @@ class Answer:
     content_type: str = "text/plain; charset=utf-8"
 
 
-Handler = Callable[[str, str, Sequence[tuple[bytes, bytes]]], Answer]
+Handler = Callable[[str, str, Sequence[tuple[bytes, bytes]]], Awaitable[Answer]]
 
 
 class _PatientProtocol(H11Protocol):
@@ -138,7 +138,7 @@ def make_app(handler: Handler, routes: Sequence[BaseRoute] = ()) -> Starlette:
     """Return an application with these routes, and the handler for all else."""
 
     async def plain(request: Request) -> Response:
-        answer = handler(request.method, request.url.path, request.headers.raw)
+        answer = await handler(request.method, request.url.path, request.headers.raw)
         return Response(answer.body, answer.status, media_type=answer.content_type)
 
     return Starlette(routes=[*routes, Route("/{path:path}", plain, methods=METHODS)])

@@ -5,6 +5,7 @@ Knows what is shown and who may drain. Does not know HTTP.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,19 +27,22 @@ class PlainAnswers:
     seat: Seat | None
     is_stopping: Callable[[], bool]
 
-    def answer(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Answer:
+    async def answer(self, method: str, path: str, headers: Sequence[tuple[bytes, bytes]]) -> Answer:
         """Answer a request that no other route takes."""
         if method == "POST" and path.startswith("/instances/"):
             return self._refuse_control(headers) or self._control(path.removeprefix("/instances/"))
         if method not in {"GET", "HEAD"}:
             return Answer(405, b"only GET\n")
         if path == "/metrics":
-            own = self.metrics.render()
-            text = own if self.seat is None else self.seat.render(own)
+            text = await asyncio.to_thread(self._metrics_page)  # of 300 tenants it takes 0.2 s
             return Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
         if path == "/healthz":
             return self._healthz()
         return Answer(404, b"there are /metrics, /healthz, /dashboard and /v1\n")
+
+    def _metrics_page(self) -> bytes:
+        own = self.metrics.render()
+        return own if self.seat is None else self.seat.render(own)
 
     def _healthz(self) -> Answer:
         instances = list(self.dispatcher.instances.values())

@@ -42,6 +42,7 @@ from gateway.tls import RenewableContext, TlsError, renewable, server_context
 from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
 
+PUBLISH_SHARE = 0.02  # of its time a worker spends on telling the first one its metrics, at most
 GC_THRESHOLDS = (20_000, 20, 20)  # each pass walks every open request: fewer passes, 6 % more new streams a second
 
 
@@ -53,6 +54,7 @@ class Server:
         self.config = config
         self.seat = seat
         self.hub = Hub()
+        self._loop = asyncio.get_running_loop()
         self.metrics = Metrics()
         self.dispatcher = Dispatcher(config, self.hub, self.metrics, seat)
         self._rounds = Rounds(self.dispatcher, self.hub, self.metrics)
@@ -65,6 +67,7 @@ class Server:
             self._tls = renewable(_context(config.tls))
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[asyncio.Server] = []
+        self._reloading: asyncio.Task[None] | None = None
         self._http: HttpServer | None = None
         self._kserve = KserveClient(self.hub, self.dispatcher)
         self._openai: OpenAiApi | None = None
@@ -138,6 +141,10 @@ class Server:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.append(task)
         task.add_done_callback(self._task_ended)
+
+    def hang_up(self, source: ConfigSource) -> None:
+        """Read the configuration again."""
+        self._reloading = asyncio.get_running_loop().create_task(self.updates.reload_aside(source))
 
     def request_stop(self) -> None:
         """Drain; asked a second time, cut."""
@@ -213,12 +220,18 @@ class Server:
     async def _keep_seat(self, seat: Seat) -> None:
         """Tell the first worker this one's figures, and drain what another was told to."""
         while True:
-            seat.publish(self.metrics.render())
+            took = await asyncio.to_thread(self._publish, seat)
             for instance in self.dispatcher.instances.values():
                 row = instance.load.row
                 if row is not None and row.is_draining != (instance.endpoint.health is Health.DRAINING):
                     instance.signal(Signal.DRAIN if row.is_draining else Signal.RESUME, "another worker was asked")
-            await asyncio.sleep(PUBLISH_SECONDS)
+            await asyncio.sleep(max(PUBLISH_SECONDS, took / PUBLISH_SHARE))
+
+    def _publish(self, seat: Seat) -> float:
+        """Tell the first worker the metrics; return the seconds of CPU that it took."""
+        began = time.thread_time()
+        seat.publish(self.metrics.render())
+        return time.thread_time() - began
 
     def _accept(self) -> ClientLink:
         return ClientLink(self.hub, self.dispatcher, self.clients, self._terms)
@@ -246,10 +259,11 @@ class Server:
             self.request_stop()
 
     def _facts(self) -> list[InstanceFacts]:
-        now = asyncio.get_running_loop().time()
+        """Return what the metrics tell of instances; asked by the thread that renders them."""
+        now = self._loop.time()
         return [
             (i.name, i.load.in_flight, i.endpoint.is_usable, i.load.total(now), i.pool.tally)
-            for i in self.dispatcher.instances.values()
+            for i in list(self.dispatcher.instances.values())
         ]
 
 
@@ -270,7 +284,7 @@ async def serve(
         loop.add_signal_handler(number, server.request_stop)
     addresses = await server.start()
     if source is not None:
-        loop.add_signal_handler(signal.SIGHUP, server.updates.reload, source)
+        loop.add_signal_handler(signal.SIGHUP, server.hang_up, source)
         if source.path is not None:
             server.add_task(server.updates.watch_config(source, source.path))
         if seat is not None:  # perhaps the successor of a worker that had read a newer one

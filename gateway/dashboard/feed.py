@@ -6,6 +6,7 @@ Knows where the figures are. Does not know how they are drawn.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import statistics
 import time
 from collections import deque
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from gateway.dispatcher import Dispatcher
     from gateway.metrics import Metrics
     from gateway.routing.levels import LevelTracker
+    from gateway.safety.tenant import Tenant
 
 SAMPLE_SECONDS = 1.0
 NUM_SAMPLES = 300
 REFUSED = "resource_exhausted"
 PERCENTILES = 100
+MAX_TENANTS = 50  # that the page shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +91,36 @@ class Feed:
             "num_watched": len(observation.recent),
             "stages": _stages(list(observation.recent)),
             "tenants": self._tenants(),
+            "num_tenants": len(self._dispatcher.guard.tenants),
             "level": level_facts(self._metrics.level()),
         }
 
     def _tenants(self) -> list[dict[str, Any]]:
+        """Return the busiest tenants, and of those as busy the ones that have least left."""
+        now = asyncio.get_running_loop().time()
+        tenants = [(tenant, _left(tenant, now)) for tenant in self._dispatcher.guard.tenants.values()]
         return [
             {
                 "name": tenant.config.name,
                 "in_flight": tenant.num_in_flight,
                 "max_concurrent": tenant.config.max_concurrent,
                 "limits": [
-                    {"what": limit.what, "left": max(0.0, bucket.level), "most": bucket.capacity}
-                    for limit, bucket in tenant.buckets
+                    {"what": limit.what, "left": max(0.0, level), "most": bucket.capacity}
+                    for (limit, bucket), level in zip(tenant.buckets, levels, strict=True)
                 ],
             }
-            for tenant in self._dispatcher.guard.tenants.values()
+            for tenant, levels in heapq.nsmallest(MAX_TENANTS, tenants, key=_rank)
         ]
+
+
+def _left(tenant: Tenant, now: float) -> list[float]:
+    return [bucket.level_at(now) for _, bucket in tenant.buckets]
+
+
+def _rank(item: tuple[Tenant, list[float]]) -> tuple[int, float]:
+    tenant, levels = item
+    shares = (level / bucket.capacity for level, (_, bucket) in zip(levels, tenant.buckets, strict=True))
+    return -tenant.num_in_flight, min(shares, default=1.0)
 
 
 def level_facts(levels: LevelTracker | None) -> dict[str, str] | None:

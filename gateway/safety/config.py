@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr, StringConstraints, model_validator
 
 from gateway.content.config import ContentConfig
-from gateway.safety.keys import Key, read_keys
+from gateway.safety.keys import Key, read_keys, tenants_by_digest
 from gateway.strict import AnyPath, Strict
 
 TenantName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
@@ -65,7 +65,7 @@ class SafetyConfig(Strict):
         if len(set(names)) < len(names):
             raise ValueError("two tenants have the same name")
         self._keys = tuple(read_keys(self.keys_file, self.keys_env))
-        wanted = {key.tenant for key in self._keys} | ({self.anonymous_tenant} - {None})
+        wanted = set(tenants_by_digest(self._keys).values()) | ({self.anonymous_tenant} - {None})
         if unknown := wanted - set(names):
             raise ValueError(f"there is no tenant {', '.join(sorted(map(str, unknown)))}")
         if self.tenants and not wanted:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from gateway.call import SERVICE, Call
 from gateway.safety.budgets import restore
 from gateway.safety.config import SafetyConfig
-from gateway.safety.keys import find_tenant
+from gateway.safety.keys import find_tenant, tenants_by_digest
 from gateway.safety.tenant import Tenant, make_tenant
 from gateway.status import Code, Failure
 from gateway.wire.headers import Headers
@@ -67,7 +67,7 @@ class Guard:
         return commit
 
     def _take(self, config: SafetyConfig) -> None:
-        self._keys = config.keys
+        self._keys = tenants_by_digest(config.keys)
         self._anonymous = config.anonymous_tenant
         self._allow_management = config.allow_management
 

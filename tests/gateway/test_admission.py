@@ -14,7 +14,7 @@ from gateway.safety.bucket import Bucket
 from gateway.safety.config import SafetyConfig, TenantConfig
 from gateway.safety.estimate import estimate_tokens
 from gateway.safety.guard import Denied, Guard
-from gateway.safety.keys import find_tenant, parse_keys
+from gateway.safety.keys import find_tenant, parse_keys, tenants_by_digest
 from gateway.safety.tenant import Tenant, make_tenant
 from gateway.status import Code
 from tests.gateway.protos import pb
@@ -50,8 +50,14 @@ def test_a_debt_is_paid_before_anything_passes() -> None:
 
 
 def test_a_key_belongs_to_its_tenant_and_an_unknown_one_to_nobody() -> None:
-    keys = parse_keys(KEYS)
+    keys = tenants_by_digest(parse_keys(KEYS))
     assert [find_tenant(keys, key) for key in (b"key of a", b"key of b", b"key of c", b"")] == ["a", "b", None, None]
+
+
+def test_a_key_of_two_tenants_is_refused() -> None:
+    digest = "0" * 64
+    with pytest.raises(ValueError, match="a and b have the same key"):
+        tenants_by_digest(parse_keys(f"a sha256:{digest}\na sha256:{digest}\nb sha256:{digest}"))
 
 
 @pytest.mark.parametrize("line", ["a", "a sha256:12", "a key", "a b sha256:" + "0" * 64, "a sha256:" + "A" * 64])

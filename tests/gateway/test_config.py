@@ -126,6 +126,13 @@ def test_every_relative_path_is_in_the_folder_of_its_file(tmp_path: Path) -> Non
     assert asyncio.run(found()) == tmp_path / "others" / "b.pem"
 
 
+def test_a_field_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text("instances: [{grpc: 'h:1'}]\nresume: true\nhedging: {max_share: 1, max_share: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"the field 'max_share' is given twice(.|\n)*line 3"):
+        parse_arguments(["--config", str(file)])
+
+
 def test_the_help_names_every_field_with_its_meaning_limits_and_default() -> None:
     lines = list(describe(GatewayConfig))
     assert not [line for line in lines if line.count(":") == 0 or line.endswith(":")]

@@ -1,16 +1,21 @@
 """The operations view in a real browser: it shows what the gateway knows, from this page alone."""
 
+import asyncio
 import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import yaml
 
-from gateway.dashboard.feed import level_facts
+from gateway.dashboard.feed import MAX_TENANTS, Feed, level_facts
 from gateway.routing.levels import Level, LevelRule, LevelTracker
+from gateway.safety.config import TenantConfig
+from gateway.safety.tenant import Tenant, make_tenant
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.browser import Page, page
@@ -97,3 +102,20 @@ def test_the_page_loads_nothing_from_elsewhere(busy: GatewayProcess) -> None:
     assert status == 200
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "src=" not in page
+
+
+def test_of_many_tenants_the_busiest_and_those_with_the_least_left_are_shown() -> None:
+    def make(name: str) -> Tenant:
+        limits = [{"what": "requests", "amount": 10, "per_s": 1e9}]
+        return make_tenant(TenantConfig.model_validate({"name": name, "limits": limits}), 0.0)
+
+    async def run() -> list[str]:
+        tenants = {name: make(name) for name in (f"t{number}" for number in range(2 * MAX_TENANTS))}
+        tenants["t60"].take(0, 0.0)
+        tenants["t70"].take(0, 0.0)
+        tenants["t70"].settle(0, 0, 0.0)
+        dispatcher = SimpleNamespace(guard=SimpleNamespace(tenants=tenants))
+        return [item["name"] for item in Feed(dispatcher, Mock(), Mock())._tenants()]  # type: ignore[arg-type]
+
+    shown = asyncio.run(run())
+    assert shown == ["t60", "t70", *(f"t{number}" for number in range(MAX_TENANTS - 2))]

@@ -12,6 +12,10 @@ from gateway.openai_errors import ApiError
 WHOLE = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
+async def here(*_: object) -> Answer:
+    return Answer(200, b"here\n")
+
+
 async def connect(server: HttpServer, *pieces: bytes) -> bytes:
     """Send pieces, then read until the other side closes."""
     reader, writer = await asyncio.open_connection(*server.address.split(":"))
@@ -28,7 +32,7 @@ def test_a_request_head_that_does_not_come_ends_the_connection(monkeypatch: pyte
     monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.05)
 
     async def run() -> bytes:
-        server = HttpServer("127.0.0.1", 0, make_app(lambda *_: Answer(200, b"here\n")))
+        server = HttpServer("127.0.0.1", 0, make_app(here))
         server.start()
         answer = await connect(server, sent)
         await server.stop()
@@ -39,7 +43,7 @@ def test_a_request_head_that_does_not_come_ends_the_connection(monkeypatch: pyte
 
 def test_more_connections_than_allowed_are_answered_with_503() -> None:
     async def run() -> bytes:
-        server = HttpServer("127.0.0.1", 0, make_app(lambda *_: Answer(200, b"here\n")), max_connections=2)
+        server = HttpServer("127.0.0.1", 0, make_app(here), max_connections=2)
         server.start()
         idle = [await asyncio.open_connection(*server.address.split(":")) for _ in range(2)]
         answer = await connect(server, WHOLE)
