@@ -191,6 +191,10 @@ class ClientLink(Link):
         self._headers = headers
         return call
 
+    def forget_call(self) -> None:
+        """Have the next call looked at anew, whatever its headers: who may ask for what has changed."""
+        self._call = self._headers = None
+
     def _refuse(self, event: HeadersReceived, http_status: int, failure: Failure) -> None:
         status = (b":status", str(http_status).encode())
         block = encode_headers((status, GRPC_CONTENT, *trailers_of(failure.code, failure.message)))

@@ -127,6 +127,8 @@ class Server:
         def commit() -> None:
             self.config = config
             self._terms = Terms(config.limits, config.patience, config.max_connections)
+            for client in (*self.clients, *self._kserve.links):
+                client.forget_call()
             if context is not None and self._tls is not None:
                 self._tls.current = context
             if self._http is not None:

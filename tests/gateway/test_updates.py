@@ -131,13 +131,16 @@ def test_tenants_keys_and_rules_change_while_workers_run(tmp_path: Path) -> None
         said = "nothing was asked"
         for _ in range(count):
             with Client(gateway.url) as client:
-                stream = client.stream(metadata=(("x-api-key", key),))
-                stream.send(prompt)
-                try:
-                    said = stream.rest()[-1].error_message
-                except grpc.RpcError as error:
-                    said = str(error.code())  # type: ignore[attr-defined]
+                said = ask_over(client, key)
         return said
+
+    def ask_over(client: Client, key: str) -> str:
+        stream = client.stream(metadata=(("x-api-key", key),))
+        stream.send(prompt)
+        try:
+            return stream.rest()[-1].error_message
+        except grpc.RpcError as error:
+            return str(error.code())  # type: ignore[attr-defined]
 
     prompt = request("r", raw=b"\3\0\0\0bad")
     prompt.inputs.add(name="text_input", datatype="BYTES", shape=[1])
@@ -146,14 +149,16 @@ def test_tenants_keys_and_rules_change_while_workers_run(tmp_path: Path) -> None
     gateway = GatewayProcess(flags=("--config", str(config)))
     gateway.wait_usable(1)
     assert (ask("one's", 3), ask("two's")) == ("", "StatusCode.UNAUTHENTICATED")
-    with Client(gateway.url) as client:
+    with Client(gateway.url) as client, Client(gateway.url) as lasting:
         old = client.stream(metadata=(("x-api-key", "one's"),))
         write(tenant("one", 4), tenant("two", 100))
         keys.write_text(key_line("one's", "one") + key_line("two's", "two"))
         gateway.wait_until(lambda: all(ask("two's") == "" for _ in range(4 * workers)))
         assert ask("one's").startswith("RESOURCE_EXHAUSTED")  # what was used stays used
+        assert [ask_over(lasting, "two's") for _ in range(20)] == [""] * 20  # by now with the same block of headers
         keys.write_text(key_line("one's", "one") + key_line("another", "two"))
         gateway.wait_until(lambda: all(ask("two's") == "StatusCode.UNAUTHENTICATED" for _ in range(4 * workers)))
+        assert ask_over(lasting, "two's") == "StatusCode.UNAUTHENTICATED"
         assert ask("another") == ""
         write(tenant("two", 100), content={"rules": [{"name": "bad", "pattern": "bad", "action": "block"}]})
         keys.write_text(key_line("another", "two"))
