@@ -11,11 +11,13 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 BACKLOG = 1024
 UNIX = "unix:"
+ANY_IPV6 = "::"
 PATTERN = r"^(unix:/\S+|(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):\d{1,5})$"
 
 
@@ -69,15 +71,10 @@ async def listen(
             backlog=BACKLOG,
         )
     host, port = split_address(address)
-    return await loop.create_server(
-        make_protocol,
-        host,
-        port,
-        ssl=tls,
-        ssl_handshake_timeout=timeout,
-        backlog=BACKLOG,
-        reuse_port=share_port or None,
-    )
+    make = partial(loop.create_server, make_protocol, ssl=tls, ssl_handshake_timeout=timeout, backlog=BACKLOG)
+    if host == ANY_IPV6:
+        return await make(sock=_bind_both(port, share_port))
+    return await make(host=host, port=port, reuse_port=share_port or None)
 
 
 async def connect(
@@ -107,9 +104,11 @@ async def connect(
 def bound_address(server: asyncio.Server) -> str:
     """Return where a server listens, with the port that it was given."""
     name = server.sockets[0].getsockname()
-    if isinstance(name, str):
-        return UNIX + name
-    host, port = name[:2]
+    return UNIX + name if isinstance(name, str) else join_address(*name[:2])
+
+
+def join_address(host: str, port: int) -> str:
+    """Return `host:port`, or `[host]:port` for IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -131,6 +130,21 @@ def bind_unix(path: Path) -> socket.socket:
         if _is_stale(path):
             path.unlink()
         listener.bind(str(path))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _bind_both(port: int, share_port: bool) -> socket.socket:
+    """Return a socket bound for every address of IPv6 and IPv4; by itself asyncio takes IPv6 alone there."""
+    listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((ANY_IPV6, port))
     except OSError:
         listener.close()
         raise

@@ -16,6 +16,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from gateway.address import join_address
+
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 BACKLOG = 1024
 HEAD_SECONDS = 20.0  # that a request's head may take to arrive
@@ -89,9 +91,9 @@ class HttpServer:
 
     @property
     def address(self) -> str:
-        """The bound address, as `host:port`."""
+        """The bound address, as `host:port` or `[host]:port`."""
         host, port = self._socket.getsockname()[:2]
-        return f"{host}:{port}"
+        return join_address(host, port)
 
     def limit(self, max_connections: int | None) -> None:
         """Take so many connections; those to come are counted by it."""

@@ -5,7 +5,8 @@ queue; the file is in WAL mode, so that a crash loses at most what was not yet c
 
 Invariants:
 1. At most `max_rows` rows a table and none older than `max_age_s`, after each pruning.
-2. More than `MAX_WAITING` items are not kept waiting for a slow disk: they are counted in `dropped` instead.
+2. More than `MAX_WAITING` items are not kept waiting for a slow disk: they are counted as dropped instead, as are those
+   that cannot be written, of which the log tells once in `LOG_SECONDS`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ MAX_WAITING = 20_000
 MAX_BATCH = 1_000
 PRUNE_SECONDS = 5.0
 BUSY_SECONDS = 10.0
+LOG_SECONDS = 10.0  # between two lines that say that nothing can be written
 FACTS = (
     "key", "tenant", "method", "instance", "outcome", "attempts", "concurrent", "messages", "prompt_tokens",
     "completion_tokens", "cached_tokens", "first_answer", "flags",
@@ -64,13 +66,14 @@ class Snapshot:
 class Journal:
     """Writes on a thread of its own until `close`."""
 
-    def __init__(self, config: JournalConfig) -> None:
-        """Open or make the file.
+    def __init__(self, config: JournalConfig, drop: Callable[[int], object] = lambda _: None) -> None:
+        """Open or make the file; `drop` counts items that are not kept, from any thread.
 
         Raises:
             OSError: it cannot be used.
         """
-        self.dropped = 0
+        self._drop = drop
+        self._told_at = -LOG_SECONDS
         self._config = config
         self._queue: queue.SimpleQueue[Record | Snapshot | None] = queue.SimpleQueue()
         try:
@@ -85,7 +88,7 @@ class Journal:
     def write(self, item: Record | Snapshot) -> None:
         """Keep a record or a snapshot; returns at once."""
         if self._queue.qsize() >= MAX_WAITING:
-            self.dropped += 1
+            self._drop(1)
         else:
             self._queue.put(item)
 
@@ -101,16 +104,31 @@ class Journal:
         while not closing:
             batch = self._take()
             closing = None in batch
-            try:
-                with connection:
-                    _insert(connection, [item for item in batch if item is not None])
-                if time.monotonic() - pruned_at > PRUNE_SECONDS or closing:
-                    pruned_at = time.monotonic()
+            self._write(connection, [item for item in batch if item is not None])
+            if time.monotonic() - pruned_at > PRUNE_SECONDS or closing:
+                pruned_at = time.monotonic()
+                with self._telling():
                     prune(connection, self._config, time.time_ns())
-            except sqlite3.Error as error:
-                self.dropped += len(batch)
-                log("journal_failed", error=repr(error), dropped=self.dropped)
         connection.close()
+
+    def _write(self, connection: sqlite3.Connection, items: list[Record | Snapshot]) -> None:
+        lost = len(items)
+        with self._telling():
+            with connection:
+                _insert(connection, items)
+            lost = 0
+        if lost:
+            self._drop(lost)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Log what fails, not too often."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if time.monotonic() - self._told_at >= LOG_SECONDS:
+                self._told_at = time.monotonic()
+                log("journal_failed", error=repr(error), path=self._config.path)
 
     def _take(self) -> list[Record | Snapshot | None]:
         batch = [self._queue.get()]

@@ -17,6 +17,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from prometheus_client import CollectorRegistry, Counter
+
 from gateway.call import upstream_block
 from gateway.observe.journal import Journal, MetricRow, Snapshot
 from gateway.observe.ledger import EngineTimes, Ledger, durations, make_ledger
@@ -26,7 +28,6 @@ from gateway.observe.record import Record
 from gateway.observe.tracing import Tracing
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
     from gateway.observe.config import ObserveConfig
@@ -47,7 +48,8 @@ class Observation:
         Raises:
             OSError: the journal cannot be used.
         """
-        self.journal = Journal(config.journal) if config.journal is not None else None
+        dropped = Counter("gateway_journal_dropped", "Records that the journal could not keep.", registry=registry)
+        self.journal = Journal(config.journal, dropped.inc) if config.journal is not None else None
         self.tracing = Tracing(config.tracing) if config.tracing is not None else None
         self.recent: deque[dict[str, int]] = deque(maxlen=REMEMBERED)  # durations of stages, in ns
         self.recent_first: deque[float] = deque(maxlen=REMEMBERED)  # seconds to the first answer

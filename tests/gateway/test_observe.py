@@ -1,8 +1,10 @@
 """Ledger, journal and report: what happened to a request can be read afterwards, and costs nothing when not wanted."""
 
+import contextlib
 import json
 import sqlite3
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,6 +123,18 @@ def test_a_journal_is_bounded_in_rows_and_age(tmp_path: Path) -> None:
     prune(connection, config, now + 61 * 10**9)
     connection.close()
     assert read_rows(config.path) == []
+
+
+def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, dropped = JournalConfig(path=tmp_path / "j.db"), threading.Semaphore(0)
+    journal = Journal(config, dropped.release)
+    with contextlib.closing(sqlite3.connect(config.path)) as connection:
+        connection.execute("DROP TABLE requests")
+    for name in ("1", "2"):
+        journal.write(record(name, time.time_ns()))
+        assert dropped.acquire(timeout=10)
+    journal.close()
+    assert capsys.readouterr().err.count("journal_failed") == 1
 
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:

@@ -150,3 +150,18 @@ def test_a_socket_file_that_nobody_serves_is_replaced_and_one_that_is_served_is_
     with socket.socket(socket.AF_UNIX) as peer:
         peer.connect(str(path))
     gateway.stop()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_any_address_of_ipv6_is_also_any_of_ipv4(workers: str) -> None:
+    backend = Backend("a")
+    gateway = GatewayProcess(backend.flag, address="[::]:0", flags=("--workers", workers, "--http-address", "[::1]:0"))
+    gateway.wait_usable(1)
+    port = gateway.url.removeprefix("[::]:")
+    for url in (f"127.0.0.1:{port}", f"[::1]:{port}"):
+        with Client(url) as client:
+            stream = client.stream()
+            stream.send(request("r"))
+            assert indices(stream.rest(), "r") == [0]
+    gateway.stop()
+    backend.stop()
