@@ -56,6 +56,8 @@ class EngineCore:
         config: EngineConfig,
         load: Loader = load_model,
         on_rank_loss: Callable[[str], None] | None = None,
+        *,
+        is_fresh: bool = False,
     ) -> None:
         """Load everything.
 
@@ -64,6 +66,7 @@ class EngineCore:
             load: makes the model that they name.
             on_rank_loss: called, on another thread and with the reason, once one of several ranks is gone or hangs;
                 None where nobody needs to know, and a step that fails says so.
+            is_fresh: whether this process has computed nothing yet, so that ranks may be copies of it.
 
         Raises:
             ModelError: the model folder or the configuration cannot be served.
@@ -72,7 +75,7 @@ class EngineCore:
         self.model_config = ModelConfig.from_dir(config.model)
         config.parallel.check(self.model_config)
         self.tokenizer = Tokenizer.from_dir(config.model)
-        self.ranks = RankLeader(config, self.model_config) if config.parallel.num_ranks > 1 else None
+        self.ranks = RankLeader(config, self.model_config, is_fresh=is_fresh) if config.parallel.num_ranks > 1 else None
         self.compiles: CompileWatch | None = None
         try:
             self.runner = self._load(config, load, on_rank_loss)

@@ -230,7 +230,7 @@ def main() -> int:
     start: StartCommand = connection.recv()
     config = start.config
     try:
-        core = EngineCore(config, on_rank_loss=_end)
+        core = EngineCore(config, on_rank_loss=_end, is_fresh=True)
     except EngineError as error:
         connection.send(StartFailed(str(error)))
         return 1

@@ -47,8 +47,8 @@ class Executor(Protocol):
         ...
 
 
-def make_executor(config: EngineConfig) -> Executor:
-    """Return the executor that the configuration names.
+def make_executor(config: EngineConfig, *, is_fresh: bool) -> Executor:
+    """Return the executor that the configuration names; `is_fresh` as `LocalExecutor` has it.
 
     Raises:
         ModelError: it needs a package that is not installed.
@@ -66,4 +66,4 @@ def make_executor(config: EngineConfig) -> Executor:
         return ExternalExecutor(config)
     from engine.parallel.local_executor import LocalExecutor
 
-    return LocalExecutor()
+    return LocalExecutor(is_fresh=is_fresh and config.device == "cpu")

@@ -47,17 +47,17 @@ logger = logging.getLogger(__name__)
 class RankLeader:
     """The group that a core leads."""
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
+    def __init__(self, config: EngineConfig, model_config: ModelConfig, *, is_fresh: bool = False) -> None:
         """Start the other ranks and join them; they load while the caller does.
 
-        `config` is then rank 0's.
+        `config` is then rank 0's. Of a process that `is_fresh`, see `local_executor`, ranks may be copies.
 
         Raises:
             EngineUnavailable: not all ranks have joined in time.
             ModelError: there are fewer GPUs than ranks.
         """
         self.config = rank_config(config, model_config)
-        self.executor = make_executor(self.config)
+        self.executor = make_executor(self.config, is_fresh=is_fresh)
         self._links: dict[int, Connection] = {}
         self._collectives: DistributedCollectives | None = None
         try:

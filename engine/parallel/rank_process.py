@@ -108,22 +108,31 @@ class LinkWatch:
 
 def main() -> int:
     """Serve as the rank that the arguments say."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the core decides when to end
     host, port, *given = sys.argv[1:]
     rank = int(given[0]) if given else int(os.environ["RANK"]) + 1
     parent = int(given[1]) if given[1:] else os.getppid()
+    return serve(Invitation(host, int(port), bytes.fromhex(os.environ[KEY_VARIABLE])), rank, parent)
+
+
+def serve(invitation: Invitation, rank: int, parent: int) -> int:
+    """Serve as a rank in a process of its own, and return the code to end it with."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the core decides when to end
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before, while this process imported
         return 1
     try:
-        serve_rank(Invitation(host, int(port), bytes.fromhex(os.environ[KEY_VARIABLE])), rank)
+        serve_rank(invitation, rank)
     except EngineError as error:
         logger.error("rank %d: %s", rank, error)
     return 1
 
 
-if __name__ == "__main__":
-    code = main()
+def leave(code: int) -> None:
+    """End the process at once, without waiting for collectives that will never end."""
     sys.stderr.flush()
-    os._exit(code)  # no waiting for collectives that will never end
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -74,11 +74,11 @@ class DeviceLeader(ThreadLeader):
     free_bytes: int | None = None
     collectives: list[FakeNccl]
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
+    def __init__(self, config: EngineConfig, model_config: ModelConfig, *, is_fresh: bool = False) -> None:
         self.fakes = [FakeCuda(rank) for rank in range(1, config.parallel.num_ranks)]
         if self.free_bytes is not None:
             self.fakes[-1].free_bytes = self.free_bytes
-        super().__init__(config, model_config)
+        super().__init__(config, model_config, is_fresh=is_fresh)
 
     def make_collectives(self, table: Table, place: Place) -> FakeNccl:
         return FakeNccl(table, place)

@@ -60,8 +60,8 @@ def test_a_rank_drops_what_rank_0_has_no_room_for_and_refuses_what_has_been_chan
 ) -> None:
     leaders: list[ThreadLeader] = []
 
-    def lead(*arguments: Any) -> ThreadLeader:
-        leaders.append(ThreadLeader(*arguments))
+    def lead(*arguments: Any, **options: Any) -> ThreadLeader:
+        leaders.append(ThreadLeader(*arguments, **options))
         return leaders[0]
 
     monkeypatch.setattr("engine.core.RankLeader", lead)

@@ -20,7 +20,7 @@ LEAVES_AT_ONCE = """
 import os
 from engine.parallel.executor import Invitation
 from engine.parallel.local_executor import LocalExecutor
-LocalExecutor().start(Invitation("127.0.0.1", 9, bytes(32)), 2)
+LocalExecutor(is_fresh={is_fresh}).start(Invitation("127.0.0.1", 9, bytes(32)), 2)
 os._exit(0)
 """
 
@@ -79,7 +79,9 @@ def test_a_rank_that_is_stuck_ends_when_its_link_does(exits: list[int], leaves: 
     assert exits == expected
 
 
-def test_a_rank_whose_core_ends_while_it_imports_ends_too() -> None:
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_a_rank_whose_core_ends_while_it_imports_or_joins_ends_too(*, is_fresh: bool) -> None:
     # the rank has the pipe as well, so its end is read only when both have ended
-    done = subprocess.run([sys.executable, "-c", LEAVES_AT_ONCE], stdout=subprocess.PIPE, timeout=TIMEOUT, check=True)
+    command = [sys.executable, "-c", LEAVES_AT_ONCE.format(is_fresh=is_fresh)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True)
     assert done.stdout == b""

@@ -144,7 +144,8 @@ def one_rank(config: EngineConfig) -> EngineConfig:
 class ThreadLeader:
     """Stands in for `RankLeader`: the other ranks are threads that compute what they are told."""
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig) -> None:
+    def __init__(self, config: EngineConfig, model_config: ModelConfig, *, is_fresh: bool = False) -> None:
+        assert not is_fresh
         shared = rank_config(config, model_config)
         table = Table(config.parallel)
         places = [Place(config.parallel, rank) for rank in range(config.parallel.num_ranks)]
