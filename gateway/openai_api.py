@@ -157,20 +157,21 @@ class OpenAiApi:
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def _other(self, request: Request) -> Response:
-        if request.method == "GET" and request.url.path == f"/v1/models/{MODEL}":
+        path = request.scope["path"]
+        if request.method == "GET" and path == f"/v1/models/{MODEL}":
             return JSONResponse(self._model())
-        allowed = METHODS.get(request.url.path)
+        allowed = METHODS.get(path)
         if allowed is not None:
-            raise ApiError(405, f"{request.url.path} takes {allowed}, not {request.method}", headers={"allow": allowed})
-        if request.method == "GET" and request.url.path.startswith("/v1/models/"):
-            raise unknown_model(request.url.path.removeprefix("/v1/models/"))
-        raise ApiError(404, f"there is no {request.method} {request.url.path}")
+            raise ApiError(405, f"{path} takes {allowed}, not {request.method}", headers={"allow": allowed})
+        if request.method == "GET" and path.startswith("/v1/models/"):
+            raise unknown_model(path.removeprefix("/v1/models/"))
+        raise ApiError(404, f"there is no {request.method} {path}")
 
     def _model(self) -> dict[str, Any]:
         return {"id": MODEL, "object": "model", "created": self._created, "owned_by": "scalellm-triton"}
 
     async def _generate(self, request: Request) -> Response:
-        kind, shape = KINDS[request.url.path]
+        kind, shape = KINDS[request.scope["path"]]
         body = parse_body(kind, await _read_body(request))
         reply = Reply(
             shape,
