@@ -1,63 +1,31 @@
 """Adapters and embeddings through tritonserver and gateway: what the offline engine says, and managing by messages."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
-import torch
 from openai import OpenAI
-from safetensors.torch import save_file
 
-from engine.config import DEFAULT_MODEL, EngineConfig
+from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.lora.adapter_file import inspect_adapter, load_adapter
 from engine.offline import generate
 from engine.sampling_params import SamplingParams
 from engine.task_params import TaskParams
 from scripts.launcher.cluster import Cluster
+from tests.e2e.conftest import ADAPTERS
 from tests.e2e.kserve import add_tensor, ask, ask_all, connect, make_request, pb, read_outputs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 PROMPT = "Once upon a time"
-NAMES = ("first", "second")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Adapters of the demo model, strong enough to change what it says."""
-    made = tmp_path_factory.mktemp("adapters")
-    facts = json.loads((DEFAULT_MODEL / "config.json").read_text())
-    size = facts["hidden_size"]
-    for seed, name in enumerate(NAMES):
-        generator = torch.Generator().manual_seed(seed)
-        (made / name).mkdir()
-        config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["o_proj"]}
-        (made / name / "adapter_config.json").write_text(json.dumps(config))
-        num_inputs = facts["num_attention_heads"] * facts.get("head_dim", size // facts["num_attention_heads"])
-        tensors: dict[str, torch.Tensor] = {}
-        for layer in range(facts["num_hidden_layers"]):
-            module = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
-            tensors[f"{module}.lora_A.weight"] = 0.1 * torch.randn(4, num_inputs, generator=generator)
-            tensors[f"{module}.lora_B.weight"] = 0.1 * torch.randn(size, 4, generator=generator)
-        save_file(tensors, made / name / "adapter_model.safetensors")
-    return made
-
-
-@pytest.fixture(scope="module")
-def adapted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One instance with adapters, and the gateway."""
-    env = {"SCALELLM_ADAPTERS": str(folder)}
-    with Cluster(1, env=env, log_dir=tmp_path_factory.mktemp("logs")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def core(folder: Path) -> EngineCore:
-    return EngineCore(EngineConfig(num_threads=1, kv_cache_gib=0.25, adapters=folder))
+def core(adapters: Path) -> EngineCore:
+    return EngineCore(EngineConfig(num_threads=1, kv_cache_gib=0.25, adapters=adapters))
 
 
 def manage(cluster: Cluster, wish: dict[str, str]) -> Any:
@@ -73,14 +41,14 @@ def manage(cluster: Cluster, wish: dict[str, str]) -> Any:
     raise AssertionError("no answer")
 
 
-def test_each_stream_says_what_its_adapter_says(adapted: Cluster, core: EngineCore, folder: Path) -> None:
+def test_each_stream_says_what_its_adapter_says(healing_cluster: Cluster, core: EngineCore, adapters: Path) -> None:
     chosen = ["first", "", "second", "first", "", "second"]
     requests = [
         make_request(PROMPT, max_tokens=24, ignore_eos=True, **({"adapter": name} if name else {})) for name in chosen
     ]
-    answers = ask_all(adapted.gateway.grpc_url, requests)
+    answers = ask_all(healing_cluster.gateway.grpc_url, requests)
     loaded = {
-        name: load_adapter(inspect_adapter(name, folder / name, core.runner.adapter_targets, 8)) for name in NAMES
+        name: load_adapter(inspect_adapter(name, adapters / name, core.runner.adapter_targets, 8)) for name in ADAPTERS
     }
     prompt = core.tokenizer.encode(PROMPT)
     params = [SamplingParams(max_tokens=24, ignore_eos=True)] * len(chosen)
@@ -91,24 +59,24 @@ def test_each_stream_says_what_its_adapter_says(adapted: Cluster, core: EngineCo
     assert len({answer.text for answer in answers}) == 3
 
 
-def test_adapters_are_loaded_listed_and_unloaded_by_messages(adapted: Cluster) -> None:
-    assert manage(adapted, {"load": "first"})["first"] == "ready"
-    assert "first" not in manage(adapted, {"unload": "first"})
-    assert "first" not in manage(adapted, {})
-    assert "there is no adapter 'third'; there are: first, second" in manage(adapted, {"load": "third"})
-    with connect(adapted.gateway.grpc_url) as stub:
+def test_adapters_are_loaded_listed_and_unloaded_by_messages(healing_cluster: Cluster) -> None:
+    assert manage(healing_cluster, {"load": "first"})["first"] == "ready"
+    assert "first" not in manage(healing_cluster, {"unload": "first"})
+    assert "first" not in manage(healing_cluster, {})
+    assert "there is no adapter 'third'; there are: first, second" in manage(healing_cluster, {"load": "third"})
+    with connect(healing_cluster.gateway.grpc_url) as stub:
         answer = ask(stub, make_request(PROMPT, max_tokens=2, adapter="third"))
     assert len(answer.errors) == 1
     assert "there is no adapter 'third'; there are: first, second" in answer.errors[0]
 
 
-def test_embeddings_through_openais_client_are_the_offline_engines(adapted: Cluster, core: EngineCore) -> None:
+def test_embeddings_through_openais_client_are_the_offline_engines(healing_cluster: Cluster, core: EngineCore) -> None:
     texts = [PROMPT, "A dog and a cat", "x"]
     for index, text in enumerate(texts):
         task = TaskParams(embed="mean")
         core.add(index, core.tokenizer.encode(text), SamplingParams(), 0.0, task=task)
     expected = {output.request_id: output.embedding for _ in range(9) if core.has_work for output in core.step()}
-    with OpenAI(base_url=f"http://{adapted.gateway.http_url}/v1", api_key="none", timeout=60) as client:
+    with OpenAI(base_url=f"http://{healing_cluster.gateway.http_url}/v1", api_key="none", timeout=60) as client:
         done = client.embeddings.create(model="llm", input=texts, extra_body={"pooling": "mean"})
         for item in done.data:
             vector = expected[item.index]

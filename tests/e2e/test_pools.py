@@ -15,13 +15,12 @@ from scripts.launcher.cluster import Cluster
 from scripts.launcher.fleet import Fleet, read_fleet
 from scripts.launcher.instance import TritonInstance
 from tests.e2e.kserve import Answer, ask, connect, make_request, read_metrics
-from tests.e2e.test_faults import RECOVERY_SECONDS, find_process
+from tests.e2e.test_faults import PAUSE_SECONDS, RECOVERY_SECONDS, find_process
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 THRESHOLD = 4
 NUM_CLIENTS = 10
 MAX_TOKENS = 24
-PAUSE_SECONDS = 0.05  # between looks at other processes, which have no event to wait for
 POOLS = f"""
 pools:
 - {{name: wide, tp: 2, threads: 1, options: {{kv_cache_gib: 0.25}}}}

@@ -2,27 +2,20 @@
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from scripts.launcher.cluster import Cluster
 from scripts.launcher.instance import TritonInstance
-from scripts.launcher.supervisor import supervised
 from tests.e2e.kserve import Answer, ask_all, make_request, read_metrics
 from tests.e2e.test_faults import kill_core, kill_instance, wait_for_load, wait_for_recovery
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 NUM_STREAMS = 64
-MAX_TOKENS = 200
+MAX_TOKENS = 120
 OPENINGS = ["Once upon a time", "The king", "Alice was", "In the forest"]
-
-
-@pytest.fixture(scope="module")
-def healing_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(2, log_dir=tmp_path_factory.mktemp("logs")) as running, supervised(running, lambda _line: None):
-        yield running
 
 
 def seeded_requests() -> list[Any]:
