@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels run on the CPU
 os.environ.setdefault("GATEWAY_COMPILED", "")  # plain Python, save where a test asks for the compiled modules
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in the engine's processes: others want the cores too
 
 import pytest
 import tokenizers
@@ -38,10 +39,16 @@ NUMERIC_FOLDERS = {"gpu", "kernels", "models", "parallel", "quantization", "reli
 PROCESS_FIXTURES = {"start", "pair"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what computes models or kernels, and what starts gateways: the fast subset leaves it out."""
+    """Mark what computes models or kernels, and what starts gateways: the fast subset leaves it out.
+
+    Where there are several workers, tests of one file share one, and so do all that share tritonservers.
+    """
     for item in items:
-        if item.path.parent.name in NUMERIC_FOLDERS:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "e2e" else f"{folder}/{item.path.stem}"))
+        if folder in NUMERIC_FOLDERS:
             item.add_marker("numeric")
         if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("process")

@@ -14,6 +14,7 @@ from scripts.launcher.progress import say
 from scripts.launcher.tritonserver import find_tritonserver
 
 FAST = "--fast"
+WORKERS = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]  # tests/conftest.py says what is a group
 FAST_MARKS = ["-m", "not slow and not e2e and not numeric and not process"]
 USAGE = """\
 usage: scripts/test [--fast] [PYTEST ARGUMENT...]
@@ -22,20 +23,21 @@ Runs ruff check, ruff format --check, pyright, compiles all Triton kernels for t
 any of them fails.
   --fast  leave out what is slow, computes models or kernels, or starts servers (some two minutes)
 Other arguments go to pytest, for example: scripts/test tests/unit -x
-With any argument, only a few of the kernels are compiled."""
+With any argument, only a few of the kernels are compiled; with one for pytest, its tests run one after the other."""
 
 
 def check_commands(arguments: list[str]) -> list[list[str]]:
     """Return the commands to run, pytest last."""
     rest = [argument for argument in arguments if argument != FAST]
     marks = FAST_MARKS if FAST in arguments else []
+    workers = [] if rest else WORKERS
     few = ["--sampled"] if arguments else []
     return [
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["pyright"],
-        ["kernels.aot", "--problems", "--jobs", "1", *few],
-        ["pytest", *marks, *rest],
+        ["kernels.aot", "--problems", *few],
+        ["pytest", *workers, *marks, *rest],
     ]
 
 
@@ -52,7 +54,7 @@ def run_checks(commands: list[list[str]]) -> int:
 def _run_beside(command: list[str]) -> int:
     """Print how a command ended, and what it said, in one piece."""
     started = time.monotonic()
-    run = ["nice", "-n", "19", sys.executable, "-m", *command]  # tests wait for servers often: that time is enough
+    run = ["nice", "-n", "19", sys.executable, "-m", *command]  # tests wait for servers often: that time is for it
     done = subprocess.run(run, cwd=paths.ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     how = f"{'FAILED' if done.returncode else 'ok'} in {time.monotonic() - started:.1f} s"
     print(f"\n== {' '.join(command)}: {how}\n{done.stdout}", end="", flush=True)
