@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton: its kernels run on the CPU
 os.environ.setdefault("GATEWAY_COMPILED", "")  # plain Python, save where a test asks for the compiled modules
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # some hundred processes are started: sources are compiled for one
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in the engine's processes: others want the cores too
 
 import pytest
