@@ -16,11 +16,11 @@ from scripts.launcher.instance import TritonInstance
 from scripts.launcher.leftovers import tagged_processes
 from tests.e2e.kserve import Answer, ask_all, connect, make_request, read_metrics
 from tests.e2e.test_bad_input import ask_whatever
+from tests.polling import PAUSE_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 RECOVERY_SECONDS = 120.0
 NUM_STREAMS = 16
-PAUSE_SECONDS = 0.05  # between looks at other processes, which have no event to wait for
 
 
 def find_process(instance: TritonInstance, word: str) -> int:

@@ -15,7 +15,8 @@ from scripts.launcher.cluster import Cluster
 from scripts.launcher.fleet import Fleet, read_fleet
 from scripts.launcher.instance import TritonInstance
 from tests.e2e.kserve import Answer, ask, connect, make_request, read_metrics
-from tests.e2e.test_faults import PAUSE_SECONDS, RECOVERY_SECONDS, find_process
+from tests.e2e.test_faults import RECOVERY_SECONDS, find_process
+from tests.polling import PAUSE_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 THRESHOLD = 4

@@ -18,6 +18,7 @@ from engine.offline import generate
 from engine.sampling_params import SamplingParams
 from scripts.launcher.cluster import Cluster
 from tests.e2e.kserve import Answer, ask, ask_all, connect, make_request, read_metrics, read_outputs
+from tests.polling import PAUSE_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 OPENINGS = ["Once upon a time", "The king", "Alice was", "In the forest", "A whale", "My dear,", "The old woman", "He"]
@@ -204,6 +205,7 @@ def wait_for_running(cluster: Cluster, number: int) -> None:
     deadline = time.monotonic() + SETTLE_SECONDS
     while running_requests(cluster) != number:
         assert time.monotonic() < deadline, f"{running_requests(cluster)} requests run instead of {number}"
+        time.sleep(PAUSE_SECONDS)
 
 
 def total(cluster: Cluster, name: str) -> float:

@@ -12,9 +12,9 @@ from engine.config import EngineConfig
 from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from tests.conftest import TinyModel
+from tests.polling import PAUSE_SECONDS
 
 TIMEOUT = 120.0
-PAUSE_SECONDS = 0.02  # between looks at a client, which has no event for this; cores are left to those that start
 LONG = SamplingParams(max_tokens=200, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=12, ignore_eos=True, temperature=0.0)
 

@@ -1,6 +1,5 @@
 """The same traffic through the core process, from several threads at once."""
 
-import os
 import queue
 import random
 import threading
@@ -15,6 +14,7 @@ from engine.config import EngineConfig
 from engine.errors import InvalidRequest
 from engine.outputs import EngineStats, RequestOutput
 from tests.conftest import TinyModel
+from tests.polling import PAUSE_SECONDS
 from tests.reliability.random_requests import MAX_MODEL_LEN, random_request
 
 NUM_THREADS = 4
@@ -65,7 +65,7 @@ def wait_for_idle(client: EngineClient) -> EngineStats:
     deadline = time.monotonic() + TIMEOUT
     while (stats := client.stats).num_running or stats.num_waiting or stats.kv_usage:
         assert time.monotonic() < deadline, stats
-        os.sched_yield()
+        time.sleep(PAUSE_SECONDS)
     return stats
 
 

@@ -26,6 +26,7 @@ from tests.reliability.random_requests import MAX_MODEL_LEN, random_request
 SHAPE: dict[str, Any] = {
     "num_hidden_layers": 1,
     "hidden_size": 32,
+    "head_dim": 16,  # as most tests' heads, so that attention is compiled but once
     "intermediate_size": 48,
     "max_position_embeddings": MAX_MODEL_LEN,
 }

@@ -19,6 +19,7 @@ from engine.errors import EngineUnavailable, InvalidRequest, ModelError
 from engine.outputs import FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from tests.conftest import TinyModel
+from tests.polling import PAUSE_SECONDS
 
 LONG = SamplingParams(max_tokens=200, ignore_eos=True)
 TIMEOUT = 60.0
@@ -48,7 +49,7 @@ def wait_until_up(client: EngineClient) -> None:
     deadline = time.monotonic() + TIMEOUT
     while not client.is_up:
         assert time.monotonic() < deadline, "the core did not come back"
-        os.sched_yield()
+        time.sleep(PAUSE_SECONDS)
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_the_core_ends_when_its_parent_is_killed(tiny_llama: TinyModel) -> None:
     deadline = time.monotonic() + TIMEOUT
     while core.exists():
         assert time.monotonic() < deadline, "the core outlived its parent"
-        os.sched_yield()
+        time.sleep(PAUSE_SECONDS)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from scripts.launcher.instance import TritonInstance
 from scripts.launcher.leftovers import tagged_processes, tagged_regions
 from scripts.launcher.ports import is_free
 from scripts.launcher.supervisor import Supervisor, supervised
+from tests.polling import PAUSE_SECONDS
 
 REPOSITORY = Path(__file__).parent / "repository"
 
@@ -41,6 +42,7 @@ def until(condition: Callable[[], object], between: Callable[[], object], second
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         between()
+        time.sleep(PAUSE_SECONDS)
     return bool(condition())
 
 

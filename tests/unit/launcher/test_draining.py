@@ -1,6 +1,5 @@
 """How the gateway is asked to end: once, to finish what is open; a second time, to cut it."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ import pytest
 
 from scripts.launcher.gateway import GatewayOptions, GatewayProcess
 from scripts.launcher.leftovers import new_tag
+from tests.polling import PAUSE_SECONDS
 
 # Notes each request to end, and ends at the second one, or SECONDS after the first.
 GATEWAY = """
@@ -38,7 +38,7 @@ def start(gateway: GatewayProcess, seconds: float) -> None:
     gateway.start()
     deadline = time.monotonic() + 10
     while "up" not in gateway.log_tail() and time.monotonic() < deadline:
-        os.sched_yield()
+        time.sleep(PAUSE_SECONDS)
 
 
 def test_open_requests_finish_within_the_time(gateway: GatewayProcess) -> None:

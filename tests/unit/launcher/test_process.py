@@ -13,6 +13,7 @@ import pytest
 from scripts.launcher.leftovers import SHM, new_tag, sweep, tagged_processes, tagged_regions
 from scripts.launcher.paths import ROOT, TAG_ENV
 from scripts.launcher.process import Child
+from tests.polling import PAUSE_SECONDS
 
 # A parent with a child in a session of its own and a region of shared memory; says when both exist.
 FAMILY = f"""
@@ -35,7 +36,7 @@ def tag() -> Iterator[str]:
 def until(condition: Callable[[], object], seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
-        os.sched_yield()
+        time.sleep(PAUSE_SECONDS)
     return bool(condition())
 
 

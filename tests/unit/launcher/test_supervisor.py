@@ -21,6 +21,7 @@ from scripts.launcher.leftovers import new_tag
 from scripts.launcher.ports import InstancePorts
 from scripts.launcher.process import Child
 from scripts.launcher.supervisor import FIRST_WAIT, LIVED_SECONDS, LONGEST_WAIT, Backoff, Supervisor
+from tests.polling import PAUSE_SECONDS
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ def check_until(supervisor: Supervisor, condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         supervisor.check()
+        time.sleep(PAUSE_SECONDS)
 
 
 class Sleeper(TritonInstance):
