@@ -38,21 +38,29 @@ CONFIG_CLASSES = {"Gemma3": "Gemma3TextConfig"}
 
 NUMERIC_FOLDERS = {"gpu", "kernels", "models", "parallel", "quantization", "reliability"}
 PROCESS_FIXTURES = {"start", "pair"}
+SHARING_FOLDER = "tests/e2e/"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what computes models or kernels, and what starts gateways: the fast subset leaves it out.
-
-    Where there are several workers, tests of one file share one, and so do all that share tritonservers.
-    """
+    """Mark what computes models or kernels, and what starts gateways: the fast subset leaves it out."""
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "e2e" else f"{folder}/{item.path.stem}"))
-        if folder in NUMERIC_FOLDERS:
+        if item.path.parent.name in NUMERIC_FOLDERS:
             item.add_marker("numeric")
         if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("process")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return what gives tests to several workers: a file at a time, and all that share tritonservers to one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return str(Path(path).parent) if path.startswith(SHARING_FOLDER) else path
+
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from scripts.launcher.progress import say
 from scripts.launcher.tritonserver import find_tritonserver
 
 FAST = "--fast"
-WORKERS = ["-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]  # tests/conftest.py says what is a group
+WORKERS = ["-n", "2", "--no-loadscope-reorder"]  # tests/conftest.py says how tests are dealt out
 FAST_MARKS = ["-m", "not slow and not e2e and not numeric and not process"]
 USAGE = """\
 usage: scripts/test [--fast] [PYTEST ARGUMENT...]

@@ -99,7 +99,7 @@ def test_all_checks_run_with_pytest_last() -> None:
     marks = "not slow and not e2e and not numeric and not process"
     assert check_commands(["--fast", "-x"])[-1] == ["pytest", "-m", marks, "-x"]
     for arguments in [], ["--fast"]:
-        assert check_commands(arguments)[-1][1:5] == ["-n", "2", "--dist", "loadgroup"]
+        assert check_commands(arguments)[-1][1:3] == ["-n", "2"]
 
 
 def test_one_failed_check_fails_the_whole_but_the_others_still_run(
