@@ -30,14 +30,14 @@ def leaving_nothing(cluster: Cluster) -> Iterator[Cluster]:
     assert not [path for path in Path("/dev/shm").iterdir() if cluster.tag in path.name]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two instances of the demo model and the gateway."""
     with leaving_nothing(Cluster(2, log_dir=tmp_path_factory.mktemp("logs"))) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Adapters of the demo model, strong enough to change what it says."""
     made = tmp_path_factory.mktemp("adapters")
@@ -58,7 +58,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def healing_cluster(adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two instances with adapters and the gateway; what dies is started again."""
     planned = Cluster(2, env={"SCALELLM_ADAPTERS": str(adapters)}, log_dir=tmp_path_factory.mktemp("logs"))
@@ -66,7 +66,7 @@ def healing_cluster(adapters: Path, tmp_path_factory: pytest.TempPathFactory) ->
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def offline() -> EngineCore:
     """The demo model in this process: what every stream is compared with."""
     return EngineCore(EngineConfig(num_threads=1, kv_cache_gib=0.25))
