@@ -16,7 +16,7 @@ from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
 from gateway.wire.messages import PREFIX_SIZE, frame_message
 from gateway.wire.protobuf import encode_abort
-from gateway.wire.stream import State
+from gateway.wire.stream import CLOSED
 
 if TYPE_CHECKING:
     from gateway.instance import Instance
@@ -77,7 +77,7 @@ class OwnCall:
         self._ended = True
         self._timer.cancel()
         self._stream.owner = None
-        if self._stream.state is State.CLOSED:
+        if self._stream.state == CLOSED:
             self._link.connection.release(self._stream)
         else:
             self._link.connection.reset(self._stream, ErrorCode.CANCEL)

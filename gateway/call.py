@@ -46,9 +46,9 @@ class BadCall(Exception):
         self.http_status = http_status
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class Call:
-    """A client's call."""
+    """A client's call; nobody changes one."""
 
     path: bytes
     headers: Headers  # for an instance, without pseudo-headers
@@ -66,10 +66,10 @@ class Call:
 
     def __post_init__(self) -> None:
         """Know what each request asks: a property would be computed ten times a request."""
-        object.__setattr__(self, "is_metered", self.path in METERED)
-        object.__setattr__(self, "is_routed", self.path == STREAM_INFER)
-        object.__setattr__(self, "tenant_name", "" if self.tenant is None else self.tenant.config.name)
-        object.__setattr__(self, "method", METHOD_NAMES.get(self.path, "other"))
+        self.is_metered = self.path in METERED
+        self.is_routed = self.path == STREAM_INFER
+        self.tenant_name = "" if self.tenant is None else self.tenant.config.name
+        self.method = METHOD_NAMES.get(self.path, "other")
 
     def max_request_bytes(self, limit: int) -> int:
         """Return the largest message that the caller may send: its own limit, or the gateway's."""

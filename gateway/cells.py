@@ -5,9 +5,9 @@ because threads may share them; these belong to one thread, and a reader sees ea
 """
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from typing import cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -33,7 +33,7 @@ class Spread:
 
     __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
         """Begin with none; a bucket holds what is at most its bound, the last one all above."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
@@ -41,31 +41,34 @@ class Spread:
 
     def observe(self, value: float) -> None:
         """Take one observation."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        index = 0
+        for bound in self.bounds:  # from below: what is counted here ends in one of the first
+            if value <= bound:
+                break
+            index += 1
+        self.counts[index] += 1
         self.total += value
 
 
-class Counts(Collector):
-    """A counter with labels."""
+class Counts:
+    """A counter with labels; to `prometheus_client` a collector, but without its base class, which C types forbid."""
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         """Register it."""
         self._name, self._documentation, self._labels = name, documentation, labels
         self._cells: dict[tuple[str, ...], Count] = {}
-        registry.register(self)
+        registry.register(cast("Collector", self))
 
-    def cell(self, *labels: str) -> Count:
+    def cell(self, labels: tuple[str, ...]) -> Count:
         """Return the number of these label values."""
         cell = self._cells.get(labels)
         if cell is None:
             cell = self._cells[labels] = Count()
         return cell
 
-    def count(self, *labels: str) -> None:
+    def count(self, labels: tuple[str, ...]) -> None:
         """Count one under these label values."""
-        cell = self._cells.get(labels)
-        if cell is None:
-            cell = self.cell(*labels)
+        cell = self._cells.get(labels) or self.cell(labels)
         cell.value += 1
 
     def collect(self) -> Iterator[Metric]:
@@ -84,7 +87,7 @@ class Spreads(Collector):
         name: str,
         documentation: str,
         labels: Sequence[str],
-        bounds: Sequence[float],
+        bounds: tuple[float, ...],
         registry: CollectorRegistry,
     ) -> None:
         """Register it; `bounds` are the buckets' in ascending order."""

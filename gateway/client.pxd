@@ -1,9 +1,12 @@
+from gateway.call cimport Call
 from gateway.link cimport Link
 from gateway.exchange cimport Exchange
-from gateway.wire.events cimport HeadersReceived
+from gateway.wire.events cimport DataReceived, HeadersReceived, StreamReset
 
 cdef class ClientLink(Link):
-    cdef public object dispatcher, terms, exchanges, _clients, _headers, _call
+    cdef public Call _call
+    cdef public set exchanges
+    cdef public object dispatcher, terms, _clients, _headers
     cdef public long num_buffered
     cdef public dict _buffered
     cdef public bint _draining, _told

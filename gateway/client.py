@@ -198,7 +198,7 @@ class ClientLink(Link):
     def _refuse(self, event: HeadersReceived, http_status: int, failure: Failure) -> None:
         status = (b":status", str(http_status).encode())
         block = encode_headers((status, GRPC_CONTENT, *trailers_of(failure.code, failure.message)))
-        if event.stream.can_send:
+        if event.stream.can_send():
             self.connection.outbox.finish(event.stream, block)
 
     def _cancel_all(self, reason: str) -> None:

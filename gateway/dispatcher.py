@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 import secrets
 import time
@@ -28,7 +27,7 @@ from gateway.log import log
 from gateway.observe.observation import Observation
 from gateway.request import Request
 from gateway.request_facts import PLAIN, describe
-from gateway.request_stages import END, WAITING, Stage, Step
+from gateway.request_stages import DONE, END, RETRY, SENT, WAITING
 from gateway.routing.router import Router
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
@@ -56,17 +55,17 @@ class Dispatcher:
     def __init__(self, config: GatewayConfig, hub: Hub, metrics: Metrics, seat: Seat | None = None) -> None:
         """Begin without instances."""
         self.instances: dict[str, Instance] = {}
-        self.max_request_bytes = config.max_request_bytes
-        self.config = config
+        self._use(config)
         self._hub = hub
         self._seat = seat
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
         self._line: dict[Request, asyncio.TimerHandle] = {}
         self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self.observation = Observation(config.observe, metrics.registry)
-        self.guard = Guard(config.safety, self._loop.time(), seat)
-        self.guard.restore(self.observation.saved_levels, self._loop.time(), time.time_ns())
+        self.guard = Guard(config.safety, self._clock(), seat)
+        self.guard.restore(self.observation.saved_levels, self._clock(), time.time_ns())
         self._gate = Gate(config.safety, self._place, self._fail, hub.flush, seat) if self.guard.tenants else None
         admit = self._place if self._gate is None else self._gate.submit
         self._entrance = Entrance(config.safety, admit, self._fail, hub.flush)
@@ -78,7 +77,8 @@ class Dispatcher:
             hub=hub,
             late=self._note_seconds,
         )
-        self._keys = map(f"{secrets.token_hex(8)}-{{}}".format, itertools.count(1))
+        self._keys = f"{secrets.token_hex(8)}-"
+        self._num_keys = 0
 
     @property
     def num_in_line(self) -> int:
@@ -105,9 +105,9 @@ class Dispatcher:
         """End a request that its client no longer wants, at its instance too."""
         self._leave_line(request)
         self._hedges.settle(request)
-        instance, was_sent = request.instance, request.stage is Stage.SENT
+        instance, was_sent = request.instance, request.stage == SENT
         request.detach(ErrorCode.CANCEL)
-        request.step(Step.END)
+        request.step(END)
         self._ended(request, instance.name if instance is not None else "", "cancelled")
         if instance is None:
             return
@@ -118,7 +118,7 @@ class Dispatcher:
     def cut_short(self, request: Request, failure: Failure | None = None) -> None:
         """Conclude a request of whose answer nothing more may follow, for the client as if it were whole or failed."""
         instance, stream = request.instance, request.stream
-        code = None if stream is None or stream.state is CLOSED else ErrorCode.CANCEL
+        code = None if stream is None or stream.state == CLOSED else ErrorCode.CANCEL
         if failure is None:
             self._conclude(request, "filtered", code)
             request.exchange.succeeded(request, ())
@@ -136,7 +136,7 @@ class Dispatcher:
 
     def exchange_ended(self, exchange: Exchange) -> None:
         """Count a call that has ended."""
-        self._metrics.calls.count(exchange.call.method, exchange.outcome)
+        self._metrics.calls.count((exchange.call.method, exchange.outcome))
 
     def delivered(self, num_messages: int, num_bytes: int) -> None:
         """Count what went to a client outside the express lane."""
@@ -154,7 +154,7 @@ class Dispatcher:
         if request.instance is not None and request.instance.endpoint.num_unavailable:
             request.instance.endpoint.answered()
         if request.exchange.call.is_routed and not request.continuation:
-            self._metrics.ttft.observe(self._loop.time() - request.arrived_at)
+            self._metrics.ttft.observe(self._clock() - request.arrived_at)
 
     def succeeded(self, request: Request, trailers: Headers, code: int | None) -> None:
         """Conclude a request that its instance finished well; `code` resets what is left of its stream."""
@@ -171,11 +171,11 @@ class Dispatcher:
 
     def attempt_failed(self, request: Request, failure: Failure, code: int | None = None) -> None:
         """Try a request again, if nothing has been answered, or conclude it; `code` resets its stream."""
-        if request.stage is Stage.DONE:
+        if request.stage == DONE:
             return
         instance = request.instance
         if failure.is_answer and failure.is_instances_own and instance is not None:
-            self.router.failed(instance.name, self._loop.time())
+            self.router.failed(instance.name, self._clock())
         if failure.code is Code.UNAVAILABLE and failure.is_answer and instance is not None:
             instance.unavailable()
         if request.instance is not instance:
@@ -186,7 +186,7 @@ class Dispatcher:
 
     def _go_on(self, request: Request, failure: Failure, code: int | None) -> None:
         """Have a request that has failed go on as its second copy or elsewhere, if it may, or conclude it."""
-        if failure.is_death and request.stage is Stage.SENT:
+        if failure.is_death and request.stage == SENT:
             request.deaths += 1
         if failure.is_retryable and self._hedges.take_over(request, code):
             return
@@ -240,8 +240,12 @@ class Dispatcher:
         if config.routing != self.config.routing:
             self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
         self._hedges.apply(config.hedging)
+        self._use(config)
+
+    def _use(self, config: GatewayConfig) -> None:
         self.config = config
-        self.max_request_bytes = config.max_request_bytes
+        self.max_request_bytes = config.max_request_bytes  # these two are asked for with each request
+        self._resumes = config.resume
 
     def instances_changed(self) -> None:
         """Place requests in line, if an instance has become usable."""
@@ -258,8 +262,8 @@ class Dispatcher:
         self._metrics.retries.labels(name).inc()
         self._hedges.settle(request)
         request.detach(code)
-        request.step(Step.RETRY)
-        choice = self._choose(request, self._loop.time())
+        request.step(RETRY)
+        choice = self._choose(request, self._clock())
         if choice is not None and choice.name in request.tried:
             self._line[request] = self._loop.call_later(RETRY_DELAY * request.attempts, self._place_again, request)
         else:
@@ -279,7 +283,7 @@ class Dispatcher:
         name = request.instance.name if request.instance is not None else "?"
         log("resume", key=request.key, instance=name, tokens=len(delivered.token_ids), reason=failure.message)
         self._metrics.resumes.labels(name).inc()
-        request.go_on_from(continuation, self._loop.time())
+        request.go_on_from(continuation, self._clock())
         self._retry(request, failure, code)
 
     def _fail(self, request: Request, failure: Failure, code: int | None = None) -> None:
@@ -288,7 +292,7 @@ class Dispatcher:
 
     def _conclude(self, request: Request, outcome: str, code: int | None) -> None:
         name = request.instance.name if request.instance is not None else ""
-        if request.stage is WAITING:
+        if request.stage == WAITING:
             self._leave_line(request)
         if self._hedges.is_used:
             self._hedges.settle(request)
@@ -299,7 +303,7 @@ class Dispatcher:
     def _note_seconds(self, request: Request) -> None:
         if request.instance is not None and request.exchange.call.is_routed:
             seconds = (time.time_ns() - request.routed_ns) / 1e9
-            self.router.answered(request.instance.name, seconds, self._loop.time())
+            self.router.answered(request.instance.name, seconds, self._clock())
 
     # -- placing ------------------------------------------------------------------------------------------------------
 
@@ -313,7 +317,7 @@ class Dispatcher:
         return None if endpoint is None else self.instances[endpoint.name]
 
     def _place(self, request: Request) -> None:
-        now = self._loop.time()
+        now = self._clock()
         instance = self._choose(request, now)
         if instance is not None:
             self._send(request, instance, now)
@@ -332,13 +336,15 @@ class Dispatcher:
         call = request.exchange.call
         link = instance.pool.acquire()
         stream = link.open(self.observation.upstream_block(request, instance.scheme, instance.authority), request)
-        if call.is_routed and self.config.resume and not request.attempts:
+        if call.is_routed and self._resumes and not request.attempts:
             request.tape = Tape()
         request.attach(instance, link, stream)
         if not call.is_routed:
             request.send_kept()
             return
-        request.key = request.key or next(self._keys)
+        if not request.key:
+            self._num_keys += 1
+            request.key = f"{self._keys}{self._num_keys}"
         request.copy_key = request.next_key()
         request.send_message(engine_facts(request, request.copy_key, now))
         if self._hedges.is_used:
@@ -354,7 +360,7 @@ class Dispatcher:
         if request.screen is not None and request.screen.hearing is not None:
             request.screen.hearing.leave()
         self.observation.ended(request, instance, outcome)
-        self._metrics.requests.count(request.exchange.call.method, instance, outcome)
+        self._metrics.requests.count((request.exchange.call.method, instance, outcome))
         if self._gate is not None:
             self._gate.left(request, request.tokens_used())
 

@@ -60,7 +60,7 @@ TRANSITIONS: dict[tuple[Health, Signal], Health] = {
 READY = Health.READY  # by a name of its own, as in `wire.stream`
 
 
-@dataclass(slots=True)
+@dataclass
 class Endpoint:
     """The health of one instance; a signal that its state does not know changes nothing."""
 

@@ -1,13 +1,18 @@
+from gateway.call cimport Call
 from gateway.request cimport Request
 from gateway.turns cimport Turns
 from gateway.wire.connection cimport Connection
 from gateway.wire.events cimport DataReceived
-from gateway.wire.messages cimport MessageReader
+from gateway.wire.messages cimport MessageReader, frame_message, whole_message
 from gateway.wire.outbox cimport Outbox
 from gateway.wire.stream cimport Stream
 
+cdef long DONE, END, PREFIX_SIZE, WAITING
+cdef tuple OK_TRAILERS
+
 cdef class Exchange:
-    cdef public object link, call, dispatcher, incomplete_since, expires_at, _timer
+    cdef public Call call
+    cdef public object link, dispatcher, incomplete_since, expires_at, _timer
     cdef public Stream stream
     cdef public dict requests, notes
     cdef public bint ended, _half_closed, _draining, _headers_sent

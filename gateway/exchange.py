@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gateway.call import Call
 from gateway.compression import UnknownEncoding, decompress
 from gateway.request import Request
-from gateway.request_stages import Stage, Step
+from gateway.request_stages import DONE, END, WAITING
 from gateway.status import NOT_AGAIN, OK_TRAILERS, RESPONSE_HEADERS, Code, Failure, trailers_of
 from gateway.turns import Turns
 from gateway.wire import protobuf
@@ -116,9 +116,9 @@ class Exchange:
     def _take_part(self, request: Request, event: DataReceived) -> None:
         padding = event.size - len(event.payload)
         self._uncredited += event.size
-        if request.stage is Stage.DONE:
+        if request.stage == DONE:
             return
-        if request.stage is Stage.WAITING:
+        if request.stage == WAITING:
             if request.kept_bytes + len(event.payload) > self._max_bytes + PREFIX_SIZE:
                 self.end(self._too_large(MessageTooLarge(request.kept_bytes, self._max_bytes)))
                 return
@@ -172,7 +172,7 @@ class Exchange:
         request = self._new_request()
         request.keep(body, complete=True)
         if self._draining:
-            request.step(Step.END)
+            request.step(END)
             self.failed(request, Failure(Code.UNAVAILABLE, "the gateway is shutting down"))
         else:
             self.dispatcher.submit(request)
@@ -210,12 +210,12 @@ class Exchange:
 
     def response_headers(self, headers: Headers) -> None:
         """Send an instance's response headers, where they are the client's too."""
-        if self._whole is not None and not self._headers_sent and self.stream.can_send:
+        if self._whole is not None and not self._headers_sent and self.stream.can_send():
             self._send_headers(encode_headers(headers))
 
     def deliver(self, request: Request, pieces: list[tuple[bytes, bool]], num_messages: int) -> None:
         """Send pieces of a response, or hold them while another request is within a message."""
-        if self.ended or not self.stream.can_send:
+        if self.ended or not self.stream.can_send():
             return
         if not self._headers_sent:
             self._send_headers(RESPONSE_BLOCK)
@@ -276,7 +276,7 @@ class Exchange:
             self.end(Failure(Code.UNAVAILABLE, "the gateway is shutting down"))
 
     def _end_with(self, trailers: Headers, outcome: str) -> None:
-        if self.stream.can_send:
+        if self.stream.can_send():
             if self.notes:
                 trailers = (*trailers, *self.notes.items())
             self._outbox.finish(self.stream, self._last_block(trailers))

@@ -1,1 +1,3 @@
-# functions of the hot path, as they are
+from gateway.request cimport Request
+
+cpdef bytes engine_facts(Request request, str key, double now)

@@ -20,14 +20,14 @@ from gateway.abort import send_abort
 from gateway.facts import engine_facts
 from gateway.hedge_plan import HedgePlan, HedgingConfig
 from gateway.instance_errors import failure_of_message
-from gateway.request_stages import Stage
+from gateway.request_stages import SENT
 from gateway.routing.asked import prefill_weight
 from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
 from gateway.wire.messages import MessageCutter
-from gateway.wire.stream import State
+from gateway.wire.stream import CLOSED
 
 if TYPE_CHECKING:
     from gateway.instance import Instance
@@ -72,7 +72,7 @@ class Hedge:
         """Take response headers or trailers."""
         if event.end_stream:
             failure = failure_of_trailers(event.headers) or Failure(Code.UNKNOWN, "it ended without an answer")
-            self._hedges.lost(self, failure, None if event.stream.state is State.CLOSED else ErrorCode.NO_ERROR)
+            self._hedges.lost(self, failure, None if event.stream.state == CLOSED else ErrorCode.NO_ERROR)
         elif dict(event.headers).get(b":status") != b"200":
             self._hedges.lost(self, Failure(Code.UNKNOWN, "it did not answer with HTTP status 200"), ErrorCode.CANCEL)
 
@@ -212,7 +212,7 @@ class Hedges:
     def _begin(self, request: Request) -> None:
         """Send a second copy; where there is no other instance or the share is used up, look again later."""
         del self._timers[request]
-        if self._plan is None or request.stage is not Stage.SENT or request.kept is None:
+        if self._plan is None or request.stage != SENT or request.kept is None:
             return
         instance = self._choose(request, self._loop.time())
         if instance is None or instance is request.instance or not self._plan.take():

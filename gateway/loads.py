@@ -29,7 +29,7 @@ class Report:
     beats: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
+@dataclass
 class Load:
     """The load of one instance."""
 

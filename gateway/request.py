@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
 from gateway.request_memory import MAX_ID_BYTES, RequestMemory
-from gateway.request_stages import ANSWER, ANSWERING, DONE, NEXT, SEND, SENT, WAITING, Step
+from gateway.request_stages import ANSWER, ANSWERING, DONE, NEXT, SEND, SENT, WAITING, Stage, Step
 from gateway.routing.asked import prefill_weight
 from gateway.status import OK_TRAILERS, Code, Failure, failure_of_reset, failure_of_trailers
-from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
 from gateway.wire.messages import MessageCutter
+from gateway.wire.protobuf import STREAM_ERROR_TAG
 from gateway.wire.stream import CLOSED
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Request(RequestMemory):
         self.concurrent = 0
         self.line_since = arrived_at  # since when it has been looking for an instance
         self.prefill = 0.0  # what its prompt weighs at its instance, in requests, until there is an answer
-        self.stage = WAITING
+        self.stage = WAITING  # the number of a `Stage`
         self.key = ""
         self.copies = 0  # sent so far, of a routed request
         self.copy_key = ""  # what names the one that is under way to the engine
@@ -96,31 +96,31 @@ class Request(RequestMemory):
         self.owed = 0  # bytes that the instance has sent to a screen, not yet given back to it
         self.hedge: Hedge | None = None
 
-    def step(self, step: Step) -> None:
+    def step(self, step: int) -> None:
         """Move in the table; a step that it does not have is a defect.
 
         Raises:
             RuntimeError: the table has no such step.
         """
         stage = NEXT[self.stage][step]
-        if stage is None:
-            raise RuntimeError(f"{step.name} of a request that is {self.stage.name}")
+        if not stage:
+            raise RuntimeError(f"{Step(step).name} of a request that is {Stage(self.stage).name}")
         self.stage = stage
 
     @property
     def can_retry(self) -> bool:
         """Whether nothing has been answered and everything sent could be sent again."""
-        return self.stage is SENT and self.kept is not None
+        return self.stage == SENT and self.kept is not None
 
     @property
     def can_resume(self) -> bool:
         """Whether it has been answered in part, and another instance could go on from there."""
-        return self.stage is ANSWERING and self.tape is not None and self.tape.is_whole
+        return self.stage == ANSWERING and self.tape is not None and self.tape.is_whole
 
     def add(self, payload: bytes, complete: bool) -> None:
         """Take more of the request's bytes, sending them on if it is under way."""
         self.keep(payload, complete)
-        if self.kept_bytes > MAX_KEPT_BYTES and self.stage is not WAITING:
+        if self.kept_bytes > MAX_KEPT_BYTES and self.stage != WAITING:
             self.kept = None
         if self.stream is not None:
             self._send(payload, complete)
@@ -138,7 +138,7 @@ class Request(RequestMemory):
 
     def _begin_answer(self, stream: Stream) -> None:
         stream.recording = self.tape
-        self.cutter = MessageCutter(protobuf.STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
+        self.cutter = MessageCutter(STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
         if self.observer is not None:
             self.observer.begin_again()
 
@@ -210,7 +210,7 @@ class Request(RequestMemory):
             self.observer.take(event.payload)
         pieces, count = self.cutter.feed(event.payload)
         if pieces:
-            is_first = self.stage is SENT
+            is_first = self.stage == SENT
             if is_first:
                 self._note_answer()
             self.record(pieces)
@@ -247,7 +247,7 @@ class Request(RequestMemory):
 
     def on_defect(self, failure: Failure) -> None:
         """Take that the gateway has failed at something that the instance sent."""
-        if self.stage is DONE:  # its client may not have been told
+        if self.stage == DONE:  # its client may not have been told
             self.exchange.end(failure)
         else:
             self.exchange.dispatcher.attempt_failed(self, failure, ErrorCode.INTERNAL_ERROR)
@@ -268,7 +268,7 @@ class Request(RequestMemory):
         if self.link is None or self.stream is None or self.stream.target is not None:
             return
         is_plain = self.observer is None and not self._is_screened
-        is_simple = is_plain and self.cutter.at_boundary and self.stage is ANSWERING
+        is_simple = is_plain and self.cutter.at_boundary and self.stage == ANSWERING
         if is_simple and self.exchange.is_clear:
             self.link.connection.enter_lane(self.stream, self.exchange.stream)
 
@@ -296,7 +296,7 @@ class Request(RequestMemory):
         failure = None if event.headers == OK_TRAILERS else failure_of_trailers(event.headers)
         if failure is None and not self.cutter.at_boundary:
             failure = Failure(Code.INTERNAL, "the instance ended its stream within a message")
-        code = None if event.stream.state is CLOSED else ErrorCode.NO_ERROR
+        code = None if event.stream.state == CLOSED else ErrorCode.NO_ERROR
         if failure is None:
             self.exchange.dispatcher.succeeded(self, event.headers, code)
         else:

@@ -1,4 +1,5 @@
 from gateway.tape cimport Tape
+from gateway.wire.messages cimport frame_message
 
 cdef class RequestMemory:
     cdef public bytes continuation

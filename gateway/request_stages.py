@@ -24,10 +24,10 @@ class Step(IntEnum):
     END = auto()
 
 
-WAITING, SENT, ANSWERING, DONE = Stage  # by names of their own, as in `wire.stream`
-SEND, ANSWER, RETRY, END = Step
+WAITING, SENT, ANSWERING, DONE = map(int, Stage)  # by names of their own, as in `wire.stream`
+SEND, ANSWER, RETRY, END = map(int, Step)
 
-TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
+TRANSITIONS: dict[tuple[int, int], int] = {
     (WAITING, SEND): SENT,
     (WAITING, END): DONE,
     (SENT, ANSWER): ANSWERING,
@@ -37,4 +37,4 @@ TRANSITIONS: dict[tuple[Stage, Step], Stage] = {
     (ANSWERING, END): DONE,
 }
 
-NEXT = [[], *([None, *(TRANSITIONS.get((stage, step)) for step in Step)] for stage in Stage)]  # by their numbers
+NEXT = [[], *([0, *(TRANSITIONS.get((stage, step), 0) for step in Step)] for stage in Stage)]  # 0 where there is none

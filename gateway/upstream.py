@@ -82,10 +82,9 @@ class UpstreamLink(Link):
         self._gone = gone
         self._reason = "connection lost"
 
-    @property
     def can_open(self) -> bool:
         """Whether one more stream may be opened."""
-        return not self.is_draining and self.connection.can_open
+        return not self.is_draining and self.connection.can_open()
 
     def open(self, block: bytes, owner: Caller) -> Stream:
         """Open a stream with these encoded headers."""
@@ -200,7 +199,7 @@ class Pool:
     def acquire(self) -> UpstreamLink:
         """Return a connection with room for one more stream, opening another where there is none."""
         for link in self.links:
-            if not link.is_draining and link.connection.can_open:
+            if link.can_open():
                 return link
         link = UpstreamLink(self.hub, self.name, self.route.patience, self.tally, self._on_gone)
         link.connection.peer_max_streams = self._stream_limit(link.connection.peer_max_streams)

@@ -47,7 +47,7 @@ class Meters:
         """Take the end of a request; times in seconds, None where it did not come so far."""
         cells = self._cells.get((tenant, instance, outcome))
         if cells is None:
-            cells = self._ended(tenant, outcome), self._wait(tenant), self._first(tenant, instance)
+            cells = self._ended((tenant, outcome)), self._wait(tenant), self._first(tenant, instance)
             self._cells[tenant, instance, outcome] = cells
         ended, waits, firsts = cells
         ended.value += 1

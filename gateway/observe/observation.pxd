@@ -1,4 +1,5 @@
 cimport cython
+from gateway.call cimport Call
 from gateway.observe.meters cimport Meters
 from gateway.request cimport Request
 
@@ -8,6 +9,7 @@ cdef class Observation:
     cdef public bint watches_some
     cdef public double _sample, _credit
     cpdef arrived(self, Request request)
-    @cython.locals(came=longlong)
+    @cython.locals(call=Call, came=longlong)
     cpdef ended(self, Request request, str instance, str outcome)
+    @cython.locals(call=Call)
     cpdef upstream_block(self, Request request, bytes scheme, bytes authority)

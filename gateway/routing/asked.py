@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 BYTES_PER_TOKEN = 4
 TOKENS_PER_REQUEST = 512  # prompt tokens that weigh as much as one more request
+BYTES_PER_REQUEST = BYTES_PER_TOKEN * TOKENS_PER_REQUEST
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Asked:
     """One request, as far as routing cares.
 
@@ -26,4 +27,4 @@ class Asked:
 
 def prefill_weight(num_bytes: int) -> float:
     """Return what a prompt of this size weighs until it is computed, in requests."""
-    return num_bytes / (BYTES_PER_TOKEN * TOKENS_PER_REQUEST)
+    return num_bytes / BYTES_PER_REQUEST

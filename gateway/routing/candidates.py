@@ -7,7 +7,7 @@ from gateway.endpoint import Endpoint
 from gateway.loads import Load
 
 
-@dataclass(slots=True)
+@dataclass
 class Candidate:
     """An endpoint, its load and the time at which both are judged.
 

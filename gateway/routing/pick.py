@@ -18,7 +18,6 @@ def pick(
     request: Asked,
     candidates: Sequence[Candidate],
     rng: random.Random,
-    *,
     policy: Policy = QUEUE_DEPTH,
     filters: Sequence[Filter] = (),
 ) -> Endpoint | None:

@@ -27,7 +27,7 @@ class PolicyName(StrEnum):
     ROUND_ROBIN = "round_robin"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """How one instance is chosen.
 

@@ -3,7 +3,6 @@
 Knows endpoints, loads and requests as routing sees them. Does not know connections or bytes.
 """
 
-import itertools
 import random
 from collections.abc import Mapping, Sequence
 
@@ -29,17 +28,18 @@ class Router:
         self.levels = LevelTracker(config.levels.rule()) if config.levels is not None else None
         self.outliers = OutlierWatch(config.outliers) if config.outliers is not None else None
         self._rng = rng
-        self._picks = itertools.count(1)
+        self._num_picks = 0
         self._filters = self._fixed_filters()
 
     def choose(self, asked: Asked, candidates: Sequence[Candidate]) -> Endpoint | None:
         """Return the endpoint for a request among usable ones, or None where there are none."""
         filters = self._filters if self.levels is None else (*self._filters, in_pool(self.levels.pool))
-        return pick(asked, candidates, self._rng, policy=self.policy, filters=filters)
+        return pick(asked, candidates, self._rng, self.policy, filters)
 
     def placed(self, asked: Asked, name: str, load: Load, now: float) -> None:
         """Note that a request has gone to an instance."""
-        load.last_picked = next(self._picks)
+        self._num_picks += 1
+        load.last_picked = self._num_picks
         if self.policy.marks is not None:
             self.policy.marks.remember(name, asked.prefix, now)
 

@@ -2,6 +2,8 @@ cimport cython
 from gateway.wire.express cimport Tally
 from gateway.wire.handlers cimport FrameHandlers, HeaderBlock
 
+cdef long CONTINUATION, DATA, DEFAULT_MAX_FRAME_SIZE, HEADER_SIZE, HEADERS, LOW_WINDOW, MAX_STREAM_ID, SETTINGS
+
 cdef class Connection(FrameHandlers):
     cdef public Tally tally
     cdef public bytes tail, _preface

@@ -25,10 +25,10 @@ from gateway.wire.frames import (
     SETTINGS,
     FrameType,
 )
-from gateway.wire.handlers import LOW_WINDOW, FrameHandlers
+from gateway.wire.handlers import FrameHandlers
 from gateway.wire.limits import DEFAULT_LIMITS, Limits
 from gateway.wire.outbox import Outbox
-from gateway.wire.table import Role
+from gateway.wire.table import LOW_WINDOW, Role
 
 DEFAULT_STREAM_WINDOW = 65535
 _UNPACK = HEADER.unpack_from

@@ -4,6 +4,9 @@ from gateway.wire.headers cimport HeaderDecoder
 from gateway.wire.stream cimport Stream
 from gateway.wire.table cimport StreamTable
 
+cdef long END_HEADERS, END_STREAM, HAS_PRIORITY, LOW_WINDOW, PADDED, CLOSED, RECV_DATA, RECV_END, RECV_HEADERS
+cdef list NEXT
+
 cdef class HeaderBlock:
     cdef public long stream_id, num_continuations
     cdef public bint end_stream

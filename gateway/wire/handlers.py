@@ -13,10 +13,9 @@ from gateway.wire.headers import HeaderDecoder, Headers
 from gateway.wire.limits import Limits
 from gateway.wire.outbox import Outbox
 from gateway.wire.stream import CLOSED, NEXT, RECV_DATA, RECV_END, RECV_HEADERS, Stream
-from gateway.wire.table import CONNECTION_WINDOW, Role, StreamTable
+from gateway.wire.table import CONNECTION_WINDOW, LOW_WINDOW, Role, StreamTable
 
 PRIORITY_BYTES = 5
-LOW_WINDOW = CONNECTION_WINDOW // 2  # below it the peer is given back what it has spent
 
 
 class HeaderBlock:
@@ -288,7 +287,7 @@ class FrameHandlers(StreamTable):
         stream.send_window += increment
         if stream.send_window > frames.MAX_WINDOW:
             raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, f"a stream window of {stream.send_window}")
-        if stream.state is not CLOSED:
+        if stream.state != CLOSED:
             self.outbox.flush(stream)
 
 

@@ -2,6 +2,9 @@ cimport cython
 from gateway.wire.frames cimport pack_headers
 from gateway.wire.stream cimport Stream
 
+cdef long DATA, END_HEADERS, END_STREAM, HEADERS, SEND_END, SEND_HEADERS
+cdef list NEXT
+
 cdef class Outbox:
     cdef public list dirty, chunks, ended, released
     cdef public long window, initial_window, max_frame, num_waited, _table_size

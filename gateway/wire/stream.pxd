@@ -1,9 +1,12 @@
 from gateway.wire.recording cimport Recording
 
 cdef class Stream:
-    cdef public long stream_id, send_window, recv_window, consumed, lane_credit, lane_start
-    cdef public object outbox, state, queue, ending, announced, owner
+    cdef public long stream_id, send_window, recv_window, consumed, lane_credit, lane_start, state
+    cdef public object outbox, queue, announced, owner
+    cdef public bytes ending
     cdef public Stream target
     cdef public Recording recording
     cpdef wait(self, piece, owner, bint first=*)
-    cpdef move(self, move)
+    cpdef move(self, long move)
+    cpdef refuse(self, long move)
+    cpdef bint can_send(self)

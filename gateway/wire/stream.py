@@ -38,11 +38,11 @@ class Move(IntEnum):
     RESET = auto()
 
 
-# by names of their own: to look a member up in its class takes 0.14 us in Python 3.11
-IDLE, OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, CLOSED = State
-SEND_HEADERS, SEND_DATA, SEND_END, RECV_HEADERS, RECV_DATA, RECV_END, RESET = Move
+# by names of their own, as plain numbers: to look a member up in its class takes 0.14 us in Python 3.11
+IDLE, OPEN, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, CLOSED = map(int, State)
+SEND_HEADERS, SEND_DATA, SEND_END, RECV_HEADERS, RECV_DATA, RECV_END, RESET = map(int, Move)
 
-TRANSITIONS: dict[tuple[State, Move], State] = {
+TRANSITIONS: dict[tuple[int, int], int] = {
     (IDLE, SEND_HEADERS): OPEN,
     (IDLE, RECV_HEADERS): OPEN,
     (OPEN, SEND_HEADERS): OPEN,
@@ -62,8 +62,7 @@ TRANSITIONS: dict[tuple[State, Move], State] = {
     (HALF_CLOSED_REMOTE, RESET): CLOSED,
 }
 
-NEXT = [[], *([None, *(TRANSITIONS.get((state, move)) for move in Move)] for state in State)]  # by their numbers
-SENDABLE = frozenset({OPEN, HALF_CLOSED_REMOTE})
+NEXT = [[], *([0, *(TRANSITIONS.get((state, move), 0) for move in Move)] for state in State)]  # 0 where there is none
 
 
 class Stream:
@@ -96,7 +95,7 @@ class Stream:
         self.outbox = outbox
         self.send_window = send_window
         self.recv_window = recv_window
-        self.state = IDLE
+        self.state = IDLE  # the number of a `State`
         self.queue: deque[tuple[bytes | memoryview, Any]] | None = None  # pieces and their owners, once one had to wait
         self.ending: bytes | None = None  # trailers behind the queue; b"" is END_STREAM on the last DATA
         self.consumed = 0  # received and passed on, not yet given back to the peer
@@ -116,7 +115,7 @@ class Stream:
         else:
             self.queue.append((piece, owner))
 
-    def move(self, move: Move) -> None:
+    def move(self, move: int) -> None:
         """Take one step in the table; where a call would count, callers do this by themselves.
 
         Raises:
@@ -124,16 +123,15 @@ class Stream:
         """
         self.state = NEXT[self.state][move] or self.refuse(move)
 
-    def refuse(self, move: Move) -> NoReturn:
+    def refuse(self, move: int) -> NoReturn:
         """Say that the table has no such step.
 
         Raises:
             StreamFault: always.
         """
-        message = f"{move.name} on stream {self.stream_id} in state {self.state.name}"
+        message = f"{Move(move).name} on stream {self.stream_id} in state {State(self.state).name}"
         raise StreamFault(self.stream_id, ErrorCode.STREAM_CLOSED, message)
 
-    @property
     def can_send(self) -> bool:
-        """Whether our side may still send."""
-        return self.ending is None and self.state in SENDABLE
+        """Whether our side may still send; no property, which compiled code would ask for as Python does."""
+        return self.ending is None and (self.state == OPEN or self.state == HALF_CLOSED_REMOTE)  # noqa: PLR1714 - faster

@@ -12,6 +12,7 @@ from gateway.wire.outbox import Outbox
 from gateway.wire.stream import CLOSED, Stream
 
 CONNECTION_WINDOW = 16 * 2**20
+LOW_WINDOW = CONNECTION_WINDOW // 2  # below it the peer is given back what it has spent
 ASSUMED_MAX_STREAMS = 100  # of a server that has not said
 REMEMBERED_RESETS = 4096
 CREDIT_SHARE = 4  # a stream's window is given back a quarter at a time
@@ -46,7 +47,6 @@ class StreamTable:
         self._next_id = 1
         self._reset_ids: dict[int, None] = {}  # streams we reset, whose frames may still be on their way
 
-    @property
     def can_open(self) -> bool:
         """Whether the peer's limit and the id space leave room for one more stream of ours."""
         has_room = len(self.streams) < self.peer_max_streams and self._next_id <= MAX_STREAM_ID
@@ -99,14 +99,14 @@ class StreamTable:
 
     def release(self, stream: Stream) -> None:
         """Forget a stream if both sides have ended it."""
-        if stream.state is CLOSED and self.streams.get(stream.stream_id) is stream:
+        if stream.state == CLOSED and self.streams.get(stream.stream_id) is stream:
             self._drop(stream)
 
     def sweep(self) -> None:
         """Forget the streams that our side has ended; a peer that has not ended its own is told to stop."""
         ended, self.outbox.ended = self.outbox.ended, []
         for stream in ended:
-            if stream.state is CLOSED:
+            if stream.state == CLOSED:
                 if self.streams.get(stream.stream_id) is stream:
                     self._drop(stream)
             elif self.is_server:

@@ -74,3 +74,16 @@ def test_each_attribute_of_a_typed_class_has_its_type(path: Path) -> None:
         body = re.split(r"^(?=\S)", source[source.index(f"class {name}") :], flags=re.MULTILINE)[0]
         assigned = set(re.findall(r"self\.(\w+)(?:: [^=]+)? =", body))
         assert assigned <= declared, f"{path.with_suffix('.pxd').name} does not know {assigned - declared}"
+
+
+@pytest.mark.parametrize("path", compiled.modules().values(), ids=lambda path: path.stem)
+def test_a_typed_dataclass_has_its_fields_in_the_order_of_the_source(path: Path) -> None:
+    """Cython makes `__init__` of the order in the `.pxd`."""
+    for kind in re.split(r"^cdef class ", path.with_suffix(".pxd").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        name = re.split(r"\W", kind)[0]
+        found = re.search(
+            rf"^@dataclass.*\nclass {name}:\n((?: .*\n|\n)+)", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        if found is not None:
+            declared = re.findall(r"\w+", " ".join(re.findall(r"cdef public \w+ (.*)", kind)))
+            assert declared == re.findall(r"^    (\w+): ", found[1], re.MULTILINE)

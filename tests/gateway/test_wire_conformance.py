@@ -236,7 +236,7 @@ def test_the_end_of_a_stream_needs_no_window() -> None:
     connection.outbox.send_data(stream, b"ab")
     connection.outbox.finish(stream)
     assert written(connection)[-1] == (FrameType.DATA, frames.END_STREAM, 1, b"")
-    assert stream.state is State.HALF_CLOSED_LOCAL
+    assert stream.state == State.HALF_CLOSED_LOCAL
 
 
 def test_frames_follow_the_peers_maximal_size() -> None:

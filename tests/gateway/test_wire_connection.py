@@ -274,7 +274,7 @@ def test_a_stream_that_both_sides_ended_is_forgotten() -> None:
     assert isinstance(opened, HeadersReceived)
     connection.outbox.finish(opened.stream, encode_headers(((b"grpc-status", b"0"),)))
     connection.sweep()
-    assert opened.stream.state is State.CLOSED
+    assert opened.stream.state == State.CLOSED
     assert not connection.streams
 
 

@@ -100,11 +100,11 @@ def test_a_stream_moves_only_where_the_table_says(state: State, move: Move) -> N
     stream.state = state
     if (state, move) in TRANSITIONS:
         stream.move(move)
-        assert stream.state is TRANSITIONS[state, move]
+        assert stream.state == TRANSITIONS[state, move]
     else:
         with pytest.raises(StreamFault):
             stream.move(move)
-        assert stream.state is state
+        assert stream.state == state
 
 
 def opened_stream(connection: Connection) -> Stream:
@@ -137,7 +137,7 @@ def test_data_leaves_in_order_and_never_beyond_the_windows(pieces: list[bytes], 
     assert sent == b"".join(pieces)
     assert sum(size for _, size in connection.outbox.released) == len(sent)
     assert not stream.queue
-    assert stream.state is State.HALF_CLOSED_LOCAL
+    assert stream.state == State.HALF_CLOSED_LOCAL
 
 
 def test_a_smaller_initial_window_takes_back_what_was_not_used() -> None:

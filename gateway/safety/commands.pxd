@@ -1,0 +1,1 @@
+# functions of the hot path, as they are
