@@ -184,7 +184,7 @@ class KserveClient:
 
     def _connected(self) -> UpstreamLink:
         link = self._link
-        if link is None or not link.can_open:
+        if link is None or not link.can_open():
             if link is not None:
                 link.is_draining = True
                 link.check_idle()
