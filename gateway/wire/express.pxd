@@ -8,8 +8,11 @@ cdef class Tally:
 
 @cython.locals(raw="const unsigned char*", first=Py_ssize_t, last=Py_ssize_t, after=Py_ssize_t, count=long, length=long,
                word=long, flags=long, tag=long, source=Stream, target=Stream, outbox=Outbox, recording=Recording,
-               chunks=list)
+               wide=list)
 cpdef Py_ssize_t forward(bytearray buffer, Py_ssize_t pos, Py_ssize_t end, dict lanes, Tally tally) except -1
 
-@cython.locals(in_lane=long, passed=long, recording=Recording)
+@cython.locals(outbox=Outbox)
+cpdef _tell(Stream source, Stream target, long num_bytes)
+
+@cython.locals(in_lane=long, untold=long, passed=long, recording=Recording)
 cpdef bint _renew(Stream source, long length) except -1

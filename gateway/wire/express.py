@@ -8,6 +8,9 @@ A stream is in `lanes` only while it stands at a message boundary and nothing el
 that does not fit (not whole, not one message with something in it, flags set, a window or the credit too small, the
 target's transport full) closes the lane and is left to the ordinary path, which opens it again. Each frame is copied
 once, with its new stream id: its target's transport and its recording, where there is one, share the copy.
+
+A lane is wide, for one call, where its target's windows are at least all the bytes at hand: as nothing read now can
+exceed them, its frames are held against its credit alone, and the windows are told at the end.
 """
 
 from struct import Struct
@@ -45,6 +48,7 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
     first = pos
     last = end - HEAD_SIZE
     count = 0
+    wide: list[Stream] = []
     while pos <= last:
         word, flags, stream_id, _, length, tag = unpack(buffer, pos)
         source = lanes.get(stream_id)
@@ -57,38 +61,53 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
         after = pos + 9 + length
         if after > end:
             break
-        target = source.target
-        if target is None:
-            raise RuntimeError(f"stream {stream_id} is in the express lane without a target")
-        outbox = target.outbox
-        if length > target.send_window or length > outbox.window or outbox.paused:
-            del lanes[stream_id]
-            break
         if length > source.lane_credit and not _renew(source, length):
             del lanes[stream_id]
             break
-        pack_into(buffer, pos + 5, target.stream_id)
+        if not source.is_wide:
+            target = source.target
+            if target is None:
+                raise RuntimeError(f"stream {stream_id} is in the express lane without a target")
+            outbox = target.outbox
+            if length > target.send_window or length > outbox.window or outbox.paused:
+                del lanes[stream_id]
+                break
+            if not outbox.chunks:
+                outbox.dirty.append(outbox)
+            if end - first <= target.send_window and end - first <= outbox.window:
+                source.is_wide = True
+                wide.append(source)
+            else:
+                _tell(source, target, length)
+        pack_into(buffer, pos + 5, source.lane_id)
         frame = raw[pos:after]
-        chunks = outbox.chunks
-        if not chunks:
-            outbox.dirty.append(outbox)
-        chunks.append(frame)
+        source.lane_chunks.append(frame)
         recording = source.recording
         if recording is not None:
             recording.frames.append(frame)
         source.lane_credit -= length
-        target.send_window -= length
-        outbox.window -= length
         count += 1
         pos = after
+    for source in wide:
+        source.is_wide = False
+        if source.target is not None:
+            _tell(source, source.target, source.lane_told - source.lane_credit)
     tally.messages += count
     tally.num_bytes += pos - first - 9 * count
     return pos
 
 
+def _tell(source: Stream, target: Stream, num_bytes: int) -> None:
+    """Reckon bytes that pass up with the target's windows."""
+    target.send_window -= num_bytes
+    target.outbox.window -= num_bytes
+    source.lane_told -= num_bytes
+
+
 def _renew(source: Stream, length: int) -> bool:
     """Give the peer back what has passed, and the lane its full credit; return whether `length` bytes may pass now."""
     in_lane = source.lane_start - source.lane_credit
+    untold = source.lane_told - source.lane_credit
     passed = in_lane + source.consumed
     recording = source.recording
     if not passed or length > LANE_CREDIT or (recording is not None and recording.packed_bytes > MAX_PACKED_BYTES):
@@ -98,5 +117,6 @@ def _renew(source: Stream, length: int) -> bool:
     source.recv_window += source.consumed
     source.consumed = 0
     source.lane_start = source.lane_credit = min(LANE_CREDIT, source.recv_window)
+    source.lane_told = source.lane_credit + untold
     source.outbox.put(pack_window_update(source.stream_id, passed))
     return length <= source.lane_credit

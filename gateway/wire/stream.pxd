@@ -1,7 +1,9 @@
 from gateway.wire.recording cimport Recording
 
 cdef class Stream:
-    cdef public long stream_id, send_window, recv_window, consumed, lane_credit, lane_start, state
+    cdef public long stream_id, send_window, recv_window, consumed, lane_credit, lane_start, lane_told, lane_id, state
+    cdef public list lane_chunks
+    cdef public bint is_wide
     cdef public object outbox, queue, announced, owner
     cdef public bytes ending
     cdef public Stream target

@@ -70,14 +70,20 @@ class Stream:
 
     `owner` and `target` belong to whoever relays: the object behind the stream, and the stream that its DATA goes on to
     while it is in the express lane (see `express`), where `lane_credit` bytes may pass; a full `recording` closes it.
+    What begins with `lane_` is there from then on: the target's stream id and its outbox's chunks, the credit as it was
+    when last renewed, and as it was when the target's windows were last told.
     """
 
     __slots__ = (
         "announced",
         "consumed",
         "ending",
+        "is_wide",
+        "lane_chunks",
         "lane_credit",
+        "lane_id",
         "lane_start",
+        "lane_told",
         "outbox",
         "owner",
         "queue",
@@ -88,6 +94,12 @@ class Stream:
         "stream_id",
         "target",
     )  # fmt: skip
+
+    lane_id: int
+    lane_chunks: list[bytes | bytearray]
+    lane_start: int
+    lane_credit: int
+    lane_told: int
 
     def __init__(self, stream_id: int, outbox: Outbox, send_window: int, recv_window: int) -> None:
         """Begin idle."""
@@ -102,8 +114,7 @@ class Stream:
         self.announced: int | None = None  # DATA still to come by the request's content length
         self.owner: Any = None
         self.target: Stream | None = None
-        self.lane_credit = 0
-        self.lane_start = 0
+        self.is_wide = False  # of its lane, while `express.forward` runs
         self.recording: Recording | None = None  # of all that went through the lane, where one is wanted
 
     def wait(self, piece: bytes | memoryview, owner: Any, first: bool = False) -> None:

@@ -74,7 +74,9 @@ class StreamTable:
         if stream.target is not None:
             self.leave_lane(stream)
         stream.target = target
-        stream.lane_start = stream.lane_credit = min(express.LANE_CREDIT, stream.recv_window)
+        stream.lane_start = stream.lane_credit = stream.lane_told = min(express.LANE_CREDIT, stream.recv_window)
+        stream.lane_id = target.stream_id
+        stream.lane_chunks = target.outbox.chunks
         self.lanes[stream.stream_id] = stream
 
     def leave_lane(self, stream: Stream) -> None:
@@ -83,7 +85,6 @@ class StreamTable:
             return
         self.lanes.pop(stream.stream_id, None)
         spent = stream.lane_start - stream.lane_credit
-        stream.lane_start = stream.lane_credit = 0
         stream.target = None
         stream.recv_window -= spent
         if stream.recording is not None:

@@ -208,6 +208,42 @@ def test_the_express_lane_stops_at_the_clients_window() -> None:
     assert len(events) == 1
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(0, 3000), min_size=3, max_size=3),
+    st.lists(st.tuples(st.sampled_from((1, 3, 5)), st.integers(1, 500)), max_size=20),
+    st.lists(st.integers(0, 10_000), max_size=3),
+)
+def test_lanes_that_share_windows_exceed_none_and_leave_none_unused(
+    windows: list[int], sent: list[tuple[int, int]], cuts: list[int]
+) -> None:
+    upstream, client = lane(express.Tally())
+    client.feed(open_frame(3))
+    targets = {1: client.streams[1], 3: client.streams[1], 5: client.streams[3]}
+    client.streams[1].send_window, client.streams[3].send_window, client.outbox.window = windows
+    for number in (3, 5):
+        source = upstream.open_stream()
+        upstream.outbox.send_headers(source, b"")
+        upstream.enter_lane(source, targets[number])
+    frames_sent = [(number, frame_message(b"%d" % number * size)) for number, size in sent]
+    closed: set[int] = set()
+    expected: list[tuple[int, bytes]] = []
+    room = {1: windows[0], 3: windows[1], 0: windows[2]}
+    for number, message in frames_sent:
+        to = targets[number].stream_id
+        if number in closed or len(message) > min(room[to], room[0]):
+            closed.add(number)
+        else:
+            expected.append((to, message))
+            room[to] -= len(message)
+            room[0] -= len(message)
+    data = b"".join(data_frame(number, message) for number, message in frames_sent)
+    events = [event for piece in cut(data, cuts) for event in upstream.feed(piece)]
+    assert [(to, payload) for _, _, to, payload in written(client)] == expected
+    assert len(events) == len(sent) - len(expected)
+    assert {1: client.streams[1].send_window, 3: client.streams[3].send_window, 0: client.outbox.window} == room
+
+
 ODD_FRAMES = {
     "part of a message": data_frame(1, frame_message(b"hello")[:7]),
     "two messages": data_frame(1, 2 * frame_message(b"hello")),
