@@ -64,21 +64,9 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
         if length > source.lane_credit and not _renew(source, length):
             del lanes[stream_id]
             break
-        if not source.is_wide:
-            target = source.target
-            if target is None:
-                raise RuntimeError(f"stream {stream_id} is in the express lane without a target")
-            outbox = target.outbox
-            if length > target.send_window or length > outbox.window or outbox.paused:
-                del lanes[stream_id]
-                break
-            if not outbox.chunks:
-                outbox.dirty.append(outbox)
-            if end - first <= target.send_window and end - first <= outbox.window:
-                source.is_wide = True
-                wide.append(source)
-            else:
-                _tell(source, target, length)
+        if not source.is_wide and not _may_pass(source, length, end - first, wide):
+            del lanes[stream_id]
+            break
         pack_into(buffer, pos + 5, source.lane_id)
         frame = raw[pos:after]
         source.lane_chunks.append(frame)
@@ -90,15 +78,42 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
         pos = after
     for source in wide:
         source.is_wide = False
-        if source.target is not None:
-            _tell(source, source.target, source.lane_told - source.lane_credit)
+        _tell(source, source.lane_told - source.lane_credit)
     tally.messages += count
     tally.num_bytes += pos - first - 9 * count
     return pos
 
 
-def _tell(source: Stream, target: Stream, num_bytes: int) -> None:
-    """Reckon bytes that pass up with the target's windows."""
+def _may_pass(source: Stream, length: int, at_hand: int, wide: list[Stream]) -> bool:
+    """Return whether `length` bytes may go to the target, which learns of them now, or at the end if the lane is wide.
+
+    Args:
+        source: whose lane is not wide as far as is known.
+        length: of the frame's payload.
+        at_hand: bytes that can go anywhere at all before the end.
+        wide: gets the source if its lane is wide.
+    """
+    target = source.target
+    if target is None:
+        raise RuntimeError(f"stream {source.stream_id} is in the express lane without a target")
+    outbox = target.outbox
+    if length > target.send_window or length > outbox.window or outbox.paused:
+        return False
+    if not outbox.chunks:
+        outbox.dirty.append(outbox)
+    if at_hand <= target.send_window and at_hand <= outbox.window:
+        source.is_wide = True
+        wide.append(source)
+    else:
+        _tell(source, length)
+    return True
+
+
+def _tell(source: Stream, num_bytes: int) -> None:
+    """Take bytes that pass from the windows of the target."""
+    target = source.target
+    if target is None:
+        raise RuntimeError(f"stream {source.stream_id} is in the express lane without a target")
     target.send_window -= num_bytes
     target.outbox.window -= num_bytes
     source.lane_told -= num_bytes
