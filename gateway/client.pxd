@@ -1,3 +1,4 @@
+cimport cython
 from gateway.call cimport Call
 from gateway.link cimport Link
 from gateway.exchange cimport Exchange
@@ -10,9 +11,11 @@ cdef class ClientLink(Link):
     cdef public long num_buffered
     cdef public dict _buffered
     cdef public bint _draining, _told
+    @cython.locals(data=DataReceived, headers=HeadersReceived, owner=Exchange)
     cpdef handle(self, event)
     cpdef note_buffered(self, Exchange exchange, long size)
     cpdef forget(self, Exchange exchange)
+    @cython.locals(call=Call, exchange=Exchange)
     cpdef _open(self, HeadersReceived event)
-    cpdef _call_of(self, headers)
+    cpdef Call _call_of(self, headers)
     cpdef _close_if_drained(self)

@@ -83,13 +83,15 @@ class ClientLink(Link):
         owner: Exchange | None = None
         try:
             if isinstance(event, DataReceived):
-                owner = event.stream.owner
+                data = event  # each kind by a name of its own, so that compiled code knows its type
+                owner = data.stream.owner
                 if owner is not None:
-                    owner.on_data(event)
+                    owner.on_data(data)
             elif isinstance(event, HeadersReceived):
-                owner = event.stream.owner
-                if event.opens:
-                    self._open(event)
+                headers = event
+                owner = headers.stream.owner
+                if headers.opens:
+                    self._open(headers)
                 elif owner is not None:
                     owner.on_end()
             elif isinstance(event, StreamReset):

@@ -28,12 +28,13 @@ cdef class Dispatcher:
     cdef public str _keys
     cdef public long long _num_keys
     cdef public bint _resumes
-    cdef public object config, _loop, _clock, guard, _gate, _seat
+    cdef public object config, _loop, _clock, _flush, guard, _gate, _seat
     cpdef _use(self, config)
     @cython.locals(call=Call)
     cpdef submit(self, Request request)
     cpdef exchange_ended(self, Exchange exchange)
     cpdef delivered(self, long num_messages, long num_bytes)
+    @cython.locals(link=UpstreamLink)
     cpdef first_answer(self, Request request)
     cpdef _finish(self, Request request, trailers, code)
     cpdef succeeded(self, Request request, trailers, code)

@@ -57,6 +57,7 @@ class Dispatcher:
         self.instances: dict[str, Instance] = {}
         self._use(config)
         self._hub = hub
+        self._flush = hub.flush  # to be handed on: Cython makes no bound method of a typed attribute's
         self._seat = seat
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
@@ -153,8 +154,9 @@ class Dispatcher:
             self._note_seconds(request)
         if request.instance is not None and request.instance.endpoint.num_unavailable:
             request.instance.endpoint.answered()
-        if request.exchange.call.is_routed and not request.continuation:
-            self._metrics.ttft.observe(self._clock() - request.arrived_at)
+        link = request.link
+        if request.exchange.call.is_routed and not request.continuation and link is not None:
+            self._metrics.ttft.observe(link.connection.now - request.arrived_at)
 
     def succeeded(self, request: Request, trailers: Headers, code: int | None) -> None:
         """Conclude a request that its instance finished well; `code` resets what is left of its stream."""
@@ -219,7 +221,7 @@ class Dispatcher:
         commit_guard = self.guard.prepare(config, self._loop.time())
         gate = self._gate
         if gate is None and config.tenants:
-            gate = Gate(config, self._place, self._fail, self._hub.flush, self._seat)
+            gate = Gate(config, self._place, self._fail, self._flush, self._seat)
         try:
             screening = make_screening(config)
         except Exception as error:  # the operator's own code

@@ -34,6 +34,7 @@ cdef class Exchange:
     cpdef Request _new_request(self)
     cpdef _credit(self)
     cpdef response_headers(self, headers)
+    cpdef deliver_message(self, Request request, bytes message)
     cpdef deliver(self, Request request, list pieces, long num_messages)
     cpdef succeeded(self, Request request, trailers)
     cpdef failed(self, Request request, failure)

@@ -178,7 +178,7 @@ class Exchange:
             self.dispatcher.submit(request)
 
     def _new_request(self) -> Request:
-        request = Request(self, self.link.loop.time())
+        request = Request(self, self._connection.now)
         self.requests[request] = None
         return request
 
@@ -213,17 +213,22 @@ class Exchange:
         if self._whole is not None and not self._headers_sent and self.stream.can_send():
             self._send_headers(encode_headers(headers))
 
+    def deliver_message(self, request: Request, message: bytes) -> None:
+        """Send a message of a response, or hold it while another request is within one."""
+        if self._turns is not None:
+            self.deliver(request, [(message, True)], 1)
+        elif not self.ended and self.stream.can_send():
+            if not self._headers_sent:
+                self._send_headers(RESPONSE_BLOCK)
+            self.dispatcher.delivered(1, len(message))
+            self._outbox.send_data(self.stream, message, request)
+
     def deliver(self, request: Request, pieces: list[tuple[bytes, bool]], num_messages: int) -> None:
         """Send pieces of a response, or hold them while another request is within a message."""
         if self.ended or not self.stream.can_send():
             return
         if not self._headers_sent:
             self._send_headers(RESPONSE_BLOCK)
-        piece, ends = pieces[0]
-        if ends and len(pieces) == 1 and self._turns is None:  # as most are
-            self.dispatcher.delivered(num_messages, len(piece))
-            self._outbox.send_data(self.stream, piece, request)
-            return
         if self._turns is None:
             self._turns = Turns(self._outbox, self.stream, self.requests)
         self.dispatcher.delivered(num_messages, sum([len(piece) for piece, _ in pieces]))
@@ -251,7 +256,7 @@ class Exchange:
         self.notes |= dict(failure.notes)
         body = request.body()
         error = protobuf.encode_stream_error(failure.message or failure.code.name, protobuf.request_id(body))
-        self.deliver(request, [(frame_message(error), True)], 1)
+        self.deliver_message(request, frame_message(error))
         self._credit()
         self._finish_if_done()
 

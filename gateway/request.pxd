@@ -4,7 +4,7 @@ from gateway.instance cimport Instance
 from gateway.routing.asked cimport prefill_weight
 from gateway.upstream cimport UpstreamLink
 from gateway.request_memory cimport RequestMemory
-from gateway.wire.messages cimport MessageCutter
+from gateway.wire.messages cimport MessageCutter, is_message
 from gateway.wire.stream cimport Stream
 from gateway.wire.events cimport DataReceived, HeadersReceived
 
@@ -36,6 +36,8 @@ cdef class Request(RequestMemory):
     cpdef detach(self, code=*)
     cpdef on_headers(self, HeadersReceived event)
     cpdef on_data(self, DataReceived event)
+    cpdef _take_message(self, bytes message)
+    cpdef _take_pieces(self, bytes payload)
     cpdef written(self, long size)
     cpdef _open_lane(self)
     cpdef leave_lane(self)

@@ -10,8 +10,8 @@ Invariants:
 
 from __future__ import annotations
 
-import time
 from functools import partial
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from gateway.instance_errors import failure_of_message
@@ -21,7 +21,7 @@ from gateway.routing.asked import prefill_weight
 from gateway.status import OK_TRAILERS, Code, Failure, failure_of_reset, failure_of_trailers
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
-from gateway.wire.messages import MessageCutter
+from gateway.wire.messages import MessageCutter, is_message
 from gateway.wire.protobuf import STREAM_ERROR_TAG
 from gateway.wire.stream import CLOSED
 
@@ -68,14 +68,12 @@ class Request(RequestMemory):
         "tried",
     )  # fmt: skip
 
-    cutter: MessageCutter  # of the attempt that is under way
-
     def __init__(self, exchange: Exchange, arrived_at: float) -> None:
         """Begin with no bytes; `arrived_at` is in seconds of the loop's clock."""
         super().__init__()
         self.exchange = exchange
         self.arrived_at = arrived_at
-        self.arrived_ns = time.time_ns()  # of the wall clock, as all marks in ns
+        self.arrived_ns = time_ns()  # of the wall clock, as all marks in ns
         self.routed_ns = self.first_ns = 0
         self.concurrent = 0
         self.line_since = arrived_at  # since when it has been looking for an instance
@@ -90,6 +88,7 @@ class Request(RequestMemory):
         self.instance: Instance | None = None
         self.link: UpstreamLink | None = None
         self.stream: Stream | None = None
+        self.cutter: MessageCutter | None = None  # of the attempt, once a frame was not just one message
         self.observer: Observer | None = None
         self.screen: Screen | None = None
         self.span: Any = None  # OpenTelemetry's, where requests are traced
@@ -130,7 +129,7 @@ class Request(RequestMemory):
         self.step(SEND)
         self.attempts += 1
         self.tried.add(instance.name)
-        self.routed_ns = time.time_ns()
+        self.routed_ns = time_ns()
         self.instance, self.link, self.stream = instance, link, stream
         self.prefill = prefill_weight(self.kept_bytes) if self.exchange.call.is_routed else 0.0
         instance.load.join(self.prefill)
@@ -138,7 +137,7 @@ class Request(RequestMemory):
 
     def _begin_answer(self, stream: Stream) -> None:
         stream.recording = self.tape
-        self.cutter = MessageCutter(STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
+        self.cutter = None
         if self.observer is not None:
             self.observer.begin_again()
 
@@ -208,23 +207,45 @@ class Request(RequestMemory):
         """Take a part of the response."""
         if self.observer is not None:
             self.observer.take(event.payload)
-        pieces, count = self.cutter.feed(event.payload)
+        if self.cutter is None and self.screen is None and is_message(event.payload, STREAM_ERROR_TAG):  # as most are
+            self._take_message(event.payload)
+        else:
+            self._take_pieces(event.payload)
+
+    def _take_message(self, message: bytes) -> None:
+        is_first = self.stage == SENT
+        if is_first:
+            self._note_answer()
+        self.record(message, True)
+        self.exchange.deliver_message(self, message)
+        if not is_first:  # many a request has but one answer
+            self._open_lane()
+
+    def _take_pieces(self, payload: bytes) -> None:
+        if self.cutter is None:
+            self.cutter = MessageCutter(STREAM_ERROR_TAG if self.exchange.call.is_routed else None)
+        pieces, count = self.cutter.feed(payload)
         if pieces:
             is_first = self.stage == SENT
             if is_first:
                 self._note_answer()
-            self.record(pieces)
+            for piece, ends in pieces:
+                self.record(piece, ends)
             if self.screen is not None and self.screen.watches:
                 self._deliver_screened(self.screen, pieces)
             else:
                 self.exchange.deliver(self, pieces, count)
-            if not is_first:  # many a request has but one answer
+            if not is_first:
                 self._open_lane()
         if self.screen is not None and self.screen.has_cut:
             dispatcher = self.exchange.dispatcher
             dispatcher.when_judged(self, partial(dispatcher.cut_short, self))
-        elif self.cutter.stopped_at is not None:
+        elif self.cutter is not None and self.cutter.stopped_at is not None:
             self.exchange.dispatcher.attempt_failed(self, failure_of_message(self.cutter.stopped_at))
+
+    @property
+    def _is_at_boundary(self) -> bool:
+        return self.cutter is None or self.cutter.at_boundary
 
     def _deliver_screened(self, screen: Screen, pieces: list[tuple[bytes, bool]]) -> None:
         self.owed += sum([len(piece) for piece, _ in pieces])
@@ -268,7 +289,7 @@ class Request(RequestMemory):
         if self.link is None or self.stream is None or self.stream.target is not None:
             return
         is_plain = self.observer is None and not self._is_screened
-        is_simple = is_plain and self.cutter.at_boundary and self.stage == ANSWERING
+        is_simple = is_plain and self._is_at_boundary and self.stage == ANSWERING
         if is_simple and self.exchange.is_clear:
             self.link.connection.enter_lane(self.stream, self.exchange.stream)
 
@@ -284,7 +305,7 @@ class Request(RequestMemory):
     def _note_answer(self) -> None:
         self.step(ANSWER)
         self.deaths = 0
-        self.first_ns = self.first_ns or time.time_ns()
+        self.first_ns = self.first_ns or time_ns()
         if self.kept_bytes > MAX_ID_BYTES:  # below that there is nothing to shed
             self.shed(self.exchange.call.is_routed)
         if self.instance is not None:
@@ -294,7 +315,7 @@ class Request(RequestMemory):
 
     def _on_end(self, event: HeadersReceived) -> None:
         failure = None if event.headers == OK_TRAILERS else failure_of_trailers(event.headers)
-        if failure is None and not self.cutter.at_boundary:
+        if failure is None and self.cutter is not None and not self.cutter.at_boundary:
             failure = Failure(Code.INTERNAL, "the instance ended its stream within a message")
         code = None if event.stream.state == CLOSED else ErrorCode.NO_ERROR
         if failure is None:

@@ -10,5 +10,5 @@ cdef class RequestMemory:
     cpdef keep(self, bytes payload, bint complete)
     cpdef bytes body(self)
     cpdef bytes message(self, bytes extra)
-    cpdef record(self, list pieces)
+    cpdef record(self, bytes piece, bint ends)
     cpdef shed(self, bint has_id)

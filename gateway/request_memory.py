@@ -63,12 +63,11 @@ class RequestMemory:
         delivered = self.tape.read()
         return delivered, continuation(self.body(), delivered.token_ids)
 
-    def record(self, pieces: list[tuple[bytes, bool]]) -> None:
-        """Note what goes to the client; too much of it is forgotten."""
+    def record(self, piece: bytes, ends: bool) -> None:
+        """Note what goes to the client, and whether it ends a message; too much of it is forgotten."""
         if self.tape is None:
             return
-        for piece, ends in pieces:
-            self.tape.take(piece, ends)
+        self.tape.take(piece, ends)
         if self.tape.packed_bytes > MAX_PACKED_BYTES:
             self.forget_tape()
 

@@ -18,5 +18,6 @@ cdef class UpstreamLink(Link):
     cdef public object _gone
     cpdef bint can_open(self)
     cpdef Stream open(self, bytes block, owner)
+    @cython.locals(data=DataReceived, headers=HeadersReceived, padding=long)
     cpdef handle(self, event)
     cpdef check_idle(self)

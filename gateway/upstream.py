@@ -98,22 +98,24 @@ class UpstreamLink(Link):
         owner: Caller | None = None
         try:
             if isinstance(event, HeadersReceived):
-                owner = event.stream.owner
+                headers = event  # each kind by a name of its own, so that compiled code knows its type
+                owner = headers.stream.owner
                 if owner is not None:
-                    owner.on_headers(event)
+                    owner.on_headers(headers)
                 else:
-                    self.connection.release(event.stream)
+                    self.connection.release(headers.stream)
             elif isinstance(event, DataReceived):
-                owner = event.stream.owner
+                data = event
+                owner = data.stream.owner
                 if owner is not None:
-                    padding = event.size - len(event.payload)
+                    padding = data.size - len(data.payload)
                     if padding:
-                        self.connection.consume(event.stream, padding)
-                    owner.on_data(event)
-                    if event.end_stream:
+                        self.connection.consume(data.stream, padding)
+                    owner.on_data(data)
+                    if data.end_stream:
                         owner.on_reset(ErrorCode.PROTOCOL_ERROR)
                 else:
-                    self.connection.release(event.stream)
+                    self.connection.release(data.stream)
             elif isinstance(event, StreamReset):
                 owner = event.stream.owner
                 if owner is not None:

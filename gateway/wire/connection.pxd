@@ -1,5 +1,5 @@
 cimport cython
-from gateway.wire.express cimport Tally
+from gateway.wire.express cimport Tally, forward
 from gateway.wire.handlers cimport FrameHandlers, HeaderBlock
 
 cdef long CONTINUATION, DATA, DEFAULT_MAX_FRAME_SIZE, HEADER_SIZE, HEADERS, LOW_WINDOW, MAX_STREAM_ID, SETTINGS

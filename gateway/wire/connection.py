@@ -11,8 +11,9 @@ Invariants:
 
 from collections.abc import Callable
 
-from gateway.wire import express, frames
+from gateway.wire import frames
 from gateway.wire.events import ConnectionFailed, Event, StreamReset
+from gateway.wire.express import Tally, forward
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
 from gateway.wire.frames import (
     CONTINUATION,
@@ -49,7 +50,7 @@ class Connection(FrameHandlers):
         dirty: list[Outbox] | None = None,
         stream_window: int = DEFAULT_STREAM_WINDOW,
         limits: Limits = DEFAULT_LIMITS,
-        tally: express.Tally | None = None,
+        tally: Tally | None = None,
     ) -> None:
         """Queue the preface and our settings.
 
@@ -61,7 +62,7 @@ class Connection(FrameHandlers):
             tally: counts what the express lane carries.
         """
         super().__init__(role, [] if dirty is None else dirty, stream_window, limits)
-        self.tally = tally or express.Tally()
+        self.tally = tally or Tally()
         self.tail = b""  # of a frame that is not complete; the next `receive` must find it at the buffer's beginning
         self._pos = 0  # up to where the bytes at hand are understood
         self.incomplete_since: float | None = None  # when what has arrived of a frame or header block began to
@@ -95,7 +96,7 @@ class Connection(FrameHandlers):
         """
         if self.is_closed:
             return
-        self._now = now
+        self.now = now
         try:
             self._pos = self._skip_preface(buffer, end) if self._preface else 0
             if not self._preface:
@@ -168,7 +169,7 @@ class Connection(FrameHandlers):
 
     def _express(self, buffer: bytearray, pos: int, end: int) -> int:
         before = self.tally.num_bytes
-        pos = express.forward(buffer, pos, end, self.lanes, self.tally)
+        pos = forward(buffer, pos, end, self.lanes, self.tally)
         self._window -= self.tally.num_bytes - before
         if self._window < LOW_WINDOW:
             self._renew_window()
@@ -180,7 +181,7 @@ class Connection(FrameHandlers):
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"{FrameType(kind).name} of {len(payload)} bytes")
         handler = self._handlers.get(kind)
         if handler is None:
-            self._guards.idle_frames.spend(self._now)
+            self._guards.idle_frames.spend(self.now)
             return None
         event = handler(flags, stream_id, payload)
         self._settings_seen = True

@@ -17,7 +17,7 @@ cdef class FrameHandlers(StreamTable):
     cdef public HeaderDecoder _decoder
     cdef public HeaderBlock _block
     cdef public long _window, _pinged_at_window, _granted, _max_block
-    cdef public double _now
+    cdef public double now
     cdef public bint _settings_seen
     cdef public object _plain_request
     @cython.locals(size=long, end_stream=bint, stream=Stream)

@@ -44,7 +44,7 @@ class FrameHandlers(StreamTable):
         self._window = CONNECTION_WINDOW
         self._pinged_at_window = self.outbox.window
         self._granted = self.outbox.window  # bytes that the peer has ever let us send
-        self._now = 0.0
+        self.now = 0.0  # seconds, when the last bytes came
         self._settings_seen = False
         self._plain_request: Headers | None = None  # the last well-formed one without a content length
         self._greet()
@@ -73,7 +73,7 @@ class FrameHandlers(StreamTable):
             payload = frames.strip_padding(flags, payload)
         end_stream = bool(flags & END_STREAM)
         if not payload and not end_stream:
-            self._guards.idle_frames.spend(self._now)
+            self._guards.idle_frames.spend(self.now)
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_gone(stream_id)
@@ -187,7 +187,7 @@ class FrameHandlers(StreamTable):
     def _count_reset(self) -> None:
         """Count a stream that a client made us give up, be it by a fault: both are equally cheap for it."""
         if self.is_server:
-            self._guards.resets.spend(self._now)
+            self._guards.resets.spend(self.now)
 
     def _check_not_idle(self, stream_id: int, what: str) -> None:
         highest = self._highest if self.is_server else self._next_id - 2
@@ -195,7 +195,7 @@ class FrameHandlers(StreamTable):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
 
     def _on_priority(self, _flags: int, stream_id: int, _payload: bytes) -> Event | None:
-        self._guards.idle_frames.spend(self._now)
+        self._guards.idle_frames.spend(self.now)
         if not stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on stream 0")
         return None
@@ -211,7 +211,7 @@ class FrameHandlers(StreamTable):
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> Event | None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS on stream {stream_id}")
-        self._guards.settings.spend(self._now)
+        self._guards.settings.spend(self.now)
         if flags & frames.ACK:
             if payload:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a SETTINGS ACK of {len(payload)} bytes")
@@ -250,7 +250,7 @@ class FrameHandlers(StreamTable):
         if self.outbox.window < self._pinged_at_window:  # data has gone out since: a bandwidth probe, not a flood
             self._guards.pings.refill()
         self._pinged_at_window = self.outbox.window
-        self._guards.pings.spend(self._now)
+        self._guards.pings.spend(self.now)
         self.outbox.put(frames.pack_ping(payload, ack=True))
         return None
 
@@ -264,7 +264,7 @@ class FrameHandlers(StreamTable):
         increment = frames.WORD.unpack(payload)[0] & frames.MAX_WINDOW
         num_streams = (self._highest + self._next_id) // 2  # one of the two stays at its beginning
         num_answered = num_streams + self.outbox.num_waited
-        self._guards.count_update(self._granted - self.outbox.window, num_answered, self._now)
+        self._guards.count_update(self._granted - self.outbox.window, num_answered, self.now)
         if stream_id:
             self._open_stream_window(stream_id, increment)
             return None

@@ -24,6 +24,12 @@ def frame_message(body: bytes, compressed: int = 0) -> bytes:
     return _PACK(compressed, len(body)) + body
 
 
+def is_message(payload: bytes, stop_byte: int) -> bool:
+    """Whether the bytes are just one message that has something in it and does not begin with `stop_byte`."""
+    size = len(payload)
+    return size > PREFIX_SIZE and payload[PREFIX_SIZE] != stop_byte and _UNPACK(payload)[1] == size - PREFIX_SIZE
+
+
 def whole_message(payload: bytes, max_bytes: int) -> bytes | None:
     """Return the body if the bytes are just one message, not compressed and no larger than allowed, as most are."""
     size = len(payload) - PREFIX_SIZE
@@ -83,14 +89,6 @@ class MessageCutter:
 
     def feed(self, payload: bytes) -> tuple[list[tuple[bytes, bool]], int]:
         """Return (pieces with whether each ends a message, number of messages ended)."""
-        size = len(payload)
-        is_new = not self.missing and not self.partial and self.stopped_at is None
-        can_be_one = is_new and size > PREFIX_SIZE and payload[PREFIX_SIZE] != self.stop_byte
-        if can_be_one and _UNPACK(payload)[1] == size - PREFIX_SIZE:  # just one message, as most are
-            return [(payload, True)], 1
-        return self._cut(payload)
-
-    def _cut(self, payload: bytes) -> tuple[list[tuple[bytes, bool]], int]:
         pieces: list[tuple[bytes, bool]] = []
         count = 0
         if self.stopped_at is not None:
