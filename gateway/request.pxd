@@ -24,8 +24,8 @@ cdef class Request(RequestMemory):
     cdef public UpstreamLink link
     cdef public Instance instance
     cdef public object hedge, observer, screen, span
-    @cython.locals(stage=long)
     cpdef step(self, long step)
+    cpdef _refuse(self, long step)
     cpdef add(self, bytes payload, bint complete)
     cpdef attach(self, Instance instance, UpstreamLink link, Stream stream)
     cpdef _begin_answer(self, Stream stream)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from functools import partial
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gateway.instance_errors import failure_of_message
 from gateway.request_memory import MAX_ID_BYTES, RequestMemory
@@ -96,15 +96,15 @@ class Request(RequestMemory):
         self.hedge: Hedge | None = None
 
     def step(self, step: int) -> None:
-        """Move in the table; a step that it does not have is a defect.
+        """Move in the table; where a call would count, it is done in place.
 
         Raises:
-            RuntimeError: the table has no such step.
+            RuntimeError: the table has no such step, which is a defect.
         """
-        stage = NEXT[self.stage][step]
-        if not stage:
-            raise RuntimeError(f"{Step(step).name} of a request that is {Stage(self.stage).name}")
-        self.stage = stage
+        self.stage = NEXT[self.stage][step] or self._refuse(step)
+
+    def _refuse(self, step: int) -> NoReturn:
+        raise RuntimeError(f"{Step(step).name} of a request that is {Stage(self.stage).name}")
 
     @property
     def can_retry(self) -> bool:
@@ -126,7 +126,7 @@ class Request(RequestMemory):
 
     def attach(self, instance: Instance, link: UpstreamLink, stream: Stream) -> None:
         """Take the upstream stream that will carry this attempt."""
-        self.step(SEND)
+        self.stage = NEXT[self.stage][SEND] or self._refuse(SEND)
         self.attempts += 1
         self.tried.add(instance.name)
         self.routed_ns = time_ns()
@@ -303,7 +303,7 @@ class Request(RequestMemory):
             self.link.connection.leave_lane(self.stream)
 
     def _note_answer(self) -> None:
-        self.step(ANSWER)
+        self.stage = NEXT[self.stage][ANSWER] or self._refuse(ANSWER)
         self.deaths = 0
         self.first_ns = self.first_ns or time_ns()
         if self.kept_bytes > MAX_ID_BYTES:  # below that there is nothing to shed

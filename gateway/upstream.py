@@ -201,7 +201,7 @@ class Pool:
     def acquire(self) -> UpstreamLink:
         """Return a connection with room for one more stream, opening another where there is none."""
         for link in self.links:
-            if link.can_open():
+            if not link.is_draining and link.connection.can_open():
                 return link
         link = UpstreamLink(self.hub, self.name, self.route.patience, self.tally, self._on_gone)
         link.connection.peer_max_streams = self._stream_limit(link.connection.peer_max_streams)

@@ -24,6 +24,7 @@ cdef class Outbox:
     cpdef forget(self, Stream stream)
     cpdef _wait_no_more(self, Stream stream)
     cpdef _put_frame(self, long kind, long flags, long stream_id, payload)
+    @cython.locals(size=long, flags=long)
     cpdef _put_headers(self, Stream stream, bytes block, bint end_stream)
     cpdef _send_some(self, Stream stream, piece, owner)
     cpdef _put_data(self, long stream_id, piece, bint end_stream)

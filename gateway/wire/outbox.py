@@ -147,8 +147,12 @@ class Outbox:
     def _put_headers(self, stream: Stream, block: bytes, end_stream: bool) -> None:
         if self._table_update:
             block, self._table_update = self._table_update + block, b""
-        if len(block) <= self.max_frame:  # as most are
-            self._put_frame(HEADERS, END_HEADERS | END_STREAM if end_stream else END_HEADERS, stream.stream_id, block)
+        size = len(block)
+        if size <= self.max_frame:  # as most are: one frame, without a further call
+            flags = END_HEADERS | END_STREAM if end_stream else END_HEADERS
+            if not self.chunks:
+                self.dirty.append(self)
+            self.chunks.append(_PACK(size << 8 | HEADERS, flags, stream.stream_id) + block)
         else:
             self.put(pack_headers(stream.stream_id, block, end_stream, self.max_frame))
 
