@@ -41,6 +41,7 @@ from gateway.safety.budgets import level_rows
 from gateway.tls import RenewableContext, TlsError, renewable, server_context
 from gateway.updates import ConfigSource, Updates
 from gateway.workers.seat import PUBLISH_SECONDS, Seat
+from gateway.workers.table import TableFull
 
 PUBLISH_SHARE = 0.02  # of its time a worker spends on telling the first one its metrics, at most
 GC_THRESHOLDS = (20_000, 20, 20)  # each pass walks every open request: fewer passes, 6 % more new streams a second
@@ -309,7 +310,7 @@ def work(
     own_source = ConfigSource(keep_bound(source.read, given, config), source.path)
     try:
         uvloop.run(serve(config, own_source, seat, announce))
-    except (OSError, TlsError) as error:
+    except (OSError, TlsError, TableFull) as error:
         sys.stderr.write(f"worker {seat.number} cannot start: {error}\n")
         return 1
     return 0

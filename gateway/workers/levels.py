@@ -13,8 +13,9 @@ import weakref
 from collections.abc import Iterator
 
 from gateway.safety.bucket import Bucket
-from gateway.workers.table import CELL_BYTES, MAX_ROWS, claim, held
+from gateway.workers.table import CELL_BYTES, claim, held
 
+MAX_LEVELS = 2**18  # limits of tenants, over the gateway's life
 LEVEL, END = 1, 3  # a row's cells: its name's key, the level, when it was known: 0 if nobody has used it
 
 
@@ -23,7 +24,7 @@ class SharedLevels:
 
     def __init__(self) -> None:
         """Make the memory; processes that are forked later share it. It is taken only for rows that are used."""
-        memory = memoryview(mmap.mmap(-1, MAX_ROWS * END * CELL_BYTES))
+        memory = memoryview(mmap.mmap(-1, MAX_LEVELS * END * CELL_BYTES))
         self._keys, self._cells = memory.cast("q"), memory.cast("d")
         self._lock = os.memfd_create("gateway-levels")
         weakref.finalize(self, os.close, self._lock)

@@ -52,6 +52,7 @@ class Supervisor:
         self._context = multiprocessing.get_context("fork")
         self._workers: dict[int, ForkProcess] = {}
         self._started_at: dict[int, float] = {}
+        self._missing: set[int] = set()  # those that have ended and should run
         self._signals: list[int] = []
         self._is_stopping = False
 
@@ -70,7 +71,7 @@ class Supervisor:
             self.config = self.config.model_copy(update={"http_address": addresses["http"]})
         sys.stdout.write(json.dumps(addresses) + "\n")
         sys.stdout.flush()
-        while self._workers:
+        while self._workers or (self._missing and not self._is_stopping):
             self._wait()
         return 0
 
@@ -87,10 +88,17 @@ class Supervisor:
             worker.join()
             del self._workers[number]
             self.table.forget(number)
+            self._missing.add(number)
             if not self._is_stopping:
                 log("worker_ended", worker=number, status=worker.exitcode)
-                time.sleep(max(0.0, self._started_at[number] + RESTART_SECONDS - time.monotonic()))
-                self._start(number)
+        if not self._is_stopping:
+            self._replace()
+
+    def _replace(self) -> None:
+        """Start workers again that have ended; one that cannot start now is tried again later."""
+        for number in sorted(self._missing):
+            if time.monotonic() >= self._started_at[number] + RESTART_SECONDS and self._start(number):
+                self._missing.discard(number)
 
     def _pass_on(self, number: int) -> None:
         for worker in self._workers.values():

@@ -26,19 +26,20 @@ class TableFull(Exception):
 
 
 def claim(cells: memoryview, width: int, name: str, lock: int) -> int:
-    """Return where the row of this name begins, in rows of `width` cells, the first of which is the name's key.
+    """Return where the row of this name begins, of rows of `width` cells, the first of which is the name's key.
 
     Raises:
         TableFull: it has none, and no row is free.
     """
     key = int.from_bytes(blake2b(name.encode(), digest_size=CELL_BYTES).digest(), "little", signed=True) or 1
+    num_rows = len(cells) // width
     with held(lock):
-        for number in range(MAX_ROWS):
-            start = (key + number) % MAX_ROWS * width
+        for number in range(num_rows):
+            start = (key + number) % num_rows * width
             if cells[start + KEY] in {0, key}:
                 cells[start + KEY] = key
                 return start
-    raise TableFull(f"more than {MAX_ROWS} names since the start")
+    raise TableFull(f"workers share memory for {num_rows} names, and there were more since the start")
 
 
 class SharedTable:

@@ -8,19 +8,21 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import psutil
 import pytest
 
-from gateway.config import ConfigError, make_config
+from gateway.config import ConfigError, GatewayConfig, make_config
 from gateway.loads import Load, Report
 from gateway.safety.admission import Admission, Ticket
 from gateway.safety.config import TenantConfig
 from gateway.safety.tenant import Tenant, make_tenant
 from gateway.workers.levels import SharedLevels
 from gateway.workers.seat import Seat, merge
+from gateway.workers.supervisor import Supervisor
 from gateway.workers.table import Row, SharedTable, TableFull
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, indices, request
@@ -240,7 +242,7 @@ def test_a_table_has_rows_for_many_names_and_says_when_it_is_full(monkeypatch: p
     starts = {table.row(f"instance {number}", 0).start for number in range(50)}
     assert len(starts) == 50
     assert table.row("instance 7", 0).start in starts
-    with pytest.raises(TableFull, match="more than 50 names"):
+    with pytest.raises(TableFull, match="memory for 50 names"):
         table.row("one more", 0)
 
 
@@ -253,3 +255,33 @@ def test_workers_on_a_port_that_is_taken_do_not_start(start: Start) -> None:
     )  # fmt: skip
     assert (second.returncode, second.stdout) == (1, "")
     assert "cannot start" in second.stderr
+
+
+def test_a_worker_that_cannot_start_again_is_tried_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gateway.workers.supervisor.RESTART_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.workers.supervisor.POLL_SECONDS", 0.01)
+    starts = multiprocessing.get_context("fork").Value("i", 0)  # of the second worker
+
+    def work(_config: GatewayConfig, seat: Seat, announce: Callable[[dict[str, str]], None]) -> int:
+        if seat.number == 1:
+            starts.value += 1
+            if starts.value == 2:
+                return 1
+        announce({"grpc": "g", "http": "h"})
+        if seat.number == 0 or starts.value == 3:
+            if seat.number == 1:
+                os.kill(os.getppid(), signal.SIGTERM)
+            signal.pause()
+        return 1
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    config = make_config({"workers": 2, "instances": [{"grpc": "127.0.0.1:1"}]})
+    try:
+        assert Supervisor(config, work, tmp_path).run() == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert starts.value == 3
+    assert capsys.readouterr().err.count("worker_ended") == 1
