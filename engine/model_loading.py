@@ -58,8 +58,8 @@ Loader = Callable[[EngineConfig, ModelConfig, int, Placement, Member | None], Lo
 def half_of_the_threads() -> Iterator[None]:
     """Let torch compute on half of its threads within.
 
-    Rounding a weight is hundreds of short operations, each of which waits for its slowest thread. int8 of the 135M shape
-    on two cores, by 1 and 2 threads, s: 1.5 and 1.35 alone, 8 and 22 beside other work, as when instances start together.
+    Rounding a weight is hundreds of short operations, each of which waits for its slowest thread. int8 of the 135M
+    shape on two cores, by 1 and 2 threads, s: 1.5 and 1.35 alone, 8 and 22 beside other work, as when instances start.
     """
     count = torch.get_num_threads()
     torch.set_num_threads(max(1, count // 2))
