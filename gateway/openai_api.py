@@ -217,7 +217,7 @@ class OpenAiApi:
         body = parse_embedding_body(await _read_body(request))
         work = embed(self._client, body, _metadata(request), _timeout(request))
         answer = await _while_connected(request.receive, work)
-        return CLOSED if answer is None else JSONResponse(answer)
+        return CLOSED if answer is None else Response(answer, media_type="application/json")
 
 
 def _metadata(request: Request) -> list[tuple[str, str]]:

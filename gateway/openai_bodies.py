@@ -11,14 +11,16 @@ import json
 import struct
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from gateway.kserve_messages import Tensor, int_tensor, prompt_tensors, text_tensor
-from gateway.openai_parts import ForModel, Message, ResponseFormat, Strict, Text, TokenId, TokenIds, Tool
+from gateway.openai_parts import ForModel, Many, Message, ResponseFormat, Some, Strict, Text, TokenId, TokenIds, Tool
 
 MAX_INT32 = 2**31 - 1
 MAX_TOP = 20
 MAX_PROMPTS = 2048
+# every open stream waits while a body is checked: 0.4 s for so many
+MAX_MESSAGES, MAX_BIASES = 8192, 65536
 FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 EXTRAS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids")  # vLLM's, not OpenAI's
 NEUTRAL: dict[str, list[Any]] = {
@@ -35,6 +37,12 @@ Count = Annotated[int, Field(ge=1, le=MAX_INT32)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _not_too_many_biases(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} tokens, got {len(value)}")
+    return value
 
 
 class Unsupported(Exception):
@@ -60,12 +68,12 @@ class Body(ForModel):
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    stop: Text | list[Text] | None = None
+    stop: Text | Many[Text] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
-    logit_bias: dict[TokenKey, Bias] | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], BeforeValidator(_not_too_many_biases)] | None = None
     user: str | None = None
     adapter: Text | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
@@ -73,7 +81,7 @@ class Body(ForModel):
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Many[TokenId] | None = None
 
     @property
     def limit(self) -> int | None:
@@ -131,9 +139,7 @@ class Body(ForModel):
 class CompletionBody(Body):
     """`POST /v1/completions`."""
 
-    prompt: (
-        Text | TokenIds | Annotated[list[Text], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    )
+    prompt: Text | TokenIds | Some[Text] | Some[TokenIds]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     echo: bool | None = None
 
@@ -161,12 +167,12 @@ class CompletionBody(Body):
 class ChatBody(Body):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Some[Message], Field(max_length=MAX_MESSAGES)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
+    tools: Many[Tool] | None = None
     tool_choice: Literal["none", "auto"] | None = None
 
     @model_validator(mode="after")

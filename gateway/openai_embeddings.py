@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import struct
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -18,7 +19,7 @@ from pydantic import Field, field_validator
 
 from gateway.kserve_client import KserveClient
 from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor, prompt_tensors, text_tensor
-from gateway.openai_parts import ForModel, Text, TokenIds
+from gateway.openai_parts import ForModel, Some, Text, TokenIds
 
 MAX_INPUTS = 2048
 MAX_AT_ONCE = 16
@@ -29,12 +30,7 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 class EmbeddingBody(ForModel):
     """`POST /v1/embeddings`; null is the same as absent."""
 
-    input: (
-        NonEmptyText
-        | TokenIds
-        | Annotated[list[NonEmptyText], Field(min_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1)]
-    )
+    input: NonEmptyText | TokenIds | Some[NonEmptyText] | Some[TokenIds]
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["last", "mean"] | None = None
     adapter: Text | None = None
@@ -57,30 +53,32 @@ class EmbeddingBody(ForModel):
 
 async def embed(
     client: KserveClient, body: EmbeddingBody, metadata: Sequence[tuple[str, str]], timeout: float | None
-) -> dict[str, Any]:
-    """Return OpenAI's answer to the body.
+) -> str:
+    """Return OpenAI's answer to the body as JSON.
+
+    Each vector is written down when it comes: all at once would hold every stream up, for seconds where they are many.
 
     Raises:
         KserveError: a text could not be embedded.
     """
     places = asyncio.Semaphore(MAX_AT_ONCE)
-    tasks = [
-        asyncio.ensure_future(_embed_one(client, tensors, metadata, timeout, places)) for tensors in body.requests()
-    ]
+    as_text = body.encoding_format == "base64"
+
+    async def item(index: int, tensors: Sequence[Tensor]) -> tuple[str, int]:
+        answer = await _embed_one(client, tensors, metadata, timeout, places)
+        return _item(index, answer.embedding, as_text=as_text), answer.prompt_tokens
+
+    tasks = [asyncio.ensure_future(item(index, tensors)) for index, tensors in enumerate(body.requests())]
     try:
         answers = await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    num_tokens = sum(answer.prompt_tokens for answer in answers)
-    as_text = body.encoding_format == "base64"
-    return {
-        "object": "list",
-        "data": [_item(index, answer.embedding, as_text=as_text) for index, answer in enumerate(answers)],
-        "model": MODEL,
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
-    }
+    num_tokens = sum(count for _, count in answers)
+    usage = json.dumps({"prompt_tokens": num_tokens, "total_tokens": num_tokens})
+    data = ",".join(made for made, _ in answers)
+    return f'{{"object": "list", "data": [{data}], "model": "{MODEL}", "usage": {usage}}}'
 
 
 async def _embed_one(
@@ -102,9 +100,13 @@ async def _embed_one(
     return last
 
 
-def _item(index: int, raw: bytes, *, as_text: bool) -> dict[str, Any]:
-    """Return one vector, fp32 in little-endian order, as a list or in base64."""
+def _item(index: int, raw: bytes, *, as_text: bool) -> str:
+    """Return one vector, fp32 in little-endian order, as a list or in base64, as JSON.
+
+    Raises:
+        ValueError: it holds what is no number.
+    """
     values: Any = (
         base64.b64encode(raw).decode() if as_text else list(struct.unpack(f"<{len(raw) // FLOAT_BYTES}f", raw))
     )
-    return {"object": "embedding", "index": index, "embedding": values}
+    return json.dumps({"object": "embedding", "index": index, "embedding": values}, allow_nan=False)

@@ -3,6 +3,7 @@
 Knows chunks and the bytes of their tokens. Does not know a tokenizer.
 """
 
+import codecs
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from gateway.kserve_messages import Chunk
 
+DECODER = codecs.getincrementaldecoder("utf-8")
 LEAST = -9999.0  # OpenAI's word for hardly possible; JSON has no minus infinity
 
 
@@ -71,9 +73,11 @@ def _offsets(chunks: Sequence[Chunk]) -> Iterator[list[int]]:
     """Yield for each chunk where in the text its logged tokens begin; a part of a character begins where that does."""
     start = 0
     for chunk in chunks:
-        logged = chunk.token_bytes[: len(chunk.log_probs)]
-        before = [b"".join(logged[:at]).decode("utf-8", "ignore") for at in range(len(logged))]
-        yield [start + min(len(text), len(chunk.text)) for text in before]
+        decoder, size, offsets = DECODER("ignore"), 0, list[int]()
+        for spelled in chunk.token_bytes[: len(chunk.log_probs)]:
+            offsets.append(start + min(size, len(chunk.text)))
+            size += len(decoder.decode(spelled))
+        yield offsets
         start += len(chunk.text)
 
 

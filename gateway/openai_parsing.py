@@ -17,6 +17,7 @@ from gateway.openai_parts import ForModel
 
 M = TypeVar("M", bound=ForModel)
 MAX_QUOTED = 100  # characters of a wrong value
+MAX_EXPLAINED = 1000  # errors: pydantic takes 8 us to tell of each, and tells of all
 NO_OBJECT = frozenset({"model_type", "dict_type"})  # pydantic's words for them are of Python
 
 
@@ -70,6 +71,8 @@ def unknown_model(name: str) -> ApiError:
 
 
 def _explain(error: ValidationError) -> ApiError:
+    if error.error_count() > MAX_EXPLAINED:
+        return ApiError(400, f"the body has {error.error_count()} fields or values that are wrong")
     found = error.errors(include_url=False, include_context=False)
     first = max((item for item in found if item["loc"][:1] == found[0]["loc"][:1]), key=_nearness)
     place = ".".join(str(part) for part in first["loc"] if not _is_alternative(part))

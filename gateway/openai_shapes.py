@@ -55,9 +55,11 @@ class Reply:
 
     def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """Return all of it in one object."""
+        by_choice: dict[int, list[Chunk]] = {}
+        for chunk in chunks:
+            by_choice.setdefault(chunk.index, []).append(chunk)
         choices: list[dict[str, Any]] = []
-        for index in sorted({chunk.index for chunk in chunks}):
-            own = [chunk for chunk in chunks if chunk.index == index]
+        for index, own in sorted(by_choice.items()):
             text, deltas = self._spoken(index, "".join(chunk.text for chunk in own), final=True)
             calls = [{name: value for name, value in delta.items() if name != "index"} for delta in deltas]
             message = {"role": "assistant", "content": text or None, "tool_calls": calls} if calls else {}

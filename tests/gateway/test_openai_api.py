@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
+from pydantic import BaseModel, ValidationError
 
 from gateway.kserve_messages import Chunk
 from gateway.openai_bodies import ChatBody, CompletionBody
+from gateway.openai_embeddings import EmbeddingBody
 from gateway.openai_errors import ApiError
 from gateway.openai_logprobs import text_logprobs
 from gateway.openai_parsing import parse_body
@@ -264,6 +266,14 @@ def test_tokens_of_one_chunk_begin_each_at_its_own_place() -> None:
     assert logs["token_logprobs"] == [None, -1.0, -2.0] * 2
 
 
+@given(st.lists(st.binary(max_size=5) | st.text(max_size=3).map(str.encode), max_size=20))
+def test_a_token_begins_where_the_text_of_those_before_it_ends(spelled: list[bytes]) -> None:
+    text = b"".join(spelled).decode("utf-8", "ignore")
+    before = [b"".join(spelled[:at]).decode("utf-8", "ignore") for at in range(len(spelled))]
+    chunk = Chunk(text, "", 1, 1, 0, token_bytes=tuple(spelled), log_probs=(-1.0,) * len(spelled))
+    assert text_logprobs([chunk], 0)["text_offset"] == [min(len(each), len(text)) for each in before]
+
+
 def test_nothing_is_told_of_what_else_could_begin_an_echoed_prompt() -> None:
     logged = {"log_probs": (math.nan, -1.0), "top_token_bytes": (b"<s>", b"b"), "top_log_probs": (math.nan, -1.0)}
     logs = text_logprobs([Chunk("ab", "", 1, 2, 0, token_bytes=(b"a", b"b"), **logged)], 1)
@@ -502,6 +512,44 @@ def test_a_bad_body_is_refused_with_the_reason(raw: bytes, reason: str) -> None:
     with pytest.raises(ApiError, match=reason) as refused:
         parse_body(CompletionBody, raw)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (CompletionBody, {"prompt": [-1] * 5000}),
+        (CompletionBody, {"prompt": [[-1] * 5000] * 5000}),
+        (CompletionBody, {"prompt": "a", "stop": [1] * 5000, "stop_token_ids": ["a"] * 5000}),
+        (ChatBody, {"messages": [{"role": "alien", "content": [{}] * 5000, "tool_calls": [{}] * 5000}] * 5000}),
+        (ChatBody, {"messages": CHAT, "tools": [{}] * 5000}),
+        (EmbeddingBody, {"input": [""] * 5000}),
+    ],
+)
+def test_what_is_wrong_many_times_is_reported_a_few(kind: type[BaseModel], fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate({"model": "llm"} | fields)
+    assert refused.value.error_count() <= 20
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        ({"messages": CHAT * 8193}, "messages: .*at most 8192"),
+        (
+            {"messages": CHAT, "logit_bias": {str(token): 1 for token in range(65537)}},
+            "logit_bias: at most 65536 tokens",
+        ),
+    ],
+)
+def test_what_takes_long_to_check_is_refused_by_its_size(wish: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ApiError, match=reason):
+        parse_body(ChatBody, json.dumps({"model": "llm"} | wish).encode())
+
+
+def test_more_errors_than_can_be_told_are_counted() -> None:
+    body = {"model": "llm", "prompt": "a"} | {f"field{index}": 1 for index in range(1001)}
+    with pytest.raises(ApiError, match="the body has 1001 fields or values that are wrong"):
+        parse_body(CompletionBody, json.dumps(body).encode())
 
 
 PLACES = (("/v1/completions", "POST", 400), ("/v1/nonsense", "GET", 404), ("/v1/completions", "PUT", 405))
