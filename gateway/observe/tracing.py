@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gateway.observe.ledger import Ledger
     from gateway.wire.headers import Headers
 
+EXPORT_SECONDS = 3.0  # for a batch, retries included; a collector that is gone keeps the gateway's end waiting so long
 CARRIED = (b"traceparent", b"tracestate")
 
 
@@ -33,7 +34,8 @@ class Tracing:
         self._propagator: Any = propagation.TraceContextTextMapPropagator()
         sampler = sampling.ParentBased(sampling.TraceIdRatioBased(config.sample))
         self._provider: Any = sdk.TracerProvider(sampler=sampler, resource=resource)
-        self._provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter(endpoint=config.endpoint)))
+        exporter = otlp.OTLPSpanExporter(endpoint=config.endpoint, timeout=EXPORT_SECONDS)
+        self._provider.add_span_processor(export.BatchSpanProcessor(exporter))
         self._tracer: Any = self._provider.get_tracer("gateway")
 
     def begin(self, headers: Headers, started_ns: int) -> Any:
