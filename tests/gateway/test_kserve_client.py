@@ -19,7 +19,8 @@ from gateway.status import NOT_AGAIN, Code, Failure
 from gateway.tensors import pack_texts
 from gateway.upstream import UPSTREAM_STREAM_WINDOW
 from gateway.wire.frames import DEFAULT_WINDOW
-from gateway.wire.messages import frame_message
+from gateway.wire.messages import PREFIX_SIZE, frame_message
+from scripts.benchmark.fake_model import message as fake_message
 from tests.gateway.protos import pb
 
 NAMES = st.text(min_size=1, max_size=200)
@@ -91,6 +92,10 @@ def test_what_was_ended_early_is_an_error(reason: str, code: str) -> None:
     with pytest.raises(KserveError) as failed:
         read_chunk(response({"text_output": pack_texts([b""]), "finish_reason": pack_texts([reason.encode()])}))
     assert failed.value.code == code
+
+
+def test_the_benchmarks_stand_in_says_what_a_model_would() -> None:
+    assert read_chunk(fake_message(b"length")[PREFIX_SIZE:]) == Chunk(" word", "length", 5, 10, 0)
 
 
 def test_an_empty_response_says_nothing() -> None:
