@@ -25,7 +25,7 @@ INT8_TOLERANCE = 5e-3
 
 def cases(size: Size) -> list[Case]:
     """Return the cases of that size."""
-    return [
+    layers = [
         case
         for is_int8 in (False, True)
         for case in (
@@ -33,6 +33,7 @@ def cases(size: Size) -> list[Case]:
             *(_block(shape, is_int8=is_int8) for shape in BLOCKS[size]),
         )
     ]
+    return layers + [_sums(shape) for shape in LINEARS[size]]
 
 
 def _linear(shape: tuple[int, int, int], *, is_int8: bool) -> Case:
@@ -52,6 +53,28 @@ def _linear(shape: tuple[int, int, int], *, is_int8: bool) -> Case:
     text = f"{num_rows} x {num_channels} -> {num_outputs}, normed"
     sizes = {"num_bytes": num_bytes, "num_flops": 2.0 * num_rows * num_weights}
     return _case("linear", text, make, run, **sizes, is_int8=is_int8)
+
+
+def _sums(shape: tuple[int, int, int]) -> Case:
+    num_rows, num_outputs, num_channels = shape
+
+    def make(device: torch.device) -> tuple[Any, ...]:
+        from kernels.int8_sums.cpu_kernel import UnscaledWeight
+
+        weight = normal(1, num_outputs, num_channels, device=device, scale=num_channels**-0.5)
+        plain, packed = _weights(weight, is_int8=True)
+        x = normal(2, num_rows, num_channels, device=device)
+        return x, 1.25 * x.abs().amax(dim=1), plain, UnscaledWeight.of(packed)
+
+    def run(implementation: Any, x: Any, tops: Any, weight: Any, unscaled: Any) -> torch.Tensor:
+        is_cpu = implementation.__name__.endswith("_cpu")
+        sums, row_scales = implementation(x, tops, unscaled if is_cpu else weight)
+        return sums * row_scales.unsqueeze(1)
+
+    num_weights = num_outputs * num_channels
+    num_bytes = num_weights + 4.0 * num_rows * (num_outputs + num_channels)
+    text = f"{num_rows} x {num_channels} -> {num_outputs}, a part of the depth"
+    return _case("sums", text, make, run, num_bytes=num_bytes, num_flops=2.0 * num_rows * num_weights, is_int8=True)
 
 
 def _block(shape: tuple[int, int, int], *, is_int8: bool) -> Case:

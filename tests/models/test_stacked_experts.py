@@ -46,7 +46,8 @@ def test_a_block_of_quantized_experts_answers_as_before_stacked(scheme: str) -> 
     for expert in block.experts:
         for name in ("gate_up", "down"):
             plain = expert.get_submodule(name).get_parameter("weight")
-            setattr(expert, name, QuantizedLinear(quantizer.quantize(plain), None, CPU))
+            rounded = quantizer.quantize(plain, quantizer.block(*plain.shape))
+            setattr(expert, name, QuantizedLinear(rounded, None, CPU))
     expected = block(hidden)
     stack_experts(nn.ModuleList([block]))
     assert isinstance(block.dispatch, StackedDispatch)
