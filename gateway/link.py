@@ -87,9 +87,11 @@ class Link:
         """End just the stream of an event at which the gateway itself has failed, and whatever its owner stands for."""
         if not isinstance(event, HeadersReceived | DataReceived | StreamReset):
             raise error
-        end_owner(owner or event.stream.owner, error)  # that may just have got one
-        event.stream.owner = None
-        self.connection.reset(event.stream, ErrorCode.INTERNAL_ERROR)
+        stream = event.stream
+        end_owner(owner or stream.owner, error)  # that may just have got one
+        stream.owner = None
+        if not self.connection.is_server or stream.ending is None:  # else its client is being told, and it ends by that
+            self.connection.reset(stream, ErrorCode.INTERNAL_ERROR)
 
     def lost(self, error: Exception | None) -> None:
         """Act on the end of the connection."""
