@@ -41,7 +41,7 @@ from engine.placement import gpu_names
 
 PATIENCE_SECONDS = 600.0
 LEAVE_SECONDS = 5.0
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 logger = logging.getLogger(__name__)
 
 
@@ -118,7 +118,9 @@ def serve(invitation: Invitation, rank: int, parent: int) -> int:
     """Serve as a rank in a process of its own, and return the code to end it with."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the core decides when to end
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    library = ctypes.CDLL(None)
+    library.prctl(PR_SET_NAME, f"rank {rank}".encode())  # a copy of the core has its command line
+    library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended before, while this process imported
         return 1
     try:

@@ -9,13 +9,15 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from scripts.launcher.cluster import Cluster
 from scripts.launcher.fleet import Fleet, read_fleet
 from scripts.launcher.instance import TritonInstance
+from scripts.launcher.leftovers import tagged_processes
 from tests.e2e.kserve import Answer, ask, connect, make_request, read_metrics
-from tests.e2e.test_faults import RECOVERY_SECONDS, find_process
+from tests.e2e.test_faults import RECOVERY_SECONDS
 from tests.polling import PAUSE_SECONDS
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -136,7 +138,7 @@ def test_load_that_rises_and_falls_switches_pools_and_loses_no_request(cluster: 
 
 def test_a_rank_that_is_killed_under_load_costs_time_and_no_request(cluster: Cluster) -> None:
     wide = next(instance for instance in cluster.instances if instance.pool == "wide")
-    rank, start = find_process(wide, "rank_process"), served(cluster)["wide"]
+    rank, start = find_rank(wide), served(cluster)["wide"]
     load = Load(cluster.gateway.grpc_url)
     try:
         load.set_clients(THRESHOLD - 1)
@@ -152,7 +154,12 @@ def test_a_rank_that_is_killed_under_load_costs_time_and_no_request(cluster: Clu
         load.ask(stub)
     assert served(cluster)["wide"] == start + 1
     load.check()
-    assert find_process(wide, "rank_process") != rank
+    assert find_rank(wide) != rank
+
+
+def find_rank(instance: TritonInstance) -> int:
+    """Return the pid of the instance's rank 1."""
+    return next(pid for pid in tagged_processes(instance.tag) if psutil.Process(pid).name() == "rank 1")
 
 
 def is_usable(cluster: Cluster, instance: TritonInstance) -> bool:
