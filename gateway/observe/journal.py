@@ -77,12 +77,12 @@ class Journal:
         self._config = config
         self._queue: queue.SimpleQueue[Record | Snapshot | None] = queue.SimpleQueue()
         try:
-            with contextlib.closing(open_journal(config)) as connection:
-                rows = connection.execute("SELECT name, level, at FROM levels")
-                self.saved_levels: dict[str, tuple[float, int]] = {name: (level, at) for name, level, at in rows}
+            connection = open_journal(config)
+            rows = connection.execute("SELECT name, level, at FROM levels")
+            self.saved_levels: dict[str, tuple[float, int]] = {name: (level, at) for name, level, at in rows}
         except sqlite3.Error as error:
             raise OSError(f"the journal {config.path} cannot be used: {error}") from error
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(connection,), name="journal", daemon=True)
         self._thread.start()
 
     def write(self, item: Record | Snapshot) -> None:
@@ -97,8 +97,7 @@ class Journal:
         self._queue.put(None)
         self._thread.join()
 
-    def _run(self) -> None:
-        connection = open_journal(self._config)
+    def _run(self, connection: sqlite3.Connection) -> None:
         pruned_at = 0.0
         closing = False
         while not closing:
@@ -141,12 +140,12 @@ class Journal:
 
 
 def open_journal(config: JournalConfig) -> sqlite3.Connection:
-    """Return a connection to the file, which has its tables.
+    """Return a connection to the file, which has its tables, for one thread at a time.
 
     Raises:
         sqlite3.Error: it cannot be opened or is something else.
     """
-    connection = sqlite3.connect(config.path, timeout=BUSY_SECONDS)
+    connection = sqlite3.connect(config.path, timeout=BUSY_SECONDS, check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.executescript(SCHEMA)

@@ -9,16 +9,19 @@ from typing import Any
 import numba
 import numpy as np
 
-from kernels.cpu_math import FAST_MATH, exp32
+from kernels.cpu_math import exp32
 
 GELU_SCALE, GELU_CUBE, ONE = np.float32(1.5957691216057308), np.float32(0.044715), np.float32(1.0)
 SILU, GELU_TANH = 0, 1
 KINDS = {"silu": SILU, "gelu_pytorch_tanh": GELU_TANH}
 
 
-@numba.njit(fastmath=FAST_MATH, error_model="numpy")
+@numba.njit(error_model="numpy")  # without fast math, which rounds otherwise in another kernel or at another place
 def activate_row(kind: int, row: Any, out: Any) -> None:
-    """Write activation(row[:F]) * row[F:] to `out`, [F]; `kind` is one of `KINDS`."""
+    """Write activation(row[:F]) * row[F:] to `out`, [F]; `kind` is one of `KINDS`.
+
+    Each value is the same whatever calls this and wherever it stands, so that a rank's part is the whole's.
+    """
     width = out.shape[0]
     gate, up = row[:width], row[width:]
     if kind == SILU:

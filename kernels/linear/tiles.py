@@ -8,7 +8,6 @@ from typing import Any
 import numba
 import numpy as np
 
-from kernels.cpu_math import FAST_MATH
 from kernels.cpu_vectors import (
     BFLOATS,
     COLUMNS,
@@ -24,6 +23,7 @@ from kernels.cpu_vectors import (
     multiply_tile,
 )
 from kernels.cpu_workers import take, take_next, wait
+from kernels.rms_norm.cpu_rows import LANES, normalize_row
 
 ROWS_PER_ITEM = 16 * TILE_ROWS
 HAS_HALVES = has_halves()
@@ -143,7 +143,7 @@ def multiply_last_panel(
             outs[row * out_stride + column] = whole[row, column]
 
 
-@numba.njit(fastmath=FAST_MATH, error_model="numpy")
+@numba.njit
 def normalize(
     member: Any,
     phase: int,
@@ -157,16 +157,11 @@ def normalize(
     out: int,
 ) -> None:
     """Normalize rows of `width` into `out`, which has no gaps; see `kernels.rms_norm`."""
-    scales = floats_at(weight, width)
+    scales, lanes = floats_at(weight, width), np.empty(LANES, np.float32)
     row = take(member, phase, num_rows)
     while row < num_rows:
         source = floats_at(x + row * x_stride * FLOAT_BYTES, width)
         target = floats_at(out + row * width * FLOAT_BYTES, width)
-        total = np.float32(0.0)
-        for c in range(width):
-            total += source[c] * source[c]
-        factor = np.float32(1.0) / np.sqrt(total / np.float32(width) + eps)
-        for c in range(width):
-            target[c] = source[c] * factor * (offset + scales[c])
+        normalize_row(source, scales, eps, offset, lanes, target)
         row = take_next(member, phase, num_rows)
     wait(member, phase, num_rows)
