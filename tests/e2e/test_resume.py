@@ -50,7 +50,7 @@ def test_a_death_changes_nothing_that_a_client_sees(
     answers: list[Answer] = []
     load = threading.Thread(target=lambda: answers.extend(ask_all(healing_cluster.gateway.grpc_url, seeded_requests())))
     load.start()
-    kill(wait_for_load(healing_cluster, tokens_per_stream=random.randint(1, MAX_TOKENS // 4)))
+    kill(wait_for_load(healing_cluster, tokens_per_stream=random.randint(MAX_TOKENS // 8, MAX_TOKENS // 2)))
     load.join(timeout=120)
     assert not load.is_alive(), "a stream hangs"
     for answer, expected in zip(answers, undisturbed, strict=True):
