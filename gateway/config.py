@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import yaml
-from pydantic import Field, PrivateAttr, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from gateway.address import PATTERN, split_address, unix_path
 from gateway.discovery.config import DiscoveryConfig
@@ -18,7 +18,7 @@ from gateway.openai_config import OpenAiConfig
 from gateway.patience import Patience
 from gateway.routing.config import RoutingConfig
 from gateway.safety.config import SafetyConfig
-from gateway.strict import ExistingFile, Strict, digest_of_files
+from gateway.strict import ExistingFile, OfFiles, Strict
 from gateway.wire.limits import DEFAULT_LIMITS, Limits
 
 Address = Annotated[str, StringConstraints(pattern=PATTERN)]
@@ -35,7 +35,7 @@ class ConfigError(Exception):
     """A configuration that cannot be used; the message names every field that is wrong."""
 
 
-class TlsConfig(Strict):
+class TlsConfig(OfFiles):
     """TLS of the gateway's gRPC port; with `client_ca`, clients must show a certificate that it signed."""
 
     reads_files = ("certificate", "key", "client_ca")
@@ -43,15 +43,8 @@ class TlsConfig(Strict):
     key: ExistingFile = Field(description="PEM file of its key")
     client_ca: ExistingFile | None = Field(default=None, description="PEM file; absent: clients show no certificate")
 
-    _digest: bytes = PrivateAttr(default=b"")
 
-    @model_validator(mode="after")
-    def _read(self) -> "TlsConfig":
-        self._digest = digest_of_files((self.certificate, self.key, self.client_ca))
-        return self
-
-
-class InstanceTlsConfig(Strict):
+class InstanceTlsConfig(OfFiles):
     """TLS towards an instance: who must have signed its certificate, and what we show for ourselves."""
 
     reads_files = ("ca", "certificate", "key")
@@ -61,12 +54,6 @@ class InstanceTlsConfig(Strict):
     certificate: ExistingFile | None = Field(default=None, description="PEM file that we show")
     key: ExistingFile | None = Field(default=None, description="PEM file of its key")
     server_name: str | None = Field(default=None, description="name in the instance's certificate; absent: its host")
-    _digest: bytes = PrivateAttr(default=b"")
-
-    @model_validator(mode="after")
-    def _read(self) -> "InstanceTlsConfig":
-        self._digest = digest_of_files((self.ca, self.certificate, self.key))
-        return self
 
 
 class InstanceConfig(Strict):

@@ -5,11 +5,20 @@ validation context hands that folder down. Without one, as for fields that come 
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FilePath, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FilePath,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
 
 FOLDER = "folder"
 
@@ -26,18 +35,6 @@ def in_folder_of(file: Path) -> dict[str, Path]:
     return {FOLDER: file.absolute().parent}
 
 
-def digest_of_files(paths: Iterable[Path | None]) -> bytes:
-    """Return what tells other contents of these files from those that were read.
-
-    Raises:
-        ValueError: one cannot be read.
-    """
-    try:
-        return b"".join(hashlib.sha256(path.read_bytes()).digest() for path in paths if path is not None)
-    except OSError as error:
-        raise ValueError(str(error)) from error
-
-
 def files_read_by(part: Any) -> Iterator[Path]:
     """Yield the files whose contents belong to a part of the configuration, in `reads_files` of it and its parts."""
     if isinstance(part, Strict):
@@ -47,6 +44,20 @@ def files_read_by(part: Any) -> Iterator[Path]:
     elif isinstance(part, tuple):
         for item in part:
             yield from files_read_by(item)
+
+
+class OfFiles(Strict):
+    """A part that is another one when the contents of the files that it names are others."""
+
+    _digest: bytes = PrivateAttr(default=b"")
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        try:
+            self._digest = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files_read_by(self))
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 def _placed(value: object, info: ValidationInfo) -> object:

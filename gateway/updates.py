@@ -9,11 +9,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from gateway.config import ConfigError
 from gateway.discovery.config import DiscoveryConfig, DnsDiscovery, FileDiscovery
 from gateway.discovery.kubernetes import watch_slices
 from gateway.discovery.sources import Instances, watch_dns, watch_file
@@ -64,7 +62,9 @@ class Updates:
 
     async def reload_aside(self, source: ConfigSource) -> None:
         """Do so without holding up the loop while it is read: with 10,000 tenants that takes a second."""
-        self.config = reload(self.config, await asyncio.to_thread(_read_ahead, source.read), self._apply)
+        reading = asyncio.ensure_future(asyncio.to_thread(source.read))
+        await asyncio.wait({reading})
+        self.config = reload(self.config, reading.result, self._apply)  # which may have changed meanwhile
 
     async def watch_config(self, source: ConfigSource, path: Path) -> None:
         """Reload whenever the bytes change of the source's file, or of one that it names, for ever."""
@@ -135,19 +135,6 @@ def _source(config: DiscoveryConfig) -> AsyncIterator[Instances]:
             return watch_dns(config)
         case _:
             return watch_slices(config)
-
-
-def _read_ahead(read: Callable[[], GatewayConfig]) -> Callable[[], GatewayConfig]:
-    """Read now; return a reading that returns or raises what this one did."""
-    try:
-        config = read()
-    except ConfigError as error:
-        return partial(_raise, error)
-    return lambda: config
-
-
-def _raise(error: ConfigError) -> NoReturn:
-    raise error
 
 
 def _contents(path: Path, config: GatewayConfig) -> dict[Path, bytes]:

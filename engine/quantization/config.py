@@ -81,6 +81,11 @@ class WeightFormat:
     zero_offset: int = 0
     quantizes_inputs: bool = False
 
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether weights and inputs are both 8-bit integers: the one format that a CPU keeps as it is."""
+        return self.layout == "int" and self.quantizes_inputs
+
 
 @dataclass(slots=True, frozen=True)
 class CheckpointQuantization:

@@ -70,7 +70,7 @@ def _bytes_on_cpu(
     if name.endswith(MXFP4_BLOCKS):
         return 2 * count * _rounded(scheme)
     if kind == "weight" and dtype in QUANTIZED_TYPES:
-        stays = form is not None and form.layout == "int" and form.quantizes_inputs
+        stays = form is not None and form.multiplies_integers
         return count * (1 if stays else FP32_BYTES)
     if scheme is not None and len(shape) > 1 and _is_rounded(name, scheme):
         return count * _rounded(scheme)

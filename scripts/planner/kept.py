@@ -64,10 +64,8 @@ def checkpoint_types(model: ModelConfig, device: Device, kv_cache: str) -> Types
     if quantization is None or quantization.method == MXFP4:
         return Types(plain, kv_cache)
     form = quantization.formats[0][1]
-    if device.is_cpu:
-        weights = "int8" if form.layout == "int" and form.quantizes_inputs else "fp32"
-    else:
-        weights = _on_gpu(form) or plain
+    on_cpu = "int8" if form.multiplies_integers else "fp32"
+    weights = on_cpu if device.is_cpu else _on_gpu(form) or plain
     return Types(weights, kv_cache, head=plain, rounds_inputs=form.quantizes_inputs or form.layout == "float")
 
 
