@@ -22,7 +22,7 @@ from gateway.wire.stream import Stream
 
 LANE_CREDIT = 16384  # also the largest frame a lane takes, so that it never exceeds a peer's MAX_FRAME_SIZE
 
-_HEAD = Struct(">IBIBIB")  # frame length << 8 | type, flags, stream id; message: compressed, length, first byte
+_HEAD = Struct(">IBIxIB")  # frame length << 8 | type, flags, stream id; message: (compressed), length, first byte
 _UNPACK, _PACK_INTO = _HEAD.unpack_from, Struct(">I").pack_into
 HEAD_SIZE = 15  # bytes of it
 EMPTY = 5  # bytes of a message that is no more than its prefix
@@ -50,7 +50,7 @@ def forward(buffer: bytearray, pos: int, end: int, lanes: dict[int, Stream], tal
     count = 0
     wide: list[Stream] = []
     while pos <= last:
-        word, flags, stream_id, _, length, tag = unpack(buffer, pos)
+        word, flags, stream_id, length, tag = unpack(buffer, pos)
         source = lanes.get(stream_id)
         if source is None:
             break

@@ -47,9 +47,9 @@ class Outbox:
             self.dirty.append(self)
         self.chunks.append(chunk)
 
-    def take(self) -> bytes | bytearray:
-        """Return everything to be written now."""
-        data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+    def take(self) -> bytes:
+        """Return everything to be written now; as bytes, since uvloop wraps anything else before it writes it."""
+        data = b"".join(self.chunks)
         self.chunks.clear()
         return data
 

@@ -3,14 +3,16 @@
 Knows what is measured and how it is summed up. Does not know how proxies or load are started.
 
 Held equal for all: two backends and the clients in one C process on a core of their own, every proxy one process (or
-worker) on another; 8 client connections with the largest HTTP/2 windows; the same header blocks; 200-byte responses in
-DATA frames of their own; routing to the backend with the fewest streams. Not equal: windows towards backends, buffers
-and connection pools, which are each proxy's own. CPU is user and system time of the proxy's threads (Linux' schedstat,
-in nanoseconds), divided by messages. "Added" is the client's latency less that of the same load without a proxy.
+worker) on another; 8 client connections, or one for each stream, with the largest HTTP/2 windows; the same header
+blocks; 200-byte responses in DATA frames of their own; routing to the backend with the fewest streams. Not equal:
+windows towards backends, buffers and connection pools, which are each proxy's own. CPU is user and system time of the
+proxy's threads (Linux' schedstat, in nanoseconds), divided by messages. "Added" is the client's latency less that of
+the same load without a proxy.
 """
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,7 @@ MIB = 2**20
 STALL_SECONDS = 5.0
 SATURATED, STALLED = Load("saturate", 64), Load("stall", 64)
 PACED, TICKS = Load("paced", 64, 50), Load("ticks", 64, 50)
+SPREADS = {8: "", 64: ", a connection each"}  # of the 64 streams; what the rows are called
 CHURN, TTFT, HELD = Load("churn", 64), Load("ttft", 64, 50), Load("hold", 1024)
 
 
@@ -79,10 +82,11 @@ class Meter:
         return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
-def _direct(generator: Generator, seconds: float) -> dict[str, Result]:
+def _direct(generator: Generator, seconds: float) -> dict[Load, Result]:
     """Return the latencies without a proxy, of the first backend."""
     port = generator.backends[0]
-    return {load.mode: generator.run(load, port, seconds, lambda: None) for load in (PACED, TICKS, TTFT)}
+    loads = [*(replace(load, connections=spread) for spread in SPREADS for load in (PACED, TICKS)), TTFT]
+    return {load: generator.run(load, port, seconds, lambda: None) for load in loads}
 
 
 class _Bench:
@@ -92,18 +96,19 @@ class _Bench:
         """Measure the proxy at `port`."""
         self.name, self.generator, self.port, self.meter, self.report = name, generator, port, meter, report
 
-    def measure(self, direct: dict[str, Result], seconds: float) -> None:
+    def measure(self, direct: dict[Load, Result], seconds: float) -> None:
         """Add every quantity to the report."""
-        saturated = self._run(SATURATED, seconds)
-        self._add("saturated", "messages/s", saturated.messages / saturated.seconds)
-        self._add("CPU, saturated", "us/message", self.meter.cpu_us() / max(1, saturated.messages))
-        for load in (PACED, TICKS):
-            result = self._run(load, seconds)
-            self._add(f"CPU, {load.mode}", "us/message", self.meter.cpu_us() / max(1, result.messages))
-            self._add(f"added p50, {load.mode}", "us", result.p50_us - direct[load.mode].p50_us)
+        for spread, label in SPREADS.items():
+            saturated = self._run(replace(SATURATED, connections=spread), seconds)
+            self._add(f"saturated{label}", "messages/s", saturated.messages / saturated.seconds)
+            self._add(f"CPU, saturated{label}", "us/message", self.meter.cpu_us() / max(1, saturated.messages))
+            for load in (replace(load, connections=spread) for load in (PACED, TICKS)):
+                result = self._run(load, seconds)
+                self._add(f"CPU, {load.mode}{label}", "us/message", self.meter.cpu_us() / max(1, result.messages))
+                self._add(f"added p50, {load.mode}{label}", "us", result.p50_us - direct[load].p50_us)
         first = self._run(TTFT, seconds)
-        self._add("added TTFT p50", "us", first.p50_us - direct["ttft"].p50_us)
-        self._add("added TTFT p99", "us", first.p99_us - direct["ttft"].p99_us)
+        self._add("added TTFT p50", "us", first.p50_us - direct[TTFT].p50_us)
+        self._add("added TTFT p99", "us", first.p99_us - direct[TTFT].p99_us)
         churn = self._run(CHURN, seconds)
         self._add("new streams", "calls/s", churn.calls / churn.seconds)
         self._add("CPU, new streams", "us/call", self.meter.cpu_us() / max(1, churn.calls))
