@@ -139,13 +139,35 @@ def ask(stub: Any, request: Any, timeout: float = TIMEOUT) -> Answer:
     return answer
 
 
-def ask_all(url: str, requests: Iterable[Any]) -> list[Answer]:
+class Countdown:
+    """Set once so many responses have come."""
+
+    def __init__(self, num_responses: int) -> None:
+        self._left = num_responses
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+
+    def tick(self) -> None:
+        """Count one."""
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._is_over.set()
+
+    def wait(self) -> None:
+        """Return when it is over."""
+        assert self._is_over.wait(TIMEOUT), f"{self._left} responses have not come"
+
+
+def ask_all(url: str, requests: Iterable[Any], countdown: Countdown | None = None) -> list[Answer]:
     """Send all requests at once, each on a stream of its own; a broken stream leaves its status as an error."""
 
     def work(stub: Any, request: Any, answer: Answer) -> None:
         try:
             for message in stub.ModelStreamInfer(iter([request]), timeout=TIMEOUT):
                 answer.take(message)
+                if countdown is not None:
+                    countdown.tick()
         except grpc.RpcError as error:
             answer.errors.append(str(error))
 

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.launcher.cluster import Cluster
 from scripts.launcher.instance import TritonInstance
-from tests.e2e.kserve import Answer, ask_all, make_request, read_metrics
+from tests.e2e.kserve import Answer, Countdown, ask_all, make_request, read_metrics
 from tests.e2e.test_faults import kill_core, kill_instance, wait_for_load, wait_for_recovery
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -48,9 +48,13 @@ def test_a_death_changes_nothing_that_a_client_sees(
 ) -> None:
     before = num_resumed(healing_cluster)
     answers: list[Answer] = []
-    load = threading.Thread(target=lambda: answers.extend(ask_all(healing_cluster.gateway.grpc_url, seeded_requests())))
+    num_responses = sum(len(answer.texts) for answer in undisturbed)
+    countdown = Countdown(int(num_responses * random.uniform(0.1, 0.4)))  # so that each instance still has streams
+    url = healing_cluster.gateway.grpc_url
+    load = threading.Thread(target=lambda: answers.extend(ask_all(url, seeded_requests(), countdown)))
     load.start()
-    kill(wait_for_load(healing_cluster, tokens_per_stream=random.randint(MAX_TOKENS // 8, MAX_TOKENS // 2)))
+    countdown.wait()
+    kill(wait_for_load(healing_cluster))
     load.join(timeout=120)
     assert not load.is_alive(), "a stream hangs"
     for answer, expected in zip(answers, undisturbed, strict=True):
