@@ -237,10 +237,9 @@ class Dispatcher:
         return commit
 
     def _apply(self, config: GatewayConfig) -> None:
-        """Use another configuration from now on; a new routing begins with nothing remembered."""
+        """Use another configuration from now on."""
         self.observation.apply(config.observe)
-        if config.routing != self.config.routing:
-            self.router = Router(config.routing, random.Random())  # noqa: S311 - decides ties, nothing secret
+        self.router.apply(config.routing)
         self._hedges.apply(config.hedging)
         self._use(config)
 

@@ -58,6 +58,13 @@ class Fleet:
             self._watch(instance)
             log("instance_joins", instance=instance.name, reason=reason)
 
+    def use(self, config: GatewayConfig) -> None:
+        """Have the instances watched as another configuration says."""
+        self.config = config
+        for instance in (*self._instances.values(), *self.leaving):
+            instance.endpoint.heartbeat_timeout = config.heartbeat_timeout_s
+            instance.endpoint.slow_start = config.routing.slow_start_s
+
     async def close(self) -> None:
         """Stop watching, and close every connection."""
         for task in (*self._watches.values(), *self._farewells):
@@ -67,7 +74,7 @@ class Fleet:
         await close_links(links, self._hub)
 
     def _watch(self, instance: Instance) -> None:
-        task = asyncio.get_running_loop().create_task(watch(instance, self.config.scrape_interval_s))
+        task = asyncio.get_running_loop().create_task(watch(instance, lambda: self.config.scrape_interval_s))
         task.add_done_callback(lambda task: _note_end(instance, task))
         self._watches[instance] = task
 

@@ -7,3 +7,4 @@ cdef class Load:
     cpdef join(self, double prefill=*)
     cpdef leave(self, double prefill=*)
     cpdef double total(self, double now) except? -1
+    cpdef double discount(self, double now) except? -1

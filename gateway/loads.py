@@ -71,7 +71,10 @@ class Load:
     def total(self, now: float) -> float:
         """Return the load in requests."""
         here = self.prefill + (self.in_flight if self.row is None else self.in_flight_everywhere)
-        if self.reported_at is None or not self.others:
-            return here
-        age = now - self.reported_at
-        return here + self.others * min(1.0, FRESH_SECONDS / max(age, FRESH_SECONDS))
+        return here + self.others * self.discount(now) if self.others else here
+
+    def discount(self, now: float) -> float:
+        """Return what the latest report still counts, in (0, 1]."""
+        if self.reported_at is None:
+            return 1.0
+        return min(1.0, FRESH_SECONDS / max(now - self.reported_at, FRESH_SECONDS))

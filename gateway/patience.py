@@ -32,7 +32,7 @@ class Patience:
     keepalive_timeout_s: float = field(default=20.0, metadata=meaning("seconds of silence after that ping"))
     idle_s: float | None = field(default=None, metadata=meaning("seconds without any stream"))
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - for whoever reads limits from a file
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012 - for whoever reads limits from a file
 
     def __post_init__(self) -> None:
         """Refuse times that nobody could keep."""

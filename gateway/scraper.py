@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.abort import ask_ready
@@ -64,8 +65,8 @@ def parse_report(text: str) -> Report:
     )
 
 
-async def watch(instance: Instance, interval: float) -> None:
-    """Keep one instance's report and health current, for ever."""
+async def watch(instance: Instance, interval: Callable[[], float]) -> None:
+    """Keep one instance's report and health current, for ever; `interval` says how often, in seconds."""
     page = None if instance.config.metrics is None else MetricsPage(instance.config.metrics)
     try:
         await _watch(instance, interval, page)
@@ -74,7 +75,7 @@ async def watch(instance: Instance, interval: float) -> None:
             page.close()
 
 
-async def _watch(instance: Instance, interval: float, page: MetricsPage | None) -> None:
+async def _watch(instance: Instance, interval: Callable[[], float], page: MetricsPage | None) -> None:
     loop = asyncio.get_running_loop()
     probe = _Probe(instance)
     reported = True
@@ -89,7 +90,7 @@ async def _watch(instance: Instance, interval: float, page: MetricsPage | None) 
                 reported = _note(instance, reported, "")
             except ScrapeError as error:
                 reported = _note(instance, reported, str(error))
-        late = await _sleep_until(began + interval)
+        late = await _sleep_until(began + interval())
         if late > STALL_SECONDS:
             instance.endpoint.forgive(late)
         else:

@@ -26,7 +26,7 @@ FOLDER = "folder"
 class Strict(BaseModel):
     """A checked part of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     reads_files: ClassVar[tuple[str, ...]] = ()  # fields that name files whose contents count
 
 

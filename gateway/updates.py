@@ -90,7 +90,7 @@ class Updates:
         except (TlsError, TableFull):
             self.config = before
             raise
-        self._fleet.config = config
+        self._fleet.use(config)
         for commit in commits:
             commit()
         if config.discovery != before.discovery:

@@ -26,6 +26,8 @@ class LevelsConfig(Strict):
     def _check(self) -> "LevelsConfig":
         if self.plan is not None and "threshold" in self.model_fields_set:
             raise ValueError("both a threshold and a plan to take it from")
+        if self.low_pool == self.high_pool:
+            raise ValueError(f"low_pool and high_pool are both {self.low_pool!r}")
         return self
 
     def rule(self) -> LevelRule:

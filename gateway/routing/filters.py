@@ -3,8 +3,11 @@
 Knows candidates. Does not know how the remaining ones are scored.
 """
 
+import hashlib
 import random
+from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 
 from gateway.routing.asked import Asked
 from gateway.routing.candidates import Candidate
@@ -32,6 +35,11 @@ def within_bound(_request: Asked, candidates: Sequence[Candidate], _rng: random.
     return [candidate for candidate in candidates if candidate.depth + 1 <= max(FREE, limit)]
 
 
+def warmed_up(_request: Asked, candidates: Sequence[Candidate], rng: random.Random) -> Sequence[Candidate]:
+    """Keep an instance that has just recovered as often as its share says, for policies whose scores do not know it."""
+    return [candidate for candidate in candidates if rng.random() < candidate.endpoint.share(candidate.now)]
+
+
 def in_pool(pool: str) -> Filter:
     """Return a filter that keeps the instances of one pool."""
 
@@ -41,15 +49,33 @@ def in_pool(pool: str) -> Filter:
     return keep
 
 
-def split(weights: Mapping[str, float]) -> Filter:
-    """Return a filter that keeps one group, drawn by its weight; a group without a weight counts 0."""
+def with_weight(weights: Mapping[str, float]) -> Filter:
+    """Return a filter that keeps the groups that are to have anything at all; one without a weight is not."""
 
-    def keep(_request: Asked, candidates: Sequence[Candidate], rng: random.Random) -> Sequence[Candidate]:
+    def keep(_request: Asked, candidates: Sequence[Candidate], _rng: random.Random) -> Sequence[Candidate]:
+        return [candidate for candidate in candidates if weights.get(candidate.endpoint.group)]
+
+    return keep
+
+
+def split(weights: Mapping[str, float]) -> Filter:
+    """Return a filter that keeps one group, drawn by its weight; a session draws the same one each time.
+
+    As a group's weight grows, only sessions move that it gains.
+    """
+
+    def keep(request: Asked, candidates: Sequence[Candidate], rng: random.Random) -> Sequence[Candidate]:
         groups = sorted({candidate.endpoint.group for candidate in candidates})
-        shares = [weights.get(group, 0.0) for group in groups]
-        if not any(shares):
+        ends = list(accumulate(weights.get(group, 0.0) for group in groups))
+        if not ends[-1]:
             return candidates
-        (chosen,) = rng.choices(groups, shares)
+        point = rng.random() if request.session is None else _point(request.session)
+        chosen = groups[bisect(ends, point * ends[-1], hi=len(ends) - 1)]
         return [candidate for candidate in candidates if candidate.endpoint.group == chosen]
 
     return keep
+
+
+def _point(session: bytes) -> float:
+    """Return where a session stands between 0 and 1."""
+    return int.from_bytes(hashlib.blake2b(session, digest_size=6).digest()) / 2**48

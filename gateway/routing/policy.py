@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from gateway.routing.asked import Asked
 from gateway.routing.candidates import Candidate
-from gateway.routing.filters import Filter, untried, within_bound
+from gateway.routing.filters import Filter, untried, warmed_up, within_bound
 from gateway.routing.scorers import kv_use, queue_depth, session, turn
 from gateway.routing.scorers.prefix import PrefixMarks
 
@@ -52,12 +52,12 @@ QUEUE_DEPTH = Policy(((queue_depth.score, 1.0),))
 def make_policy(name: PolicyName) -> Policy:
     """Return a policy with a memory of its own, where it has one."""
     queue = (queue_depth.score, 1.0)
-    guarded = (untried, within_bound)
+    guarded, warmed = (untried, within_bound), (untried, warmed_up)
     match name:
         case PolicyName.QUEUE_DEPTH:
             return QUEUE_DEPTH
         case PolicyName.LEAST_KV:
-            return Policy(((kv_use.score, 1.0), (queue_depth.score, 0.1)))
+            return Policy(((kv_use.score, 1.0), (queue_depth.score, 0.1)), warmed)
         case PolicyName.PREFIX:
             marks = PrefixMarks()
             return Policy(((marks.score, 2.0), queue), guarded, marks=marks)
@@ -66,4 +66,4 @@ def make_policy(name: PolicyName) -> Policy:
         case PolicyName.POWER_OF_TWO:
             return Policy((queue,), num_choices=2)
         case PolicyName.ROUND_ROBIN:
-            return Policy(((turn.score, 1.0),))
+            return Policy(((turn.score, 1.0),), warmed)

@@ -11,7 +11,7 @@ from gateway.loads import Load
 from gateway.routing.asked import Asked
 from gateway.routing.candidates import Candidate
 from gateway.routing.config import RoutingConfig
-from gateway.routing.filters import Filter, in_pool, no_outliers, split
+from gateway.routing.filters import Filter, in_pool, no_outliers, split, untried, with_weight
 from gateway.routing.levels import LevelTracker, Switch
 from gateway.routing.outliers import Change, OutlierWatch
 from gateway.routing.pick import pick
@@ -29,6 +29,19 @@ class Router:
         self.outliers = OutlierWatch(config.outliers) if config.outliers is not None else None
         self._rng = rng
         self._num_picks = 0
+        self._filters = self._fixed_filters()
+
+    def apply(self, config: RoutingConfig) -> None:
+        """Use another configuration: what it leaves as it was, and the level, are remembered."""
+        before, self.config = self.config, config
+        if config.policy is not before.policy:
+            self.policy = make_policy(config.policy)
+        if config.levels is None or self.levels is None:
+            self.levels = LevelTracker(config.levels.rule()) if config.levels is not None else None
+        else:
+            self.levels.rule = config.levels.rule()
+        if config.outliers != before.outliers:
+            self.outliers = OutlierWatch(config.outliers) if config.outliers is not None else None
         self._filters = self._fixed_filters()
 
     def choose(self, asked: Asked, candidates: Sequence[Candidate]) -> Endpoint | None:
@@ -86,5 +99,5 @@ class Router:
     def _fixed_filters(self) -> tuple[Filter, ...]:
         filters: list[Filter] = [no_outliers] if self.outliers is not None else []
         if self.config.split:
-            filters.append(split(self.config.split))
+            filters += [with_weight(self.config.split), untried, split(self.config.split)]
         return tuple(filters)

@@ -17,6 +17,8 @@ class Rate:
     burst: int = field(metadata=meaning("events at once, at least 1"))
     per_second: float = field(metadata=meaning("events a second from then on, 0 for none"))
 
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012 - as below
+
     def __post_init__(self) -> None:
         """Refuse what would let nothing pass."""
         if self.burst < 1 or self.per_second < 0:
@@ -45,7 +47,7 @@ class Limits:
         default=Rate(2000, 200), metadata=meaning("WINDOW_UPDATE frames beyond those that answer data sent or streams")
     )
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - for whoever reads limits from a file
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012 - for whoever reads limits from a file
 
     def __post_init__(self) -> None:
         """Refuse limits that nobody could keep."""

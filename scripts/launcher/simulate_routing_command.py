@@ -24,7 +24,10 @@ def main(
     seed: Annotated[int, typer.Option(help="of made-up arrivals and of ties")] = 0,
 ) -> None:
     """Replay arrivals through every policy that needs no sessions and print a table."""
-    arrivals = heavy_tailed(requests, rate or 40.0, seed) if trace is None else read_trace(trace, requests)
+    try:
+        arrivals = heavy_tailed(requests, rate or 40.0, seed) if trace is None else read_trace(trace, requests)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     if trace is not None and rate is not None:
         arrivals = at_rate(arrivals, rate)
     typer.echo(HEAD)

@@ -1,17 +1,13 @@
 """What arrives when: read from a trace, or made up with heavy-tailed lengths.
 
-Knows two trace formats by their files' endings. Does not know instances or policies.
+Knows lengths and times. Does not know instances or policies.
 """
 
-import csv
-import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-PIECE_TOKENS = 512  # of one `hash_ids` entry in a Mooncake trace
+from scripts.simulation import trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +21,12 @@ class Arrival:
 
 
 def read_trace(path: Path, limit: int) -> list[Arrival]:
-    """Return the first requests of a trace: `.csv` as Azure's, `.jsonl` as Mooncake's."""
-    rows = _mooncake(path) if path.suffix == ".jsonl" else _azure(path)
-    return [arrival for arrival, _ in zip(rows, range(limit), strict=False)]
+    """Return the first requests of a trace: `.csv` as Azure's, `.jsonl` as Mooncake's.
 
-
-def _azure(path: Path) -> Iterator[Arrival]:
-    with path.open(encoding="utf-8") as file:
-        begin = None
-        for row in csv.DictReader(file):
-            at = datetime.fromisoformat(row["TIMESTAMP"][:26]).timestamp()
-            begin = at if begin is None else begin
-            yield Arrival(at - begin, int(row["ContextTokens"]), int(row["GeneratedTokens"]))
-
-
-def _mooncake(path: Path) -> Iterator[Arrival]:
-    with path.open(encoding="utf-8") as file:
-        for row in map(json.loads, file):
-            pieces = tuple(row["hash_ids"])
-            yield Arrival(row["timestamp"] / 1000, row["input_length"], row["output_length"], pieces)
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return [Arrival(r.arrived, r.num_prompt, r.num_output, r.hash_ids) for r in trace.read_trace(path, limit)]
 
 
 def heavy_tailed(count: int, rate: float, seed: int) -> list[Arrival]:

@@ -7,7 +7,8 @@ The constants are of the order of a small model on one GPU: chosen, not measured
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
-from scripts.routing_simulation.arrivals import PIECE_TOKENS, Arrival
+from scripts.routing_simulation.arrivals import Arrival
+from scripts.simulation.trace import HASH_TOKENS
 
 BASE = 0.012
 DECODE = 0.00015
@@ -15,7 +16,7 @@ PREFILL = 0.00005
 BUDGET = 2048
 MAX_RUNNING = 128
 KV_TOKENS = 400_000
-CACHED_PIECES = KV_TOKENS // PIECE_TOKENS
+CACHED_PIECES = KV_TOKENS // HASH_TOKENS
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class ModelInstance:
             self.cached.move_to_end(piece)
         while len(self.cached) > CACHED_PIECES:
             self.cached.popitem(last=False)
-        left = max(1, arrival.prompt_tokens - known * PIECE_TOKENS)
+        left = max(1, arrival.prompt_tokens - known * HASH_TOKENS)
         self.waiting.append(Job(arrival, left, arrival.output_tokens))
 
     @property

@@ -4,19 +4,22 @@ Knows two file layouts and how to make requests up. Does not know schedulers or 
 
 Layouts: CSV with the columns TIMESTAMP, ContextTokens, GeneratedTokens (Azure's LLM inference traces), and JSON lines
 with `timestamp` in milliseconds, `input_length`, `output_length` and `hash_ids`, one for each 512 tokens of the prompt
-(Mooncake, arXiv 2407.00079): equal ids mean equal tokens.
+(Mooncake, arXiv 2407.00079): equal ids mean equal tokens. Where they are absent nothing is shared.
 """
 
 import csv
 import json
 import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 HASH_TOKENS = 512
 OWN_TOKENS = 1 << 40  # ids from here on are nobody else's
+COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,26 +43,22 @@ class TraceRequest:
 
 
 def read_trace(path: Path, limit: int) -> list[TraceRequest]:
-    """Read the first `limit` requests of a file, with arrivals counted from the first one.
+    """Read the first `limit` requests of a file, in the order of their arrivals, counted from the first one.
 
     Raises:
-        ValueError: a line is laid out otherwise; it is named.
+        ValueError: the file cannot be read, or a request in it is laid out otherwise; it is named.
     """
-    read = _read_json_line if path.suffix == ".jsonl" else _read_csv_row
-    requests: list[TraceRequest] = []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows: Any = file if path.suffix == ".jsonl" else csv.DictReader(file)
-        for number, row in enumerate(rows, 1):
-            if number > limit:
-                break
-            try:
-                requests.append(read(row))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}: request {number} cannot be read: {error!r}") from error
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            read, rows = (_read_json_line, file) if path.suffix == ".jsonl" else (_read_csv_row, _csv_rows(file))
+            requests = [_read_row(read, row, number) for number, row in enumerate(islice(rows, limit), 1)]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
     if not requests:
         raise ValueError(f"{path} holds no requests")
-    start = requests[0].arrived
-    return [replace(request, arrived=request.arrived - start) for request in requests]
+    start = min(request.arrived for request in requests)
+    requests = [replace(request, arrived=request.arrived - start) for request in requests]
+    return sorted(requests, key=lambda request: request.arrived)
 
 
 def make_trace(num_requests: int, per_second: float, seed: int) -> list[TraceRequest]:
@@ -83,11 +82,31 @@ def give_tenants(requests: list[TraceRequest], num_tenants: int, seed: int) -> l
     return [replace(request, tenant=tenant) for request, tenant in zip(requests, chosen, strict=True)]
 
 
+def _csv_rows(file: Iterable[str]) -> Iterator[dict[str, str]]:
+    rows = csv.DictReader(file)
+    has = rows.fieldnames or ()
+    if missing := [name for name in COLUMNS if name not in has]:
+        raise ValueError(f"there is no column {', '.join(missing)}, only {', '.join(has) or 'none'}")
+    yield from rows
+
+
+def _read_row(read: Callable[[Any], TraceRequest], row: Any, number: int) -> TraceRequest:
+    """Read one row with `read`, and say which it was if that fails."""
+    try:
+        request = read(row)
+        if request.num_prompt < 1:
+            raise ValueError(f"a prompt has at least 1 token, not {request.num_prompt}")
+    except KeyError as error:
+        raise ValueError(f"request {number} has no {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"request {number} cannot be read: {error}") from error
+    return request
+
+
 def _read_json_line(line: str) -> TraceRequest:
     value = json.loads(line)
-    return TraceRequest(
-        value["timestamp"] / 1000, value["input_length"], max(1, value["output_length"]), tuple(value["hash_ids"])
-    )
+    shared = tuple(value.get("hash_ids", ())) if isinstance(value, dict) else ()
+    return TraceRequest(value["timestamp"] / 1000, value["input_length"], max(1, value["output_length"]), shared)
 
 
 def _read_csv_row(row: dict[str, str]) -> TraceRequest:

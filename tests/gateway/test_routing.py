@@ -14,7 +14,7 @@ from gateway.loads import Load
 from gateway.routing.asked import Asked, prefill_weight
 from gateway.routing.candidates import Candidate, usable
 from gateway.routing.config import RoutingConfig
-from gateway.routing.filters import in_pool, split, untried, within_bound
+from gateway.routing.filters import in_pool, split, untried, warmed_up, within_bound
 from gateway.routing.levels import Level, LevelRule, LevelTracker
 from gateway.routing.pick import pick
 from gateway.routing.policy import PolicyName, make_policy
@@ -41,6 +41,7 @@ def candidate(name: str = "a", now: float = 0.0, pool: str = "", group: str = ""
         (kv_use.score, {}, 0.5),
         (kv_use.score, {"kv_usage": 0.2}, 0.8),
         (kv_use.score, {"kv_usage": 1.5}, 0.0),
+        (kv_use.score, {"kv_usage": 0.1, "reported_at": -4.0}, 0.6),
         (turn.score, {}, 1.0),
         (turn.score, {"last_picked": 3}, 0.25),
         (session.score, {}, 0.0),
@@ -92,6 +93,9 @@ def test_the_prefix_score_counts_pieces_from_the_beginning_and_forgets() -> None
     assert [marks.score(asked, candidate()) for asked in (same, half, other)] == [1.0, 0.5, 0.0]
     assert marks.score(same, candidate("b")) == 0.0
     assert marks.score(same, candidate(now=TTL_SECONDS)) == 0.0
+    again = candidate(now=9.0)
+    again.endpoint.recovered_at = 5.0
+    assert marks.score(same, again) == 0.0
     marks.remember("b", (1,), now=TTL_SECONDS)
     assert list(marks.marks) == [("b", 1)]
     assert len(hash_pieces(bytes(10**6))) == MAX_PIECES
@@ -110,6 +114,18 @@ def test_a_session_stays_and_moves_only_when_its_instance_is_gone() -> None:
     assert min(Counter(best.values()).values()) > 20
 
 
+def test_sessions_come_back_one_after_the_other_to_an_instance_that_has_recovered() -> None:
+    back, other = candidate("a"), candidate("b")
+    back.endpoint.recovered_at, back.endpoint.slow_start = 0.0, 10.0
+    home: list[set[int]] = []
+    for back.now in (0.0, 3.0, 6.0, 10.0):
+        asked = [Asked(session=b"s%d" % number) for number in range(200)]
+        home.append({n for n, each in enumerate(asked) if session.score(each, back) > session.score(each, other)})
+    assert home[0] < home[1] < home[2] < home[3]
+    assert len(home[0]) < 40
+    assert len(home[3]) > 80
+
+
 def test_filters() -> None:
     a, b = candidate("a", pool="tp", group="old", in_flight=9), candidate("b", pool="ep", group="new", in_flight=0)
     assert untried(Asked(tried={"a"}), [a, b], RNG) == [b]
@@ -118,6 +134,66 @@ def test_filters() -> None:
     drawn = Counter(split({"old": 3.0, "new": 1.0})(ASKED, [a, b], RNG)[0].name for _ in range(1000))
     assert 680 < drawn["a"] < 820
     assert split({"gone": 1.0})(ASKED, [a, b], RNG) == [a, b]
+    warm = candidate("c", now=5.0)
+    warm.endpoint.recovered_at, warm.endpoint.slow_start = 4.0, 10.0
+    kept = Counter(each.name for _ in range(1000) for each in warmed_up(ASKED, [a, warm], RNG))
+    assert kept["a"] == 1000
+    assert 60 < kept["c"] < 140
+
+
+def split_router(**weights: float) -> tuple[Router, list[Candidate]]:
+    routing = RoutingConfig(policy=PolicyName.SESSION, split=weights)
+    return Router(routing, random.Random(0)), [candidate("a", group="old"), candidate("b", group="new")]
+
+
+def test_a_session_stays_in_its_group_and_moves_only_to_one_that_grows() -> None:
+    router, both = split_router(old=99, new=1)
+    names = []
+    for new in (1, 10, 50):
+        router.apply(router.config.model_copy(update={"split": {"old": 100 - new, "new": new}}))
+        chosen = [router.choose(Asked(session=b"s%d" % number), both) for number in range(1000)]
+        names.append([endpoint.name for endpoint in chosen if endpoint is not None])
+    shares = [Counter(each)["b"] for each in names]
+    assert shares[0] < 25 < 70 < shares[1] < 130 < 450 < shares[2] < 550
+    assert all(after == "b" for before, after in zip(names[0], names[1], strict=True) if before == "b")
+
+
+def test_a_group_without_weight_gets_nothing_while_there_is_another_not_even_what_has_failed_there() -> None:
+    router, both = split_router(old=1, new=0)
+    assert router.choose(Asked(tried={"a"}), both) is both[0].endpoint
+    assert router.choose(Asked(), both[1:]) is both[1].endpoint
+    router, both = split_router(old=1, new=1)
+    for number in range(20):
+        assert router.choose(Asked(tried={"a"}, session=b"%d" % number), both) is both[1].endpoint
+
+
+def test_another_configuration_leaves_turns_level_and_marks_as_they_are() -> None:
+    levels = {"low_pool": "low", "high_pool": "high", "window_s": 0}
+    router = Router(RoutingConfig.model_validate({"policy": "round_robin", "levels": levels}), random.Random(0))
+    both = [candidate("a", pool="high"), candidate("b", pool="high")]
+    router.observe(100, 0.0)
+
+    def take(turns: int) -> Counter[str]:
+        taken: Counter[str] = Counter()
+        for _ in range(turns):
+            chosen = router.choose(ASKED, both)
+            assert chosen is not None
+            router.placed(ASKED, chosen.name, next(c.load for c in both if c.name == chosen.name), 1.0)
+            taken[chosen.name] += 1
+        return taken
+
+    take(100)
+    router.apply(RoutingConfig.model_validate({"policy": "round_robin", "levels": levels | {"threshold": 50}}))
+    assert take(10) == {"a": 5, "b": 5}
+    assert router.status()["level"] == "high"
+    assert router.levels is not None
+    assert router.levels.rule.threshold == 50
+    router.apply(RoutingConfig(policy=PolicyName.PREFIX))
+    router.placed(Asked(prefix=(1,)), "a", Load(), 1.0)
+    router.apply(RoutingConfig(policy=PolicyName.PREFIX, slow_start_s=1.0))
+    assert router.policy.marks is not None
+    assert router.policy.marks.marks
+    assert router.levels is None
 
 
 def choose(policy: PolicyName, asked: Asked, loads: dict[str, Load], rounds: int = 1) -> list[str]:
@@ -219,6 +295,9 @@ def test_levels_switch_only_outside_the_band(steps: list[tuple[int, float]]) -> 
         ({"split": {"": 0}}, "every weight"),
         ({"levels": {"low_pool": "tp", "high_pool": "dp"}}, "pools are"),
         ({"levels": {"low_pool": "", "high_pool": "", "hysteresis": 1}}, "hysteresis"),
+        ({"levels": {"low_pool": "", "high_pool": ""}}, "both ''"),
+        ({"split": {"": float("nan")}}, "finite number"),
+        ({"slow_start_s": float("inf")}, "finite number"),
     ],
 )
 def test_a_routing_that_cannot_work_is_refused(routing: dict[str, object], reason: str) -> None:

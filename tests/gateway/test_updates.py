@@ -88,6 +88,13 @@ def test_a_change_of_the_file_applies_without_a_signal(running: Running) -> None
     assert json.loads(running.gateway.get("/healthz")[1])["routing"]["policy"] == "round_robin"
 
 
+def test_how_instances_are_watched_changes_for_those_there_are(running: Running) -> None:
+    running.backends[0].beating = False
+    running.gateway.wait_until(lambda: running.gateway.health() == {"a": "dead"})
+    running.write(running.backends[:1], heartbeat_timeout_s=1000, scrape_interval_s=0.02)
+    running.gateway.wait_usable(1)
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

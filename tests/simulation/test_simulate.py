@@ -41,6 +41,12 @@ def test_a_csv_trace_counts_from_its_first_request(tmp_path: Path) -> None:
     assert len(requests) == 2
 
 
+def test_requests_come_in_the_order_of_their_arrivals(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text("".join(f'{{"timestamp": {at}, "input_length": 1, "output_length": 1}}\n' for at in (20, 10, 30)))
+    assert [request.arrived for request in read_trace(path, limit=9)] == pytest.approx([0.0, 0.01, 0.02])
+
+
 def test_a_json_trace_shares_the_tokens_of_equal_hashes(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     path.write_text(JSONL)
@@ -52,10 +58,24 @@ def test_a_json_trace_shares_the_tokens_of_equal_hashes(tmp_path: Path) -> None:
     assert not set(prompts[0][512:]) & set(prompts[1][512:])
 
 
-def test_a_line_that_is_no_request_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(CSV + "yesterday,1,1\n")
-    with pytest.raises(ValueError, match=r"trace\.csv: request 4 cannot be read"):
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("t.csv", CSV + "yesterday,1,1\n", "request 4 cannot be read: Invalid isoformat string: 'yesterday'"),
+        ("t.csv", CSV + "2023-11-16 18:15:51,-7,1\n", "request 4 cannot be read: a prompt has .* not -7"),
+        ("t.csv", "when,TIMESTAMP\n", "no column ContextTokens, GeneratedTokens, only when, TIMESTAMP"),
+        ("t.csv", "", "no column TIMESTAMP, .* only none"),
+        ("t.jsonl", JSONL + "{}", "request 3 has no 'timestamp'"),
+        ("t.jsonl", JSONL + "[1]", "request 3 cannot be read"),
+        ("t.jsonl", "", "holds no requests"),
+        (".", "", "Is a directory"),
+    ],
+)
+def test_a_file_that_is_no_trace_is_refused_and_says_where(tmp_path: Path, name: str, text: str, says: str) -> None:
+    path = tmp_path / name
+    if path != tmp_path:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=says):
         read_trace(path, limit=9)
 
 

@@ -27,16 +27,11 @@ def test_every_arrival_gets_a_first_token_under_every_policy() -> None:
         assert len(Replay(policy, 3).run(arrivals)) == 200
 
 
-def test_both_kinds_of_trace_are_read(tmp_path: Path) -> None:
-    azure, mooncake = tmp_path / "a.csv", tmp_path / "m.jsonl"
-    rows = ["2023-11-16 18:15:46.6805900,374,44", "2023-11-16 18:15:50.9951690,396,109"]
-    azure.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
-    first, second = read_trace(azure, 9)
-    assert (first.at, first.prompt_tokens, first.output_tokens) == (0.0, 374, 44)
-    assert second.at == pytest.approx(4.314579, abs=1e-5)
-    row = {"timestamp": 1500, "input_length": 700, "output_length": 5, "hash_ids": [0, 7]}
-    mooncake.write_text("\n".join(2 * [json.dumps(row)]))
-    assert read_trace(mooncake, 1) == [Arrival(1.5, 700, 5, (0, 7))]
+def test_a_trace_is_read_as_arrivals(tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    rows = [{"timestamp": at, "input_length": 700, "output_length": 5, "hash_ids": [0, 7]} for at in (1500, 2500)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert read_trace(file, 9) == [Arrival(0.0, 700, 5, (0, 7)), Arrival(1.0, 700, 5, (0, 7))]
     assert [arrival.at for arrival in at_rate([Arrival(0.0, 1, 1), Arrival(4.0, 1, 1)], 1.0)] == [0.0, 2.0]
 
 

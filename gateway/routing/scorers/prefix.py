@@ -1,7 +1,8 @@
 """score = pieces of the prompt that an instance has seen, from its beginning / pieces of the prompt, in [0, 1].
 
 What an instance has seen is guessed from what was sent there: a tree of prompt pieces, kept flat by hashing each piece
-together with all before it. A mark is forgotten after `TTL_SECONDS`, or when there are too many, the oldest first.
+together with all before it. A mark is forgotten after `TTL_SECONDS`, or when there are too many, the oldest first; what
+an instance was sent before it recovered does not count, for its cache is likely empty.
 """
 
 import hashlib
@@ -43,9 +44,12 @@ class PrefixMarks:
 
     def score(self, request: Asked, candidate: Candidate) -> float:
         """Return the score."""
-        known = 0
+        known, forgotten = 0, candidate.now
+        recovered_at = candidate.endpoint.recovered_at
+        if recovered_at is not None:
+            forgotten = max(forgotten, recovered_at + TTL_SECONDS)
         for piece in request.prefix:
-            if self.marks.get((candidate.name, piece), 0.0) <= candidate.now:
+            if self.marks.get((candidate.name, piece), 0.0) <= forgotten:
                 break
             known += 1
         return known / len(request.prefix) if request.prefix else 0.0
