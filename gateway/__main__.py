@@ -88,11 +88,13 @@ def main() -> int:
     except ConfigError as error:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2
+    from gateway.log import take_library_logs
     from gateway.server import serve, work
     from gateway.tls import TlsError
     from gateway.updates import ConfigSource
     from gateway.workers.supervisor import supervise
 
+    take_library_logs()
     try:
         source = ConfigSource(lambda: read_config(given), given.config)
         if config.workers > 1:

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.call import WHOLE_FLAG
-from gateway.http_server import METHODS as EVERY_METHOD
+from gateway.demanded_calls import CALL_FORM
 from gateway.kserve_client import Completion, KserveClient
 from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor
 from gateway.log import log
@@ -48,7 +48,8 @@ KINDS: dict[str, tuple[type[Body], Shape]] = {
     "/v1/completions": (CompletionBody, TEXT),
     "/v1/chat/completions": (ChatBody, CHAT),
 }
-METHODS = dict.fromkeys((*KINDS, "/v1/embeddings"), "POST") | {"/v1/models": "GET"}
+PROMPTS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages", "/v1/embeddings": "input"}
+METHODS = dict.fromkeys(PROMPTS, "POST") | {"/v1/models": "GET"}
 
 
 class EventStream(Response):
@@ -127,7 +128,7 @@ class OpenAiApi:
         made = [Route(path, _Endpoint(self, self._generate), methods=["POST"]) for path in KINDS]
         embeddings = Route("/v1/embeddings", _Endpoint(self, self._embed), methods=["POST"])
         models = Route("/v1/models", _Endpoint(self, self._models), methods=["GET"])
-        other = Route("/v1/{path:path}", _Endpoint(self, self._other), methods=EVERY_METHOD)
+        other = Route("/v1/{path:path}", _Endpoint(self, self._other))
         return [*made, embeddings, models, other]
 
     def drain(self) -> None:
@@ -146,7 +147,7 @@ class OpenAiApi:
         except ApiError as error:
             return error.response()
         except KserveError as error:
-            return of_kserve(error).response()
+            return of_kserve(error, PROMPTS.get(request.scope["path"])).response()
         except ClientDisconnect:
             return CLOSED
         except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
@@ -158,13 +159,14 @@ class OpenAiApi:
 
     async def _other(self, request: Request) -> Response:
         path = request.scope["path"]
-        if request.method == "GET" and path == f"/v1/models/{MODEL}":
+        name = path.removeprefix("/v1/models/")
+        allowed = "GET" if name != path else METHODS.get(path)
+        if name != path and request.method in {"GET", "HEAD"}:
+            if name != MODEL:
+                raise unknown_model(name)
             return JSONResponse(self._model())
-        allowed = METHODS.get(path)
         if allowed is not None:
             raise ApiError(405, f"{path} takes {allowed}, not {request.method}", headers={"allow": allowed})
-        if request.method == "GET" and path.startswith("/v1/models/"):
-            raise unknown_model(path.removeprefix("/v1/models/"))
         raise ApiError(404, f"there is no {request.method} {path}")
 
     def _model(self) -> dict[str, Any]:
@@ -179,8 +181,8 @@ class OpenAiApi:
             int(time.time()),
             body.num_top,
             body.offered,
-            self.config.tool_calls,
-            with_usage=body.stream_options is not None and body.stream_options.include_usage,
+            CALL_FORM if body.must_call else self.config.tool_calls,
+            with_usage=body.stream_options is not None and body.stream_options.include_usage is True,
         )
         completion = self._completion(request, body)
         try:
@@ -248,6 +250,9 @@ def _check_size(num_bytes: int) -> None:
 
 async def _read_body(request: Request) -> bytes:
     raw = bytearray()
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise ApiError(415, f"the body must come as it is, not in the content-encoding {coding!r}")
     _check_size(int(request.headers.get("content-length", "0")))  # the server has seen that it is a number
     try:
         async with asyncio.timeout(BODY_SECONDS):

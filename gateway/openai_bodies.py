@@ -4,7 +4,7 @@ Knows names, types, neutral values and tensors. Does not know HTTP or streams.
 
 Invariants:
 1. Nothing is ignored: a field that would change the answer is obeyed or refused.
-2. A field in `NEUTRAL` may be sent with the values named there, which ask for nothing.
+2. A field in `NEUTRAL` may be null or have a value named there, which ask for nothing; so do all values of `Named`.
 """
 
 import json
@@ -13,8 +13,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
+from gateway.demanded_calls import call_grammar
 from gateway.kserve_messages import Tensor, int_tensor, prompt_tensors, text_tensor
-from gateway.openai_parts import ForModel, Many, Message, ResponseFormat, Some, Strict, Text, TokenId, TokenIds, Tool
+from gateway.openai_parts import (
+    Many,
+    Message,
+    Named,
+    NamedTool,
+    ResponseFormat,
+    Some,
+    Strict,
+    Text,
+    TokenId,
+    TokenIds,
+    Tool,
+)
 
 MAX_INT32 = 2**31 - 1
 MAX_TOP = 20
@@ -30,6 +43,13 @@ NEUTRAL: dict[str, list[Any]] = {
     "modalities": [["text"]],
     "store": [False],
     "service_tier": ["auto", "default"],
+    "reasoning_effort": ["none"],
+    "verbosity": ["medium"],
+    "audio": [],
+    "function_call": [],
+    "functions": [],
+    "prediction": [],
+    "web_search_options": [],
 }
 
 
@@ -57,10 +77,11 @@ class Unsupported(Exception):
 class StreamOptions(Strict):
     """Options of a streamed answer."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
-class Body(ForModel):
+class Body(Named):
     """What both kinds of request share; null is the same as absent."""
 
     stream: bool | None = None
@@ -69,12 +90,11 @@ class Body(ForModel):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stop: Text | Many[Text] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logit_bias: Annotated[dict[TokenKey, Bias], BeforeValidator(_not_too_many_biases)] | None = None
-    user: str | None = None
     adapter: Text | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_INT32)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -97,6 +117,11 @@ class Body(ForModel):
     def offered(self) -> frozenset[str]:
         """Names of the tools that the answer may call."""
         return frozenset()
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call of an offered tool and nothing else."""
+        return False
 
     def prompts(self) -> list[list[Tensor]]:
         """Return the tensors of each prompt."""
@@ -126,7 +151,7 @@ class Body(ForModel):
         floats = {name: getattr(self, name) for name in FLOATS}
         made += [Tensor(n, "FP32", struct.pack("<f", value)) for n, value in floats.items() if value is not None]
         if self.seed is not None:
-            made.append(Tensor("random_seed", "UINT64", struct.pack("<Q", self.seed)))
+            made.append(Tensor("random_seed", "UINT64", struct.pack("<Q", self.seed % 2**64)))
         if self.stop:
             made.append(text_tensor("stop_words", [self.stop] if isinstance(self.stop, str) else self.stop))
         if self.adapter is not None:
@@ -173,7 +198,7 @@ class ChatBody(Body):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     response_format: ResponseFormat | None = None
     tools: Many[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatBody":
@@ -181,6 +206,16 @@ class ChatBody(Body):
         if len(both) > 1:
             raise ValueError("max_tokens and max_completion_tokens are both given and differ")
         return self
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _among_tools(cls, value: "str | NamedTool | None", info: ValidationInfo) -> "str | NamedTool | None":
+        names = [tool.function.name for tool in info.data.get("tools") or ()]
+        if value == "required" and not names:
+            raise ValueError("a call is required, but there are no tools")
+        if isinstance(value, NamedTool) and value.function.name not in names:
+            raise ValueError(f"there is no tool {value.function.name!r}")
+        return value
 
     @field_validator("top_logprobs")
     @classmethod
@@ -203,12 +238,26 @@ class ChatBody(Body):
     def offered(self) -> frozenset[str]:
         """Names of the tools that the answer may call; none where its form is prescribed."""
         is_free = self.response_format is None or self.response_format.guided() is None
-        tools = self.tools if is_free and self.tool_choice != "none" else None
-        return frozenset(tool.function.name for tool in tools or ())
+        tools = self._choosable() if is_free or self.must_call else []
+        return frozenset(tool.function.name for tool in tools)
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call of an offered tool and nothing else."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    def _choosable(self) -> list[Tool]:
+        """Return the tools that `tool_choice` leaves."""
+        choice = self.tool_choice
+        if isinstance(choice, NamedTool):
+            return [tool for tool in self.tools or () if tool.function.name == choice.function.name]
+        return [] if choice == "none" else self.tools or []
 
     def options(self) -> dict[str, Any]:
         """Return what goes into `sampling_parameters`."""
         guided = self.response_format.guided() if self.response_format is not None else None
+        if self.must_call:
+            guided = {"ebnf": call_grammar(self._choosable())}
         return super().options() | ({} if guided is None else {"guided": guided})
 
     def prompts(self) -> list[list[Tensor]]:

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from gateway.kserve_client import KserveClient
 from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor, prompt_tensors, text_tensor
-from gateway.openai_parts import ForModel, Some, Text, TokenIds
+from gateway.openai_parts import Named, Some, Text, TokenIds
 
 MAX_INPUTS = 2048
 MAX_AT_ONCE = 16
@@ -27,14 +27,13 @@ FLOAT_BYTES = 4
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 
 
-class EmbeddingBody(ForModel):
+class EmbeddingBody(Named):
     """`POST /v1/embeddings`; null is the same as absent."""
 
     input: NonEmptyText | TokenIds | Some[NonEmptyText] | Some[TokenIds]
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["last", "mean"] | None = None
     adapter: Text | None = None
-    user: str | None = None
 
     @field_validator("input")
     @classmethod

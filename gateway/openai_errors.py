@@ -4,6 +4,7 @@ Knows bodies, statuses and headers. Does not know what went wrong.
 """
 
 import math
+import re
 
 from starlette.responses import JSONResponse, Response
 
@@ -27,8 +28,19 @@ TYPES = {
     405: "invalid_request_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
 }
+
+TOO_LONG = re.compile(r"(the prompt|messages) has .*(the model's limit of|at most) \d+ ")
+OF_PROMPT = re.compile(r"(the )?prompt |text_input |input_ids |messages|(the|this) model.* chat template")
+OF_FIELDS = (  # how else the model's complaints begin, and of what
+    (re.compile(r"a stop string "), "stop"),
+    (re.compile(r"guided\.ebnf |tools "), "tools"),
+    (re.compile(r"guided\."), "response_format"),
+    (re.compile(r"(this engine serves no|there is no|the) adapter"), "adapter"),
+)
+OF_NAMED = re.compile(r"(adapter|logit_bias|max_tokens|min_tokens|n|stop_token_ids|top_logprobs) ")
 
 
 class ApiError(Exception):
@@ -54,13 +66,26 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def of_kserve(error: KserveError) -> ApiError:
-    """Return the answer that a failed request becomes."""
+def of_kserve(error: KserveError, prompt: str | None = None) -> ApiError:
+    """Return the answer that a failed request becomes, whose prompt is in this field."""
     status = STATUSES.get(error.code, 500)
     if status == 429 and not error.may_retry:
         status = 413
     headers = None if error.retry_after is None else retry_headers(error.retry_after)
-    return ApiError(status, ENSEMBLE.sub("", error.message), code=error.code.lower(), headers=headers)
+    message = ENSEMBLE.sub("", error.message)
+    if status != 400:
+        return ApiError(status, message, code=error.code.lower(), headers=headers)
+    code = "context_length_exceeded" if TOO_LONG.match(message) else error.code.lower()
+    return ApiError(status, message, _field_of(message, prompt), code, headers)
+
+
+def _field_of(message: str, prompt: str | None) -> str | None:
+    """Return the field that the model complains of, None where it does not say so at once."""
+    if OF_PROMPT.match(message):
+        return prompt
+    if named := OF_NAMED.match(message):
+        return named[1]
+    return next((field for form, field in OF_FIELDS if form.match(message)), None)
 
 
 def retry_headers(seconds: float) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 Knows names and types. Does not know tensors or HTTP.
 
-Invariant: of a list no more than the first wrong item is reported, since a body has room for millions.
+Invariants:
+1. Of a list no more than the first wrong item is reported, since a body has room for millions.
+2. An answer's message may be sent back as its client has it, with what the client or OpenAI adds to it.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,6 +27,7 @@ Many = Annotated[list[T], Field(fail_fast=True)]
 Some = Annotated[list[T], Field(fail_fast=True, min_length=1)]
 TokenIds = Some[TokenId]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+Added = Annotated[Any, Field(exclude=True)]  # said of an answer, which a message says by itself
 
 
 class Strict(BaseModel):
@@ -39,6 +42,16 @@ class ForModel(Strict):
     model: str
 
 
+class Named(ForModel):
+    """For whom a request is and what its sender notes of it: nothing that an answer depends on."""
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    metadata: dict[str, str] | None = None
+
+
 class TextPart(Strict):
     """A part of a message."""
 
@@ -51,6 +64,7 @@ class CalledFunction(Strict):
 
     name: Name
     arguments: Text
+    parsed_arguments: Added = None
 
 
 class ToolCall(Strict):
@@ -59,6 +73,7 @@ class ToolCall(Strict):
     id: Text
     type: Literal["function"]
     function: CalledFunction
+    index: Added = None
 
 
 class Message(Strict):
@@ -70,6 +85,10 @@ class Message(Strict):
     tool_calls: Many[ToolCall] | None = None
     tool_call_id: Text | None = None
     refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Added = None
+    parsed: Added = None
 
     @model_validator(mode="after")
     def _says_something(self) -> "Message":
@@ -99,6 +118,19 @@ class Tool(Strict):
 
     type: Literal["function"]
     function: Function
+
+
+class NamedFunction(Strict):
+    """A function that is meant by its name."""
+
+    name: Name
+
+
+class NamedTool(Strict):
+    """The one tool that an answer must call."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class Schema(Strict):

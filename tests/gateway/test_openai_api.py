@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import struct
 import threading
 import urllib.error
@@ -36,6 +37,11 @@ from tests.gateway.protos import pb
 WORDS = ["Once", " upon", " ä", " time"]
 GATE = threading.Event()
 CHAT: list[Any] = [{"role": "user", "content": "Hello"}]
+CONTEXT = "context_length_exceeded"
+
+
+class Look(BaseModel):
+    at: int
 
 
 def inputs_of(request: Any) -> dict[str, bytes]:
@@ -206,10 +212,12 @@ def test_options_arrive_as_tensors_and_absent_ones_are_left_out(client: OpenAI, 
         ({"logit_bias": {"the": 1}}, "logit_bias"),
         ({"tools": [{"type": "retrieval"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "look"}}}, "tool_choice"),
+        ({"prediction": {"type": "content", "content": "a"}}, "prediction"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"temperature": 3}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -(2**63) - 1}, "seed"),
         ({"extra_body": {"top_a": 3}}, "top_a"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
     ],
@@ -337,6 +345,50 @@ def test_tools_and_their_calls_go_to_the_template(client: OpenAI, fake: Backend)
     assert "tools" not in inputs_of(fake.requests[-1])
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_demanded_call_is_guided_and_found(client: OpenAI, fake: Backend, choice: Any, stream: bool) -> None:
+    names = ["look", "go"] if choice == "required" else ["look"]
+    tools: list[Any] = [{"type": "function", "function": {"name": name}} for name in ("look", "go")]
+    turns: list[Any] = [{"role": "user", "content": 'say|{"name": "look", "arg|uments": {"at": 1}}'}]
+    wish: dict[str, Any] = {"model": "llm", "messages": turns, "tools": tools, "tool_choice": choice}
+    if stream:
+        with client.chat.completions.stream(**wish) as events:
+            whole: Any = events.get_final_completion()
+    else:
+        whole = client.chat.completions.create(**wish)
+    called = whole.choices[0].message.tool_calls[0].function
+    assert (called.name, called.arguments, whole.choices[0].finish_reason) == ("look", '{"at": 1}', "tool_calls")
+    grammar = options_of(fake.requests[-1])["guided"]["ebnf"]
+    assert [name for name in ("look", "go") if name in grammar] == names
+
+
+def test_an_answers_message_may_be_sent_back_with_all_that_its_client_adds(client: OpenAI, fake: Backend) -> None:
+    tools: list[Any] = [openai.pydantic_function_tool(Look, name="look")]
+    turns: list[Any] = [{"role": "user", "content": 'say|{"name": "look", "arguments": {"at": 1}}'}]
+    wish: dict[str, Any] = {"model": "llm", "tools": tools}
+    message = client.chat.completions.parse(messages=turns, **wish).choices[0].message
+    assert message.tool_calls
+    assert message.tool_calls[0].function.parsed_arguments == Look(at=1)
+    call = {"id": message.tool_calls[0].id, "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+    for sent in (message, message.model_dump()):
+        again: list[Any] = [*turns, sent]
+        client.chat.completions.create(messages=again, **wish)
+        told = json.loads(inputs_of(fake.requests[-1])["messages"][4:])
+        assert told[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_what_asks_for_nothing_may_be_sent(client: OpenAI, fake: Backend) -> None:
+    said: dict[str, Any] = {"user": "a", "safety_identifier": "a", "prompt_cache_key": "a", "metadata": {"a": "b"}}
+    nothing = dict.fromkeys(("audio", "functions", "prediction", "verbosity", "seed"))
+    options = {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": False}}
+    body = {"model": "llm", "messages": CHAT, "extra_body": nothing} | said | options
+    assert len(list(client.chat.completions.create(**body))) == len(WORDS)
+    assert set(inputs_of(fake.requests[-1])) == {"messages", "stream"}
+    client.completions.create(model="llm", prompt="Hi", seed=-1)
+    assert inputs_of(fake.requests[-1])["random_seed"] == b"\xff" * 8
+
+
 def test_options_that_vllm_adds_are_taken(client: OpenAI, fake: Backend) -> None:
     asked: dict[str, Any] = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.0, "min_tokens": 2, "ignore_eos": True}
     client.completions.create(model="llm", prompt="Hi", extra_body=asked | {"stop_token_ids": [7]})
@@ -420,6 +472,24 @@ def test_a_failure_has_its_status(client: OpenAI, wish: str, status: int, stream
     with pytest.raises(openai.APIStatusError) as failed:
         client.completions.create(model="llm", prompt=f"fail {wish}", stream=stream)
     assert failed.value.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("complaint", "param", "code"),
+    [
+        ("the prompt has 9 tokens; it alone is more than the model's limit of 8 tokens", "prompt", CONTEXT),
+        ("the prompt has 99 characters; at most 64 can be served", "prompt", CONTEXT),
+        ("prompt holds the token id 99; the vocabulary has ids 0 to 7", "prompt", "invalid_argument"),
+        ("a stop string must have 1 to 1024 characters, got 0", "stop", "invalid_argument"),
+        ("guided.json_schema is not valid: no", "response_format", "invalid_argument"),
+        ("logit_bias holds the token id 99", "logit_bias", "invalid_argument"),
+        ("something else", None, "invalid_argument"),
+    ],
+)
+def test_what_the_model_complains_of_is_named(client: OpenAI, complaint: str, param: str | None, code: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="llm", prompt=f"fail in ensemble 'llm', {complaint}")
+    assert (refused.value.param, refused.value.code) == (param, code)
 
 
 def test_without_an_instance_the_service_is_unavailable(tmp_path: Any) -> None:
@@ -552,7 +622,13 @@ def test_more_errors_than_can_be_told_are_counted() -> None:
         parse_body(CompletionBody, json.dumps(body).encode())
 
 
-PLACES = (("/v1/completions", "POST", 400), ("/v1/nonsense", "GET", 404), ("/v1/completions", "PUT", 405))
+PLACES = (
+    ("/v1/completions", "POST", 400),
+    ("/v1/nonsense", "GET", 404),
+    ("/v1/completions", "PUT", 405),
+    ("/v1/models", "TRACE", 405),
+    ("/v1/models/llm", "DELETE", 405),
+)
 
 
 def test_a_header_that_cannot_be_passed_on_is_refused(served: tuple[OpenAI, Backend, GatewayProcess]) -> None:
@@ -584,6 +660,10 @@ def test_what_is_under_way_is_finished_when_the_gateway_drains(
 ) -> None:
     gateway = GatewayProcess(served[1].flag, log=tmp_path / "log")
     gateway.wait_usable(1)
+    host, _, port = gateway.http.partition(":")
+    with socket.create_connection((host, int(port))) as sender:
+        sender.sendall(b"nonsense\r\n\r\n")
+        assert b" 400 " in sender.recv(100)
     prompts = ["wait"] * (MAX_AT_ONCE + 1)  # the last one is asked for when another has been answered
     with (
         OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none", max_retries=0) as client,
@@ -602,3 +682,5 @@ def test_what_is_under_way_is_finished_when_the_gateway_drains(
         assert [choice.text for choice in whole.result().choices] == ["".join(WORDS)] * len(prompts)
         assert gateway.process.wait(10) == 0  # though the client keeps its idle connections
     gateway.stop()
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert "library" in events  # uvicorn has told of the nonsense

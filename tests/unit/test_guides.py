@@ -22,6 +22,8 @@ from engine.offline import generate
 from engine.outputs import EngineStats, FinishReason, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.text.tokenizer import Tokenizer
+from gateway.demanded_calls import call_grammar
+from gateway.openai_parts import Function, Tool
 from tests.conftest import TinyModel
 from tests.tokenizer_folders import make_byte_fallback, make_byte_level, make_unigram
 
@@ -49,6 +51,19 @@ def follows_schema(text: str) -> bool:
     )
 
 
+def tool(name: str, answer: dict[str, Any]) -> Tool:
+    """Return a tool whose schema refers to a definition of its own, under a name that others use too."""
+    parameters = {"$defs": {"Answer": answer}, "properties": {"it": {"$ref": "#/$defs/Answer"}}, "required": ["it"]}
+    return Tool(type="function", function=Function(name=name, parameters=parameters | {"additionalProperties": False}))
+
+
+def is_call(text: str) -> bool:
+    call = json.loads(text)
+    answers = {"pick.one": ["yes", "no"], "is-it": [True, False]}
+    return set(call) == {"name", "arguments"} and call["arguments"]["it"] in answers[call["name"]]
+
+
+CALLS = call_grammar([tool("pick.one", {"enum": ["yes", "no"]}), tool("is-it", {"type": "boolean"})])
 GUIDES: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
     "json_schema": ({"json_schema": SCHEMA}, follows_schema),
     "json_object": ({"json_object": True}, lambda text: isinstance(json.loads(text), dict)),
@@ -56,6 +71,7 @@ GUIDES: dict[str, tuple[dict[str, Any], Callable[[str], Any]]] = {
     "gbnf": ({"ebnf": 'root ::= "(" root ")" | "x"'}, re.compile(r"(\(*)x(\)*)").fullmatch),
     "lark": ({"ebnf": 'start: "a" | "b" start'}, re.compile(r"b*a").fullmatch),
     "choice": ({"choice": CHOICES}, CHOICES.__contains__),
+    "call": ({"ebnf": CALLS}, is_call),
 }
 
 
