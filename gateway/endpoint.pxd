@@ -10,4 +10,7 @@ cdef class Endpoint:
     cdef public str outlier
     cdef public object expected_beats
     cdef public dict beats
+    cdef public object stall_timeout
+    cdef public tuple work
+    cdef public double worked_at
     cpdef double share(self, double now) except? -1

@@ -79,6 +79,9 @@ class Endpoint:
     outlier: str = ""  # why it is left out while others of its pool are there; see `routing.outliers`
     expected_beats: frozenset[str] = frozenset()  # models that must beat once any of the instance's does
     beats: dict[str, tuple[float, float]] = field(default_factory=dict)  # model -> value, when it last moved
+    stall_timeout: float | None = None  # seconds in which an engine that has work makes a step; None: for ever
+    work: tuple[float, ...] = ()  # figures that every step of the engine changes
+    worked_at: float = 0.0  # when they last changed, or there was nothing to do
 
     @property
     def is_usable(self) -> bool:
@@ -131,18 +134,28 @@ class Endpoint:
             if known is None or known[0] != value:
                 self.beats[model] = (value, now)
 
+    def report_work(self, work: tuple[float, ...], *, is_busy: bool, now: float) -> None:
+        """Take figures that every step of the engine changes, and whether it has requests to make steps for."""
+        if work != self.work or not is_busy:
+            self.work, self.worked_at = work, now
+
     def check_beats(self, now: float) -> bool:
         """Judge the heartbeats; return whether the state changed."""
         if not self.beats:
             return False
-        return self.signal(Signal.HEARTBEAT_STOPPED if self.beats_stopped(now) else Signal.HEARTBEAT_MOVED, now)
+        return self.signal(Signal.HEARTBEAT_STOPPED if self.standstill(now) else Signal.HEARTBEAT_MOVED, now)
 
-    def beats_stopped(self, now: float) -> bool:
-        """Whether any heartbeat that was ever seen has stood still for too long."""
-        return any(now - moved_at > self.heartbeat_timeout for _, moved_at in self.beats.values())
+    def standstill(self, now: float) -> str:
+        """Return what has stood still for too long, a heartbeat that was ever seen or the engine's work; or nothing."""
+        if any(now - moved_at > self.heartbeat_timeout for _, moved_at in self.beats.values()):
+            return "its heartbeat stands still"
+        if self.stall_timeout is not None and now - self.worked_at > self.stall_timeout:
+            return f"its engine has work and has made no step for over {self.stall_timeout:g} s"
+        return ""
 
     def forgive(self, seconds: float) -> None:
         """Discount time in which nobody looked, so that a gateway that stood still declares nobody dead."""
+        self.worked_at += seconds
         self.beats = {model: (value, moved_at + seconds) for model, (value, moved_at) in self.beats.items()}
 
     def _back_off(self, now: float) -> None:

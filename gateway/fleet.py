@@ -62,8 +62,7 @@ class Fleet:
         """Have the instances watched as another configuration says."""
         self.config = config
         for instance in (*self._instances.values(), *self.leaving):
-            instance.endpoint.heartbeat_timeout = config.heartbeat_timeout_s
-            instance.endpoint.slow_start = config.routing.slow_start_s
+            instance.judge_by(config)
 
     async def close(self) -> None:
         """Stop watching, and close every connection."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from gateway.abort import send_abort
 from gateway.address import authority
-from gateway.config import InstanceConfig
+from gateway.config import GatewayConfig, InstanceConfig
 from gateway.endpoint import Endpoint, Health, Signal
 from gateway.link import Hub
 from gateway.loads import Load, Report
@@ -42,11 +42,9 @@ def make_route(config: InstanceConfig) -> Route:
 class Instance:
     """A tritonserver behind the gateway."""
 
-    def __init__(  # noqa: PLR0917 - seven parts that only the server puts together
+    def __init__(
         self,
         config: InstanceConfig,
-        heartbeat_timeout: float,
-        slow_start: float,
         hub: Hub,
         metrics: Metrics,
         clock: Callable[[], float],
@@ -57,7 +55,7 @@ class Instance:
         self.name = config.name
         self.authority = authority(config.grpc).encode()
         self.endpoint = Endpoint(
-            self.name, heartbeat_timeout, config.pool, config.group, slow_start, expected_beats=HEARTBEAT_MODELS
+            self.name, pool=config.pool, group=config.group, expected_beats=HEARTBEAT_MODELS, worked_at=clock()
         )
         self.load = Load()
         self.candidate = Candidate(self.endpoint, self.load, 0.0)
@@ -71,6 +69,12 @@ class Instance:
         self._metrics = metrics
         self._clock = clock
         self._changed = changed
+
+    def judge_by(self, config: GatewayConfig) -> None:
+        """Take the limits that its health is judged by."""
+        self.endpoint.heartbeat_timeout = config.heartbeat_timeout_s
+        self.endpoint.stall_timeout = config.stall_timeout_s
+        self.endpoint.slow_start = config.routing.slow_start_s
 
     def signal(self, signal: Signal, reason: str) -> None:
         """Change the health, say so, and cut every stream of an instance that is dead."""
@@ -99,6 +103,7 @@ class Instance:
         was_usable = self.endpoint.is_usable
         self.endpoint.engine_up = report.engine_up
         self.endpoint.report_beats(report.beats, now)
+        self.endpoint.report_work(report.work, is_busy=report.waiting + report.running > 0, now=now)
         self.load.report(report, now)
         if self.endpoint.is_usable != was_usable:
             log("engine_up" if self.endpoint.is_usable else "engine_down", instance=self.name)
@@ -107,10 +112,11 @@ class Instance:
     def check_beats(self) -> None:
         """Judge the heartbeats."""
         now = self._clock()
+        reason = self.endpoint.standstill(now)
         if self.endpoint.check_beats(now):
-            self._note_change("its heartbeat" + (" stands still" if self.endpoint.health is Health.DEAD else " moves"))
-        elif self.endpoint.health is Health.DRAINING and self.endpoint.beats_stopped(now):
-            self.cut("its heartbeat stands still")
+            self._note_change(reason or "its heartbeat moves")
+        elif self.endpoint.health is Health.DRAINING and self.endpoint.beats and reason:
+            self.cut(reason)
 
     def cut(self, reason: str, is_death: bool = True) -> None:
         """End every stream there at once; `is_death` says whether the instance itself has ended."""

@@ -26,7 +26,13 @@ class Report:
     kv_usage: float | None = None
     engine_up: bool | None = None
     generated_tokens: float = 0.0  # since the engine started
+    step_seconds: float = 0.0  # of the latest step
     beats: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def work(self) -> tuple[float, ...]:
+        """What every step of the engine changes."""
+        return self.waiting, self.running, self.generated_tokens, self.step_seconds
 
 
 @dataclass

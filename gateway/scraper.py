@@ -27,6 +27,7 @@ WANTED = {
     "llm_kv_cache_usage": "kv_usage",
     "llm_engine_up": "engine_up",
     "llm_generated_tokens_total": "generated_tokens",
+    "llm_step_seconds": "step_seconds",
 }
 HEARTBEAT = "llm_heartbeat"
 MODEL_LABEL = re.compile(r'\bmodel="([^"]*)"')
@@ -61,6 +62,7 @@ def parse_report(text: str) -> Report:
         kv_usage=values.get("kv_usage"),
         engine_up=None if up is None else up > 0,
         generated_tokens=values.get("generated_tokens", 0.0),
+        step_seconds=values.get("step_seconds", 0.0),
         beats=beats,
     )
 

@@ -241,9 +241,8 @@ class Server:
 
     def _make_instance(self, config: InstanceConfig) -> Instance:
         clock, changed = asyncio.get_running_loop().time, self.dispatcher.instances_changed
-        current = self.updates.config
-        timeout, slow_start = current.heartbeat_timeout_s, current.routing.slow_start_s
-        instance = Instance(config, timeout, slow_start, self.hub, self.metrics, clock, changed)
+        instance = Instance(config, self.hub, self.metrics, clock, changed)
+        instance.judge_by(self.updates.config)
         if self.seat is not None:
             instance.load.row = self.seat.table.row(instance.name, self.seat.number)
         return instance

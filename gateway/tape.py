@@ -49,7 +49,7 @@ class Tape(Recording):
         """Return what all of it says.
 
         Raises:
-            NotResumable: it does not say which tokens were delivered.
+            NotResumable: it does not say which tokens were delivered, or they are of several sequences.
         """
         reader = MessageReader(max_bytes=2**32)
         messages = [body for payload in self.payloads() for _, body in reader.feed(payload)]
@@ -59,6 +59,8 @@ class Tape(Recording):
             for message in messages:
                 if len(reason) <= TEXT_PREFIX_BYTES:  # Triton may send an empty response behind the last one
                     outputs = read_outputs(message)
+                    if "sequence_index" in outputs:
+                        raise NotResumable("it has several sequences")
                     tokens += outputs["token_ids"]
                     reason = outputs["finish_reason"]
             return Delivered(struct.unpack(f"<{len(tokens) // 4}i", tokens), len(reason) > TEXT_PREFIX_BYTES)

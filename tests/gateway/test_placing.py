@@ -152,7 +152,20 @@ def test_a_draining_instance_keeps_its_state_but_its_stopped_heartbeat_is_seen()
     endpoint.report_beats(beats(engine=1), 0.0)
     assert not endpoint.check_beats(4.0)
     assert endpoint.health is Health.DRAINING
-    assert endpoint.beats_stopped(4.0)
+    assert endpoint.standstill(4.0)
+
+
+def test_an_engine_that_has_work_and_makes_no_step_is_dead_until_it_makes_one() -> None:
+    endpoint = Endpoint("a", health=Health.READY, stall_timeout=5.0)
+    for second in range(20):
+        endpoint.report_beats(beats(engine=second), second)
+        endpoint.report_work((1.0, 7.0), is_busy=second > 10, now=second)
+        assert endpoint.check_beats(second) == (second == 16)  # busy from 11 on, and as it was at 10
+    assert endpoint.health is Health.DEAD
+    assert "no step for over 5 s" in endpoint.standstill(19.0)
+    endpoint.report_work((1.0, 8.0), is_busy=True, now=20.0)
+    assert endpoint.check_beats(20.0)
+    assert endpoint.health is Health.SUSPECT
 
 
 def test_a_model_that_never_beats_while_others_do_is_death() -> None:

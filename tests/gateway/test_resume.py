@@ -5,6 +5,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,32 @@ def test_a_stream_that_falls_silent_goes_on_elsewhere_and_is_aborted(start: Star
     assert silent.wait_for(lambda: len(silent.aborted) == 1)
 
 
+def test_an_engine_that_hangs_keeps_not_even_requests_that_it_has_not_answered(start: Start, tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text("{stall_timeout_s: 0.5, routing: {policy: round_robin}}")
+    gateway, backends = start(2, "--config", str(config))
+    hung: list[Backend] = []
+
+    def hang_once(service: Any, request: Any, context: Any) -> Iterator[Any]:
+        if not hung:
+            hung.append(service.backend)
+            service.backend.waiting = 1
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            gone.wait(20)
+            return
+        yield from fake_llm.answer(service, request, context)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(backend_module._Service, "_answer", hang_once)
+        done = ask(gateway.url, [make_request("r", 60)])
+    assert (done["r"].errors, done["r"].token_ids) == ([], tokens_of("r", 60))
+    (other,) = set(backends) - set(hung)
+    assert gateway.health() == {hung[0].grpc_address: "dead", other.grpc_address: "ready"}
+    hung[0].waiting = 0
+    gateway.wait_usable(2)
+
+
 def test_a_copy_whose_connection_broke_is_aborted_once_its_instance_can_be_reached_again() -> None:
     backend = Backend("a", metrics=False)
     with Cable(backend.port) as cable:
@@ -170,6 +197,19 @@ def test_what_cannot_go_on_elsewhere_ends_in_one_error(start: Start, model: str,
     done = ask(gateway.url, [make_request("r", 60, model=model, die_after=9)])
     assert done["r"].errors == ["in ensemble 'llm', UNAVAILABLE: the engine core ended unexpectedly"]
     assert done["r"].token_ids == tokens_of("r", 60)[: len(done["r"].token_ids)]
+
+
+def test_several_sequences_end_in_the_error_that_broke_them(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(service: Any, request: Any, context: Any) -> Iterator[Any]:
+        for message in fake_llm.answer(service, request, context):
+            message.infer_response.outputs.add(name="sequence_index", datatype="INT32", shape=[1])
+            message.infer_response.raw_output_contents.append(bytes(4))
+            yield message
+
+    monkeypatch.setattr(backend_module._Service, "_answer", answer)
+    gateway, _ = start()
+    done = ask(gateway.url, [make_request("r", 60, die_after=9)])
+    assert done["r"].errors == ["in ensemble 'llm', UNAVAILABLE: the engine core ended unexpectedly"]
 
 
 def frames_of(name: str, num_tokens: int) -> list[bytes]:
