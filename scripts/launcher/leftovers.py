@@ -34,6 +34,12 @@ def tagged_processes(tag: str) -> list[int]:
     return [pid for pid in found if pid != own and _has_variable(pid, wanted)]
 
 
+def children_of(pid: int) -> dict[int, bool]:
+    """Return the ids of a process's own children, each with whether it has ended and is not yet waited for."""
+    stats = {int(entry.name): _stat(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    return {child: stat[0] == "Z" for child, stat in stats.items() if stat and int(stat[1]) == pid}
+
+
 def kill_tagged(tag: str) -> None:
     """Kill every process of the tag, again until none is left or the time is over."""
     deadline = time.monotonic() + KILL_SECONDS
@@ -62,3 +68,11 @@ def _has_variable(pid: int, start: bytes) -> bool:
     except OSError:
         return False
     return any(entry.startswith(start) for entry in environment.split(b"\0"))
+
+
+def _stat(process: Path) -> list[str]:
+    """Return a process's state, its parent and what follows in proc_pid_stat(5); nothing where it is gone."""
+    try:
+        return (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from scripts.launcher.leftovers import sweep
+from scripts.launcher.leftovers import children_of, sweep
 from scripts.launcher.paths import ROOT, TAG_ENV
 
 NUM_LOG_BYTES = 20_000
@@ -56,6 +56,10 @@ class Child:
     def is_running(self) -> bool:
         """Whether the latest start is still running."""
         return self._process is not None and self._process.poll() is None
+
+    def parts(self) -> dict[int, bool]:
+        """Return the ids of what it has started itself, each with whether that has ended and it did not notice."""
+        return children_of(self.pid)
 
     def start(self) -> None:
         """Start the command, its output appended to the log."""

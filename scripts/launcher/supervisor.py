@@ -6,7 +6,8 @@ Invariants:
 1. A process that died is swept away, its shared memory too, before it is started again at the same address.
 2. An instance that runs but whose model process is dead is healed, once in each of its lives, before it is restarted.
    Healing takes minutes at worst and has a thread of its own: the other children are looked at meanwhile.
-3. The wait doubles with each death in a row and starts over after the process has lived for a while.
+3. An instance that loses a process while it loads models is restarted: Triton waits for the lost one for minutes.
+4. The wait doubles with each death in a row and starts over after the process has lived for a while.
 """
 
 import threading
@@ -26,6 +27,7 @@ FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 LIVED_SECONDS = 60.0
 CHECK_SECONDS = 0.5
+LOST_PART = "a process of it ended while it was loading its models"
 
 
 @dataclass(slots=True)
@@ -51,6 +53,12 @@ class Watched:
     restart_at: float | None = None
     was_healed: bool = False
     healing: Future[str | None] | None = None  # gives why it did not work, or None
+    former: frozenset[int] = frozenset()  # processes of its before it began to load models; these may end
+
+    def has_lost_a_part(self) -> bool:
+        """Whether one has ended of the processes that it has started to load models."""
+        return any(has_ended and pid not in self.former for pid, has_ended in self.child.parts().items())
+
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -93,17 +101,20 @@ class Supervisor:
         child = one.child
         if one.was_healed or not child.is_running or not isinstance(child, TritonInstance) or one.pulse.silent:
             return False
-        one.was_healed = True
+        one.was_healed, one.former = True, frozenset(child.parts())
         self._say(f"{child.name}: {trouble}; loading its models again")
         one.healing = _in_a_thread(self._heal, child.http_url)
         return True
 
     def _follow_healing(self, one: Watched, healing: Future[str | None]) -> None:
         if not healing.done():  # also of one that ended: what it is still told is not to reach its successor
+            if one.child.is_running and one.has_lost_a_part():
+                self._say(f"{one.child.name}: {LOST_PART}")
+                one.child.kill()
             return
         one.healing = None
         one.observed = time.monotonic()
-        one.pulse = Pulse(self._start_seconds)
+        one.pulse, one.former = Pulse(self._start_seconds), frozenset(one.child.parts())
         if not one.child.is_running:
             self._end(one, f"it ended with exit code {one.child.exit_code}")
         elif reason := healing.result():
@@ -120,12 +131,14 @@ class Supervisor:
         now = time.monotonic()
         one.pulse.observe(beats, now - one.observed)
         one.observed = now
+        if not one.pulse.has_answered and one.has_lost_a_part():
+            return LOST_PART
         return one.pulse.trouble()
 
     def _restart(self, one: Watched) -> None:
         one.child.start()
         one.restart_at = None
-        one.was_healed = False
+        one.was_healed, one.former = False, frozenset()
         one.started = one.observed = time.monotonic()
         one.pulse = Pulse(self._start_seconds)
         self._say(f"{one.child.name}: started again (pid {one.child.pid})")

@@ -150,6 +150,35 @@ def test_while_one_instance_is_healed_another_child_is_watched_and_its_own_death
     assert "instance 0: it ended with exit code -9" in "\n".join(said)
 
 
+@pytest.mark.parametrize("is_healed", [True, False])
+def test_an_instance_that_loses_a_process_while_it_loads_models_is_restarted(
+    stubless: Sleeper, monkeypatch: pytest.MonkeyPatch, is_healed: bool
+) -> None:
+    said: list[str] = []
+    cluster = cast("Cluster", cast("Any", SimpleNamespace(children=[stubless], ready_timeout=60.0)))
+    supervisor = Supervisor(cluster, said.append, lambda _url: None if stubless.wait(10) else "too late")
+    (watched,) = supervisor._watched
+    watched.pulse = Pulse(60.0, has_answered=True, beats={"llm_engine": 1.0}, still={"llm_engine": 99.0})
+    stubless.kill()
+    stubless.command[2] = "import os, signal, time; os.fork() or os._exit(0); signal.pause()"
+    stubless.start()
+    deadline = time.monotonic() + 10
+    while not any(stubless.parts().values()):
+        assert time.monotonic() < deadline
+        time.sleep(PAUSE_SECONDS)
+    if is_healed:
+        supervisor.check()
+        supervisor.check()  # what had ended before does not count
+        assert [text.rpartition("; ")[2] for text in said] == ["loading its models again"]
+        watched.former = frozenset()
+    else:
+        monkeypatch.setattr("scripts.launcher.supervisor.scrape", lambda _url: None)
+        watched.pulse = Pulse(60.0)
+    before = stubless.pid
+    check_until(supervisor, lambda: stubless.is_running and stubless.pid != before)
+    assert "a process of it ended while it was loading its models" in said[int(is_healed)]
+
+
 @pytest.mark.parametrize(
     "broken", [None, "/v2/repository/models/preprocessing/unload", "/v2/repository/models/llm/load"]
 )
