@@ -42,6 +42,8 @@ def report(
             plot_breakdown(groups, plot)
         except ImportError as error:
             raise typer.BadParameter(f"--plot needs matplotlib: {error}") from error
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"--plot {plot} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":
