@@ -132,7 +132,7 @@ class Instance:
             "usable": self.endpoint.is_usable,
             "engine_up": self.endpoint.engine_up,
             "outlier": self.endpoint.outlier or None,
-            "in_flight": self.load.in_flight,
+            "in_flight": self.load.in_flight_everywhere,
             "load": round(self.load.total(self._clock()), 2),
             "waiting": self.report.waiting if self.report is not None else None,
             "running": self.report.running if self.report is not None else None,

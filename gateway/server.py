@@ -24,6 +24,7 @@ from gateway.client import ClientLink, Terms
 from gateway.config import GatewayConfig, InstanceConfig, TlsConfig
 from gateway.dashboard.feed import Feed
 from gateway.dashboard.routes import dashboard_routes
+from gateway.dashboard.share import share_of, write_share
 from gateway.dispatcher import Dispatcher
 from gateway.endpoint import Health, Signal
 from gateway.fleet import Fleet
@@ -107,7 +108,8 @@ class Server:
 
     async def _start_http(self) -> str:
         self._openai = OpenAiApi(self._kserve, self.dispatcher.guard, self.config.openai)
-        feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set)
+        others = dict[int, bytes] if self.seat is None else self.seat.shares
+        feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set, others)
         self._tasks.append(asyncio.get_running_loop().create_task(feed.run()))
         routes = [*self._openai.routes(), *dashboard_routes(feed)]
         plain = PlainAnswers(self.dispatcher, self.metrics, self.seat, self.stopping.is_set)
@@ -231,9 +233,9 @@ class Server:
             await asyncio.sleep(max(PUBLISH_SECONDS, took / PUBLISH_SHARE))
 
     def _publish(self, seat: Seat) -> float:
-        """Tell the first worker the metrics; return the seconds of CPU that it took."""
+        """Tell the first worker the figures; return the seconds of CPU that it took."""
         began = time.thread_time()
-        seat.publish(self.metrics.render())
+        seat.publish(self.metrics.render(), write_share(share_of(self.dispatcher, self.metrics)))
         return time.thread_time() - began
 
     def _accept(self) -> ClientLink:

@@ -1,6 +1,8 @@
 """What the operations view shows: the present state, and one sample a second of the last minutes.
 
-Knows where the figures are. Does not know how they are drawn.
+Knows where the figures are, those of other workers included. Does not know how they are drawn.
+
+Invariant: totals never fall: what a worker that was started again has counted anew is added to what it had counted.
 """
 
 from __future__ import annotations
@@ -10,15 +12,14 @@ import heapq
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from gateway.dashboard.share import Share, Totals, read_share, share_of
 from gateway.observe.ledger import HOPS, STAGES
 
 if TYPE_CHECKING:
-    from prometheus_client.registry import Collector
-
     from gateway.dispatcher import Dispatcher
     from gateway.metrics import Metrics
     from gateway.routing.levels import LevelTracker
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 SAMPLE_SECONDS = 1.0
 NUM_SAMPLES = 300
-REFUSED = "resource_exhausted"
 PERCENTILES = 100
 MAX_TENANTS = 50  # that the page shows
 
@@ -38,20 +38,30 @@ class Sample:
     at: float
     in_flight: int
     waiting: int
-    requests: float
-    refused: float
-    messages: int
     tokens: float
-    answered: float  # requests whose first answer has come, and the seconds that they waited for it
-    answer_seconds: float
+    totals: Totals
+
+    def plain(self) -> dict[str, float]:
+        """Return all figures by name."""
+        fields = asdict(self)
+        return fields | fields.pop("totals")
 
 
 class Feed:
     """Samples and tells."""
 
-    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
-        """Begin with an empty history."""
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        is_draining: Callable[[], bool],
+        others: Callable[[], Mapping[int, bytes]] = dict,
+    ) -> None:
+        """Begin with an empty history; `others` returns the shares of other workers by number, as they wrote them."""
         self.history: deque[Sample] = deque(maxlen=NUM_SAMPLES)
+        self._others = others
+        self._seen: dict[int | None, Totals] = {}  # the latest of each process; None: this one
+        self._totals = Totals()  # of all, since the first sample
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._is_draining = is_draining
@@ -66,30 +76,37 @@ class Feed:
     def sample(self) -> Sample:
         """Return the figures of now."""
         instances = self._dispatcher.instances.values()
+        shares = self._shares()
+        for worker, share in shares.items():
+            self._totals = _plus(self._totals, _since(share.totals, self._seen.get(worker, Totals())))
+            self._seen[worker] = share.totals
         return Sample(
             at=time.time(),
-            in_flight=sum(instance.load.in_flight for instance in instances),
-            waiting=self._dispatcher.num_waiting,
-            requests=_total(self._metrics.requests),
-            refused=_total(self._metrics.requests, outcome=REFUSED),
-            messages=self._metrics.slow.messages + sum(instance.pool.tally.messages for instance in instances),
+            in_flight=sum(instance.load.in_flight_everywhere for instance in instances),
+            waiting=sum(share.waiting for share in shares.values()),
             tokens=sum(instance.report.generated_tokens for instance in instances if instance.report is not None),
-            answered=_total(self._metrics.ttft_seconds, "_count"),
-            answer_seconds=_total(self._metrics.ttft_seconds, "_sum"),
+            totals=self._totals,
         )
+
+    def _shares(self) -> dict[int | None, Share]:
+        """Return what this process and the others add."""
+        own = share_of(self._dispatcher, self._metrics)
+        return {None: own} | {worker: read_share(raw) for worker, raw in self._others().items()}
 
     def data(self) -> dict[str, Any]:
         """Return everything the page shows."""
-        observation = self._dispatcher.observation
+        shares = self._shares().values()
+        first_answers = [1000 * seconds for share in shares for seconds in share.first_answers]
+        stages = [ledger for share in shares for ledger in share.stages]
         return {
             "now": time.time(),
             "began": self._began,
             "draining": self._is_draining(),
             "instances": [instance.facts() for instance in self._dispatcher.instances.values()],
-            "history": [asdict(sample) for sample in self.history],
-            "ttft_ms": _summary([1000 * seconds for seconds in observation.recent_first]),
-            "num_watched": len(observation.recent),
-            "stages": _stages(list(observation.recent)),
+            "history": [sample.plain() for sample in self.history],
+            "ttft_ms": _summary(first_answers),
+            "num_watched": len(stages),
+            "stages": _stages(stages),
             "tenants": self._tenants(),
             "num_tenants": len(self._dispatcher.guard.tenants),
             "level": level_facts(self._metrics.level()),
@@ -102,7 +119,7 @@ class Feed:
         return [
             {
                 "name": tenant.config.name,
-                "in_flight": tenant.num_in_flight,
+                "in_flight": tenant.in_flight_everywhere,
                 "max_concurrent": tenant.config.max_concurrent,
                 "limits": [
                     {"what": limit.what, "left": max(0.0, level), "most": bucket.capacity}
@@ -120,7 +137,7 @@ def _left(tenant: Tenant, now: float) -> list[float]:
 def _rank(item: tuple[Tenant, list[float]]) -> tuple[int, float]:
     tenant, levels = item
     shares = (level / bucket.capacity for level, (_, bucket) in zip(levels, tenant.buckets, strict=True))
-    return -tenant.num_in_flight, min(shares, default=1.0)
+    return -tenant.in_flight_everywhere, min(shares, default=1.0)
 
 
 def level_facts(levels: LevelTracker | None) -> dict[str, str] | None:
@@ -131,9 +148,15 @@ def level_facts(levels: LevelTracker | None) -> dict[str, str] | None:
     return {"name": levels.level.value, "pool": levels.pool, "reason": reason}
 
 
-def _total(metric: Collector, suffix: str = "_total", **labels: str) -> float:
-    samples = [sample for family in metric.collect() for sample in family.samples if sample.name.endswith(suffix)]
-    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+def _plus(left: Totals, right: Totals) -> Totals:
+    return Totals(**{name: value + getattr(right, name) for name, value in asdict(left).items()})
+
+
+def _since(now: Totals, before: Totals) -> Totals:
+    """Return what has come since; all of it where a process has begun again."""
+    if now.requests < before.requests:
+        return now
+    return Totals(**{name: value - getattr(before, name) for name, value in asdict(now).items()})
 
 
 def _stages(ledgers: list[dict[str, int]]) -> list[dict[str, Any]]:

@@ -38,8 +38,12 @@ class Tenant:
         """Whether one more may be in flight."""
         if self.config.max_concurrent is None:
             return True
-        others = self.row.others() if self.row is not None else 0
-        return self.num_in_flight + others < self.config.max_concurrent
+        return self.in_flight_everywhere < self.config.max_concurrent
+
+    @property
+    def in_flight_everywhere(self) -> int:
+        """Requests in flight, those of other workers included."""
+        return self.num_in_flight + (self.row.others() if self.row is not None else 0)
 
     @property
     def counts_tokens(self) -> bool:

@@ -28,7 +28,7 @@ from gateway.address import BACKLOG, bind_unix, remove_socket, split_address, un
 from gateway.config import GatewayConfig
 from gateway.log import log
 from gateway.workers.levels import SharedLevels
-from gateway.workers.seat import Seat
+from gateway.workers.seat import Seat, counted_before
 from gateway.workers.table import SharedTable
 
 Work = Callable[[GatewayConfig, Seat, Callable[[dict[str, str]], None]], int]
@@ -109,7 +109,8 @@ class Supervisor:
     def _start(self, number: int) -> dict[str, str]:
         """Start a worker; return its addresses, empty where it ended instead."""
         receiver, sender = self._context.Pipe(duplex=False)
-        seat = Seat(number, self.table, self._levels, self._folder, self._listener)
+        before = counted_before(self._folder, number)
+        seat = Seat(number, self.table, self._levels, self._folder, self._listener, before)
         worker = self._context.Process(target=_run, args=(self._work, self.config, seat, sender, os.getpid()))
         self._started_at[number] = time.monotonic()
         worker.start()

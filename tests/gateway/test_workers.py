@@ -21,7 +21,7 @@ from gateway.safety.admission import Admission, Ticket
 from gateway.safety.config import TenantConfig
 from gateway.safety.tenant import Tenant, make_tenant
 from gateway.workers.levels import SharedLevels
-from gateway.workers.seat import Seat, merge
+from gateway.workers.seat import Seat, counted_before, merge
 from gateway.workers.supervisor import Supervisor
 from gateway.workers.table import Row, SharedTable, TableFull
 from tests.gateway.backend import Backend
@@ -72,6 +72,17 @@ def test_metrics_of_workers_are_added_up_and_states_are_not() -> None:
     assert 'x_total{a="1"} 42.0' in merged
     assert 'x_total{a="2"} 1.0' in merged
     assert "gateway_instance_up 0.0" in merged
+
+
+def test_a_successor_goes_on_from_what_was_counted_and_not_from_states(tmp_path: Path) -> None:
+    table, levels = SharedTable(2), SharedLevels()
+    own = b"# TYPE x_total counter\nx_total 2.0\n# TYPE up gauge\nup 1.0\n"
+    Seat(1, table, levels, tmp_path).publish(own, b"")
+    for expected in (4.0, 6.0):
+        Seat(1, table, levels, tmp_path, before=counted_before(tmp_path, 1)).publish(own, b"")
+        assert f"x_total {expected}\n" in Seat(0, table, levels, tmp_path).render(b"").decode()
+        assert "up 1.0" in Seat(0, table, levels, tmp_path).render(b"").decode()
+    assert counted_before(tmp_path, 0) == b""
 
 
 def test_no_workers_are_refused() -> None:
@@ -179,7 +190,11 @@ def test_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) -> Non
         for client in clients:
             client.channel.close()
 
+    def shown() -> float:
+        return json.loads(gateway.get("/dashboard/data")[1])["history"][-1]["requests"]
+
     call(24)
+    gateway.wait_until(lambda: shown() == 24)
     gateway.wait_until(lambda: gateway.metric("gateway_relayed_messages_total") == 240)
     gateway.wait_until(lambda: gateway.metric("gateway_calls_total") >= 24)  # a call ends after its last message
     workers = psutil.Process(gateway.process.pid).children()
@@ -189,6 +204,8 @@ def test_workers_share_a_port_and_one_that_dies_is_replaced(start: Start) -> Non
     call(4)
     gateway.wait_until(lambda: len(psutil.Process(gateway.process.pid).children()) == 2)
     call(24)
+    gateway.wait_until(lambda: gateway.metric("gateway_relayed_messages_total") == 520)  # the dead one's included
+    gateway.wait_until(lambda: shown() == 52)
     gateway.get(f"/instances/{backends[0].grpc_address}/drain", "POST")
     gateway.wait_until(lambda: gateway.metric(f'gateway_instance_up{{instance="{backends[0].grpc_address}"') == 0)
     gateway.terminate()
