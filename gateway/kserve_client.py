@@ -173,14 +173,18 @@ class KserveClient:
         self._link: UpstreamLink | None = None
 
     def open(
-        self, tensors: Sequence[Tensor], metadata: Sequence[tuple[str, str]] = (), timeout: float | None = None
+        self,
+        tensors: Sequence[Tensor],
+        metadata: Sequence[tuple[str, str]] = (),
+        timeout: float | None = None,
+        request_id: str = "",
     ) -> Completion:
-        """Send one request to the model, with further metadata, to be answered within `timeout` seconds."""
+        """Send one request to the model, with further metadata and an id, to be answered within `timeout` seconds."""
         headers = [(STATUS_FLAG, b"true"), *((name.encode(), value.encode()) for name, value in metadata)]
         if timeout is not None:
             headers.append((b"grpc-timeout", b"%dm" % math.ceil(1000 * timeout)))
         block = own_block(STREAM_INFER, b"http", b"localhost", tuple(headers))
-        return Completion(self._connected(), block, encode_request(tensors))
+        return Completion(self._connected(), block, encode_request(tensors, request_id))
 
     def _connected(self) -> UpstreamLink:
         link = self._link

@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.tensors import INT32, pack_texts, read_outputs, texts_of
 from gateway.wire.protobuf import (
+    REQUEST_ID,
     REQUEST_INPUTS,
     REQUEST_MODEL,
     REQUEST_RAW_INPUTS,
@@ -85,13 +86,14 @@ def prompt_tensors(given: str | Sequence[int] | Sequence[str] | Sequence[Sequenc
     ]
 
 
-def encode_request(tensors: Sequence[Tensor]) -> bytes:
-    """Return the `ModelInferRequest` that asks the model for a stream of answers."""
+def encode_request(tensors: Sequence[Tensor], request_id: str = "") -> bytes:
+    """Return the `ModelInferRequest` that asks the model for a stream of answers, with an id if it is to have one."""
     inputs = (*tensors, STREAMED)
     described = (describe_tensor(each.name.encode(), each.datatype.encode(), each.size) for each in inputs)
     return b"".join(
         [
             encode_field(REQUEST_MODEL, MODEL.encode()),
+            encode_field(REQUEST_ID, request_id.encode()) if request_id else b"",
             *(encode_field(REQUEST_INPUTS, description) for description in described),
             *(encode_field(REQUEST_RAW_INPUTS, each.raw) for each in inputs),
         ]

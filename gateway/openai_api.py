@@ -39,9 +39,10 @@ from gateway.safety.guard import Denied, Guard
 T = TypeVar("T")
 MAX_BODY_BYTES = 16 * 1024 * 1024
 BODY_SECONDS = 120.0  # that a body may take to arrive
-CLOSED = Response(status_code=499)  # nobody reads it
+CLOSED = 499  # the status of an answer that nobody reads
 FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate", "x-ledger")
 ANSWERED_WHOLE = (WHOLE_FLAG.decode(), "true")
+REQUEST_ID, MAX_ID_CHARS = "x-request-id", 128
 TIMEOUT = "x-request-timeout"  # seconds
 MAX_TIMEOUT = 86400.0
 KINDS: dict[str, tuple[type[Body], Shape]] = {
@@ -136,8 +137,15 @@ class OpenAiApi:
         self._is_draining = True
 
     async def answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Return what the handler answers, or the error that it becomes."""
+        """Return what the handler answers, or the error that it becomes, with the request's id in records."""
+        request.state.id = f"req_{uuid.uuid4().hex}"
+        response = await self._answer(request, handle)
+        response.headers[REQUEST_ID] = request.state.id
+        return response
+
+    async def _answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         try:
+            request.state.id = _given_id(request) or request.state.id
             self._guard.identify(request.headers.raw)
             if self._is_draining:
                 raise KserveError("UNAVAILABLE", "the gateway is shutting down")
@@ -149,7 +157,7 @@ class OpenAiApi:
         except KserveError as error:
             return of_kserve(error, PROMPTS.get(request.scope["path"])).response()
         except ClientDisconnect:
-            return CLOSED
+            return Response(status_code=CLOSED)
         except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
             log("http_request_failed", error=repr(error))
             return ApiError(500, "internal error").response()
@@ -199,27 +207,33 @@ class OpenAiApi:
             completion.cancel()
             raise
         completion.cancel()
-        return CLOSED
+        return Response(status_code=CLOSED)
 
     def _completion(self, request: Request, body: Body) -> Completion | Completions:
         metadata, timeout, requests = _metadata(request), _timeout(request), body.requests()
+        request_id: str = request.state.id
         if not body.stream:
             metadata.append(ANSWERED_WHOLE)
         if len(requests) == 1:
-            return self._client.open(requests[0], metadata, timeout)
+            return self._client.open(requests[0], metadata, timeout, request_id)
         now = asyncio.get_running_loop().time
         ends_at = None if timeout is None else now() + timeout
 
         def open_one(tensors: Sequence[Tensor]) -> Completion:
-            return self._client.open(tensors, metadata, None if ends_at is None else max(0.0, ends_at - now()))
+            left = None if ends_at is None else max(0.0, ends_at - now())
+            return self._client.open(tensors, metadata, left, request_id)
 
         return Completions(open_one, requests, body.n or 1)
 
     async def _embed(self, request: Request) -> Response:
         body = parse_embedding_body(await _read_body(request))
-        work = embed(self._client, body, _metadata(request), _timeout(request))
-        answer = await _while_connected(request.receive, work)
-        return CLOSED if answer is None else Response(answer, media_type="application/json")
+        metadata, timeout, request_id = _metadata(request), _timeout(request), request.state.id
+
+        def open_one(tensors: Sequence[Tensor]) -> Completion:
+            return self._client.open(tensors, metadata, timeout, request_id)
+
+        answer = await _while_connected(request.receive, embed(open_one, body))
+        return Response(status_code=CLOSED) if answer is None else Response(answer, media_type="application/json")
 
 
 def _metadata(request: Request) -> list[tuple[str, str]]:
@@ -228,6 +242,13 @@ def _metadata(request: Request) -> list[tuple[str, str]]:
         if not (value.isascii() and value.isprintable()):
             raise ApiError(400, f"the header {name} must be printable ASCII")
     return found
+
+
+def _given_id(request: Request) -> str | None:
+    given = request.headers.get(REQUEST_ID)
+    if given is not None and not (0 < len(given) <= MAX_ID_CHARS and given.isascii() and given.isprintable()):
+        raise ApiError(400, f"the header {REQUEST_ID} must be 1 to {MAX_ID_CHARS} characters of printable ASCII")
+    return given
 
 
 def _timeout(request: Request) -> float | None:

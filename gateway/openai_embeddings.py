@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from gateway.kserve_client import KserveClient
 from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor, prompt_tensors, text_tensor
 from gateway.openai_parts import Named, Some, Text, TokenIds
+from gateway.openai_prompts import Open
 
 MAX_INPUTS = 2048
 MAX_AT_ONCE = 16
@@ -50,10 +50,8 @@ class EmbeddingBody(Named):
         return [[prompt, *shared] for prompt in prompt_tensors(self.input)]
 
 
-async def embed(
-    client: KserveClient, body: EmbeddingBody, metadata: Sequence[tuple[str, str]], timeout: float | None
-) -> str:
-    """Return OpenAI's answer to the body as JSON.
+async def embed(open_one: Open, body: EmbeddingBody) -> str:
+    """Return OpenAI's answer to the body as JSON, with a request by `open_one` for each text.
 
     Each vector is written down when it comes: all at once would hold every stream up, for seconds where they are many.
 
@@ -64,7 +62,7 @@ async def embed(
     as_text = body.encoding_format == "base64"
 
     async def item(index: int, tensors: Sequence[Tensor]) -> tuple[str, int]:
-        answer = await _embed_one(client, tensors, metadata, timeout, places)
+        answer = await _embed_one(open_one, tensors, places)
         return _item(index, answer.embedding, as_text=as_text), answer.prompt_tokens
 
     tasks = [asyncio.ensure_future(item(index, tensors)) for index, tensors in enumerate(body.requests())]
@@ -80,15 +78,9 @@ async def embed(
     return f'{{"object": "list", "data": [{data}], "model": "{MODEL}", "usage": {usage}}}'
 
 
-async def _embed_one(
-    client: KserveClient,
-    tensors: Sequence[Tensor],
-    metadata: Sequence[tuple[str, str]],
-    timeout: float | None,
-    places: asyncio.Semaphore,
-) -> Chunk:
+async def _embed_one(open_one: Open, tensors: Sequence[Tensor], places: asyncio.Semaphore) -> Chunk:
     async with places:
-        completion = client.open(tensors, metadata, timeout)
+        completion = open_one(tensors)
         try:
             async with aclosing(completion.batches()) as batches:
                 last = [batch[-1] async for batch in batches][-1]

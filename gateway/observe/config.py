@@ -44,5 +44,6 @@ class ObserveConfig(Strict):
     """How closely requests are watched: a watched one is read message by message, outside the express lane."""
 
     sample: float = Field(default=0.0, ge=0, le=1, description="share of requests that are watched")
+    log_requests: bool = Field(default=False, description="a line of the log for each request that has ended")
     journal: JournalConfig | None = None
     tracing: TracingConfig | None = None

@@ -35,14 +35,18 @@ BUSY_SECONDS = 10.0
 LOG_SECONDS = 10.0  # between two lines that say that nothing can be written
 FACTS = (
     "key", "tenant", "method", "instance", "outcome", "attempts", "concurrent", "messages", "prompt_tokens",
-    "completion_tokens", "cached_tokens", "first_answer", "flags",
+    "completion_tokens", "cached_tokens", "first_answer", "flags", "request_id",
 )  # fmt: skip
-TEXTS = {"key", "tenant", "method", "instance", "outcome", "flags"}
+TEXTS = {"key", "tenant", "method", "instance", "outcome", "flags", "request_id"}
 COLUMNS = (*FACTS, *STAGES)
+
+
+def _described(column: str) -> str:
+    return f"{column} {'TEXT' if column in TEXTS else 'INTEGER'}"
+
+
 SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {
-    ", ".join(f"{name} {'TEXT' if name in TEXTS else 'INTEGER'}" for name in COLUMNS)
-});
+CREATE TABLE IF NOT EXISTS requests (id INTEGER PRIMARY KEY, {", ".join(map(_described, COLUMNS))});
 CREATE INDEX IF NOT EXISTS requests_by_time ON requests (gateway_in);
 CREATE TABLE IF NOT EXISTS metrics (id INTEGER PRIMARY KEY, at INTEGER, name TEXT, labels TEXT, value REAL);
 CREATE INDEX IF NOT EXISTS metrics_by_time ON metrics (at);
@@ -149,6 +153,10 @@ def open_journal(config: JournalConfig) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.executescript(SCHEMA)
+    known = {row[1] for row in connection.execute("PRAGMA table_info(requests)")}
+    for name in COLUMNS:
+        if name not in known:  # the file is of an earlier version
+            connection.execute(f"ALTER TABLE requests ADD COLUMN {_described(name)}")
     return connection
 
 

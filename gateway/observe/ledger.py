@@ -21,7 +21,11 @@ HOPS = {  # stage -> what is done from its mark to the next one
 
 @dataclass(frozen=True, slots=True)
 class EngineTimes:
-    """What the engine says of a finished request: two instants in ns, durations in seconds since the second one."""
+    """What the engine says of a finished request: two instants in ns, durations in seconds since the second one.
+
+    `triton_in_ns` is 0 where no pre-processing was asked for, a duration where the request did not come so far: an
+    embedding has no first token, and what a deadline ended early no first step.
+    """
 
     triton_in_ns: int
     engine_in_ns: int
@@ -39,8 +43,11 @@ def make_ledger(gateway_in: int, routed: int, gateway_out: int, engine: EngineTi
     if routed:
         ledger["routed"] = routed
     if engine is not None:
-        since = {"prefill": engine.queue_seconds, "decode": engine.ttft_seconds, "detokenize": engine.e2e_seconds}
-        ledger |= {"triton_in": engine.triton_in_ns, "queued": engine.engine_in_ns}
+        end = engine.e2e_seconds
+        since = {"prefill": engine.queue_seconds or end, "decode": engine.ttft_seconds or end, "detokenize": end}
+        if engine.triton_in_ns:
+            ledger["triton_in"] = engine.triton_in_ns
+        ledger["queued"] = engine.engine_in_ns
         ledger |= {stage: engine.engine_in_ns + round(1e9 * seconds) for stage, seconds in since.items()}
     return ledger | {"gateway_out": gateway_out}
 

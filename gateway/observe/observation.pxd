@@ -6,7 +6,7 @@ from gateway.request cimport Request
 cdef class Observation:
     cdef public object journal, tracing, recent, recent_first
     cdef public Meters _meters
-    cdef public bint watches_some
+    cdef public bint watches_some, _logs
     cdef public double _sample, _credit
     cpdef arrived(self, Request request)
     @cython.locals(call=Call, came=longlong)

@@ -13,19 +13,21 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter
 
 from gateway.call import upstream_block
+from gateway.log import log
 from gateway.observe.journal import Journal, MetricRow, Snapshot
 from gateway.observe.ledger import EngineTimes, Ledger, durations, make_ledger
 from gateway.observe.meters import Meters
 from gateway.observe.observer import Observer, Usage
 from gateway.observe.record import Record
 from gateway.observe.tracing import Tracing
+from gateway.wire.protobuf import request_id
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 LEDGER_NOTE = b"x-ledger"
 MAX_NOTED = 16  # ledgers in one stream's trailing metadata, which clients limit to 8 KiB
 REMEMBERED = 512
+TRACED = ("tenant", "instance", "outcome", "key", "request_id", "prompt_tokens", "completion_tokens")
 
 
 class Observation:
@@ -60,6 +63,7 @@ class Observation:
     def apply(self, config: ObserveConfig) -> None:
         """Watch another share of requests from now on."""
         self._sample = config.sample
+        self._logs = config.log_requests
         # Besides requests whose callers are limited or ask for it:
         self.watches_some = self.tracing is not None or config.sample > 0
 
@@ -95,22 +99,25 @@ class Observation:
         if request.screen is not None:
             for (rule, action, place), count in request.screen.found.items():
                 self._meters.found(rule, action, place, count)
-        observer = request.observer
-        if observer is None and self.journal is None and request.span is None:
-            return
-        usage = observer.usage() if observer is not None else Usage()
+        if request.observer is not None or self.journal is not None or request.span is not None or self._logs:
+            self._keep(request, instance, outcome)
+
+    def _keep(self, request: Request, instance: str, outcome: str) -> None:
+        """Tell everybody who keeps what is known of a request."""
+        usage = request.observer.usage() if request.observer is not None else Usage()
         ledger = make_ledger(request.arrived_ns, request.routed_ns, time.time_ns(), _engine_times(usage))
-        self._meters.used(tenant, instance, usage)
+        record = _record(request, instance, outcome, usage, ledger)
+        self._meters.used(record.tenant, instance, usage)
         if (spent := durations(ledger)) is not None:
             self.recent.append(spent)
-        if call.wants_ledger:
+        if request.exchange.call.wants_ledger:
             _note(request, ledger)
         if self.tracing is not None and request.span is not None:
-            facts = {"tenant": tenant, "instance": instance, "outcome": outcome, "key": request.key}
-            tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-            self.tracing.end(request.span, ledger, facts | tokens)
+            self.tracing.end(request.span, ledger, {name: getattr(record, name) for name in TRACED})
         if self.journal is not None:
-            self.journal.write(_record(request, instance, outcome, usage, ledger))
+            self.journal.write(record)
+        if self._logs:
+            _log(record)
 
     def upstream_block(self, request: Request, scheme: bytes, authority: bytes) -> bytes:
         """Return the encoded headers that open a request's stream at an instance, with its span where it has one."""
@@ -181,4 +188,19 @@ def _record(request: Request, instance: str, outcome: str, usage: Usage, ledger:
         first_answer=request.first_ns or None,
         ledger=ledger,
         flags=request.screen.flags() if request.screen is not None else "",
+        request_id=_client_id(request),
     )
+
+
+def _client_id(request: Request) -> str:
+    """Return what the client calls the request; empty where it does not, or sent too much for it to be kept."""
+    return request_id(request.body()).decode("utf-8", "replace") if request.exchange.call.is_metered else ""
+
+
+def _log(record: Record) -> None:
+    """Write what is known of a request as one line; marks in ms since it came."""
+    facts = asdict(record)
+    marks = {"first_answer": facts.pop("first_answer")} | facts.pop("ledger")
+    came = record.ledger["gateway_in"]
+    since = {f"{mark}_ms": (at - came) / 1e6 for mark, at in marks.items() if at is not None and at != came}
+    log("request", **{name: value for name, value in facts.items() if value not in {None, ""}}, **since)

@@ -26,3 +26,4 @@ class Record:
     first_answer: int | None
     ledger: Ledger
     flags: str = ""  # what a content check has noted
+    request_id: str = ""  # as the client called it

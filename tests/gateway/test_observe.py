@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import yaml
 from openai import OpenAI
@@ -59,6 +60,14 @@ def message(**outputs: bytes) -> bytes:
 
 def count_message(completion: int) -> bytes:
     return message(prompt_tokens=struct.pack("<i", 5), completion_tokens=struct.pack("<i", completion))
+
+
+@pytest.mark.parametrize(("queue", "first_token"), [(0.0, 0.0), (1e-7, 0.0)])
+def test_a_ledger_of_what_ended_early_does_not_go_back(queue: float, first_token: float) -> None:
+    ledger = make_ledger(1000, 1010, 2200, EngineTimes(1030, 1060, queue, first_token, 9e-7))
+    assert [ledger[stage] for stage in STAGES] == sorted(ledger[stage] for stage in STAGES)
+    assert ledger["decode"] == ledger["detokenize"] == 1960
+    assert "triton_in" not in make_ledger(1000, 1010, 2200, EngineTimes(0, 1060, queue, first_token, 9e-7))
 
 
 def test_an_observer_reads_the_last_counts_however_the_bytes_are_cut() -> None:
@@ -137,6 +146,17 @@ def test_what_cannot_be_written_is_counted_and_told_once(tmp_path: Path, capsys:
     assert capsys.readouterr().err.count("journal_failed") == 1
 
 
+def test_a_journal_of_an_earlier_version_gets_what_it_lacks(tmp_path: Path) -> None:
+    config = JournalConfig(path=tmp_path / "j.db")
+    with contextlib.closing(open_journal(config)) as connection:
+        connection.execute("ALTER TABLE requests DROP COLUMN request_id")
+        connection.commit()
+    journal = Journal(config)
+    journal.write(record("1", time.time_ns()))
+    journal.close()
+    assert len(read_rows(config.path)) == 1
+
+
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "text"
     file.write_text("not a database, but long enough to be looked at as one" * 100)
@@ -211,7 +231,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         config = tmp_path / "gateway.yaml"
         config.write_text(yaml.safe_dump({"observe": observe}))
         backend = Backend("a")
-        gateway = GatewayProcess(backend.flag, flags=("--config", str(config)))
+        gateway = GatewayProcess(backend.flag, flags=("--config", str(config)), log=tmp_path / "log")
         ended.append((gateway, backend))
         gateway.wait_usable(1)
         return gateway, backend
@@ -250,13 +270,23 @@ def test_every_request_is_journaled_and_survives_the_gateways_death(start: Start
 
 def test_what_http_answers_at_once_is_journaled_as_one_message(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
-    gateway, _ = start(sample=1.0, journal={"path": str(path)})
-    with Client(gateway.url) as client:
-        stream = client.stream(metadata=(("x-answered-whole", "true"),))
-        stream.send(request("1"))
-        assert len(stream.rest()) == 3
-    gateway.wait_until(lambda: len(read_rows(path)) == 1)
-    assert [row.messages for row in read_rows(path)] == [1]
+    gateway, _ = start(sample=1.0, journal={"path": str(path)}, log_requests=True)
+    with OpenAI(base_url=f"http://{gateway.http}/v1", api_key="none", max_retries=0) as client:
+        given = client.completions.create(model="llm", prompt="Hi", extra_headers={"x-request-id": "mine"})
+        made = client.completions.create(model="llm", prompt="Hi")
+        with pytest.raises(openai.NotFoundError) as refused:
+            client.completions.create(model="other", prompt="Hi")
+    ids = [given._request_id, made._request_id]
+    assert ids[0] == "mine"
+    assert str(refused.value.request_id).startswith("req_")
+    gateway.wait_until(lambda: len(read_rows(path)) == 2)
+    assert [row.messages for row in read_rows(path)] == [1, 1]
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert [row for (row,) in connection.execute("SELECT request_id FROM requests")] == ids
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    told = [line for line in lines if line["event"] == "request"]
+    assert [line["request_id"] for line in told] == ids
+    assert all(0 < line["routed_ms"] < line["gateway_out_ms"] and line["completion_tokens"] == 3 for line in told)
 
 
 def test_a_ledger_is_told_to_who_asks_for_it(start: Start) -> None:
