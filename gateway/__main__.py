@@ -100,7 +100,7 @@ def main() -> int:
         if config.workers > 1:
             return supervise(config, partial(work, config, source))
         uvloop.run(serve(config, source))
-    except TlsError as error:
+    except (ConfigError, TlsError) as error:
         sys.stderr.write(f"the configuration is refused: {error}\n")
         return 2
     except OSError as error:

@@ -216,7 +216,7 @@ def read_document(path: Path) -> object:
     """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # of YAML too: 2023-13-45 is a date without such a month
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.abort import send_abort
-from gateway.config import ConfigError
 from gateway.entrance import Entrance, make_screening
 from gateway.facts import engine_facts
 from gateway.hedges import Hedges
@@ -53,7 +52,11 @@ class Dispatcher:
     """Where every request of every client passes."""
 
     def __init__(self, config: GatewayConfig, hub: Hub, metrics: Metrics, seat: Seat | None = None) -> None:
-        """Begin without instances."""
+        """Begin without instances.
+
+        Raises:
+            ConfigError: the hook of the content rules cannot be made.
+        """
         self.instances: dict[str, Instance] = {}
         self._use(config)
         self._hub = hub
@@ -222,10 +225,7 @@ class Dispatcher:
         gate = self._gate
         if gate is None and config.tenants:
             gate = Gate(config, self._place, self._fail, self._flush, self._seat)
-        try:
-            screening = make_screening(config)
-        except Exception as error:  # the operator's own code
-            raise ConfigError(f"the hook of the content rules cannot be made: {error!r}") from error
+        screening = make_screening(config)
 
         def commit() -> None:
             commit_guard()

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gateway.config import ConfigError
 from gateway.content.judging import ask, guarded
 from gateway.content.messages import texts_of_prompt
 from gateway.content.screen import Screening, screen_prompt
@@ -82,5 +83,12 @@ class Entrance:
 
 
 def make_screening(config: SafetyConfig) -> Screening | None:
-    """Return the check of prompts and answers that a configuration asks for, if it does."""
-    return Screening(config.content) if config.content is not None else None
+    """Return the check of prompts and answers that a configuration asks for, if it does.
+
+    Raises:
+        ConfigError: its hook cannot be made.
+    """
+    try:
+        return Screening(config.content) if config.content is not None else None
+    except Exception as error:  # the operator's own code
+        raise ConfigError(f"the hook of the content rules cannot be made: {error!r}") from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gateway.config import ConfigError
-from gateway.log import log
+from gateway.log import log, log_defect
 from gateway.tls import TlsError
 from gateway.workers.table import TableFull
 
@@ -68,6 +68,9 @@ def reload(
         apply(new)
     except (ConfigError, TlsError, TableFull) as error:
         log("config_refused", reason=str(error))
+        return current
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with the new one, the old one serves
+        log_defect("config_refused", error, reason=repr(error))
         return current
     changed = [name for name in type(new).model_fields if getattr(new, name) != getattr(current, name)]
     log("config_applied", changed=changed)

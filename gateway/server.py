@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import compiled
 from gateway.address import bound_address, listen, remove_socket, split_address
 from gateway.client import ClientLink, Terms
-from gateway.config import GatewayConfig, InstanceConfig, TlsConfig
+from gateway.config import ConfigError, GatewayConfig, InstanceConfig, TlsConfig
 from gateway.dashboard.feed import Feed
 from gateway.dashboard.routes import dashboard_routes
 from gateway.dashboard.share import share_of, write_share
@@ -311,7 +311,7 @@ def work(
     own_source = ConfigSource(keep_bound(source.read, given, config), source.path)
     try:
         uvloop.run(serve(config, own_source, seat, announce))
-    except (OSError, TlsError, TableFull) as error:
+    except (OSError, ConfigError, TlsError, TableFull) as error:
         sys.stderr.write(f"worker {seat.number} cannot start: {error}\n")
         return 1
     return 0

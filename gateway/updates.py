@@ -87,7 +87,7 @@ class Updates:
         before, self.config = self.config, config
         try:
             self._set_instances("configured")
-        except (TlsError, TableFull):
+        except Exception:
             self.config = before
             raise
         self._fleet.use(config)

@@ -14,6 +14,7 @@ import regex
 if TYPE_CHECKING:
     from gateway.content.config import Action, ContentConfig, Place, RuleConfig
 
+HOOK_METHODS = ("find", "judge", "judge_answer")
 TIMEOUT_SECONDS = 0.1  # for one pattern over one text; a pattern that takes longer blocks
 
 
@@ -93,7 +94,15 @@ class BothChecks:
 
 
 def make_check(config: ContentConfig, hook: object | None) -> Check:
-    """Return the check that the configuration asks for; a hook takes part if it can `find`."""
+    """Return the check that the configuration asks for; a hook takes part if it can `find`.
+
+    Raises:
+        TypeError: the hook can do nothing that it would be asked for.
+    """
+    if hook is not None and not any(callable(getattr(hook, name, None)) for name in HOOK_METHODS):
+        raise TypeError(f"{hook!r} has none of {', '.join(HOOK_METHODS)}")
+    if finds(hook) and not hasattr(hook, "open_from"):
+        raise TypeError(f"{hook!r} has find but not open_from")
     checks: list[Check] = [RuleCheck(config.rules)]
     if finds(hook):
         checks.append(hook)

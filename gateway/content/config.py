@@ -35,8 +35,8 @@ class RuleConfig(Strict):
     pattern: Annotated[str, AfterValidator(_usable)] | None = Field(
         default=None, description="a regular expression of the package regex"
     )
-    words: tuple[Annotated[str, StringConstraints(min_length=1)], ...] = Field(
-        default=(), description="whole words, in any case"
+    words: tuple[Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)], ...] = Field(
+        default=(), description="whole words, in any case; a space in one is any white space"
     )
     action: Action = Field(description="what happens where it is found")
     on: tuple[Place, ...] = Field(default=("prompt", "output"), min_length=1, description="where it is looked for")
@@ -53,7 +53,8 @@ class RuleConfig(Strict):
         if self.pattern is not None:
             return self.pattern
         longest_first = sorted(self.words, key=len, reverse=True)
-        return r"(?i)(?<!\w)(?:" + "|".join(regex.escape(word) for word in longest_first) + r")(?!\w)"
+        spelled = (r"\s+".join(map(regex.escape, word.split())) for word in longest_first)
+        return r"(?i)(?<!\w)(?:" + "|".join(spelled) + r")(?!\w)"
 
 
 class ContentConfig(Strict):
@@ -87,5 +88,5 @@ class ContentConfig(Strict):
         module, _, name = self.hook.partition(":")
         try:
             return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"the hook {self.hook} is not there: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever the operator's own module does
+            raise ValueError(f"the hook {self.hook} is not there: {error!r}") from error

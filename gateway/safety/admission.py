@@ -13,12 +13,11 @@ from bisect import insort
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from gateway.safety.service_time import ServiceTime
 from gateway.safety.tenant import Tenant
 from gateway.workers.table import Row
 
-SMOOTHING = 0.1  # weight of the latest request in the mean service time
 LOOK_SECONDS = 0.02
-FIRST_GUESS = 1.0  # seconds that a request takes, until one has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class Admission:
     row: Row | None = None  # what other workers have admitted, where there are any
     num_in_flight: int = 0
     waiting: list[Ticket] = field(default_factory=list)
-    mean_seconds: float = FIRST_GUESS
+    service_time: ServiceTime = field(default_factory=ServiceTime)
     _count: int = 0
     _ready: list[Ticket] = field(default_factory=list)  # admitted while another entered; `pump` returns them
 
@@ -83,7 +82,8 @@ class Admission:
         if ticket in self._ready:
             self._ready.remove(ticket)
         self._note(-1)
-        self.mean_seconds += SMOOTHING * (now - ticket.admitted_at - self.mean_seconds)
+        self.service_time.take(now - ticket.admitted_at)
+        ticket.tenant.service_time.take(now - ticket.admitted_at)
         ticket.tenant.settle(ticket.tokens, used, now)
 
     def pump(self, now: float) -> list[tuple[Ticket, Refusal | None]]:
@@ -149,11 +149,11 @@ class Admission:
         if delay > 0:
             return _over_limit(ticket, delay, now)
         tenant = ticket.tenant
-        slots, ahead, whose = self.max_in_flight, len(self.waiting), "the gateway"
+        slots, ahead, whose, mean = self.max_in_flight, len(self.waiting), "the gateway", self.service_time
         if not tenant.has_room:
-            slots, whose = tenant.config.max_concurrent, f"tenant {tenant.config.name!r}"
+            slots, whose, mean = tenant.config.max_concurrent, f"tenant {tenant.config.name!r}", tenant.service_time
             ahead = sum(other.tenant is tenant for other in self.waiting)
-        retry_after = self.mean_seconds * (ahead + 1) / (slots or 1)
+        retry_after = mean.seconds * (ahead + 1) / (slots or 1)
         return Refusal(f"{whose} has its limit of {slots} in flight, and {ahead} waiting", retry_after)
 
 

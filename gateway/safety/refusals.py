@@ -18,7 +18,8 @@ def exhausted(refusal: Refusal) -> Failure:
     """Return the failure of a request that exceeds a limit."""
     if refusal.retry_after is None:
         return Failure(Code.RESOURCE_EXHAUSTED, EXHAUSTED + refusal.message)
-    message = f"{EXHAUSTED}{refusal.message}; try again in {refusal.retry_after:.3g} s"
+    seconds = f"{refusal.retry_after:.3g}" if refusal.retry_after < 1000 else f"{refusal.retry_after:.0f}"
+    message = f"{EXHAUSTED}{refusal.message}; try again in {seconds} s"
     return Failure(Code.RESOURCE_EXHAUSTED, message, notes=retry_notes(message, refusal.retry_after))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from gateway.safety.bucket import Bucket
 from gateway.safety.config import LimitConfig, TenantConfig
+from gateway.safety.service_time import ServiceTime
 from gateway.wire.protobuf import encode_int_parameter, encode_parameter
 from gateway.workers.seat import Seat
 from gateway.workers.table import Row
@@ -20,6 +21,7 @@ class Tenant:
     buckets: list[tuple[LimitConfig, Bucket]]
     row: Row | None = None  # what other workers have in flight, where there are any
     num_in_flight: int = 0
+    service_time: ServiceTime = field(default_factory=ServiceTime)
     is_gone: bool = False  # whether a later configuration does not know it
     parameters: bytes = field(init=False)  # what the scheduler is to know, ready to be appended to a request
 

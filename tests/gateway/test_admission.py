@@ -229,6 +229,21 @@ def test_one_tenants_full_slots_do_not_hold_up_another() -> None:
     assert enter(admission, wide, 0.0).admitted_at == 0.0
 
 
+def test_who_finds_its_tenants_slots_taken_is_told_by_how_long_that_tenants_requests_take() -> None:
+    admission = Admission(None, queue_size=0, max_wait=9.0)
+    slow, fast = tenant("slow", max_concurrent=2), tenant("fast", max_concurrent=2)
+    for who, seconds in ((slow, 8.0), (fast, 0.1)):
+        admission.leave(enter(admission, who, 0.0), 0, seconds)
+    told = []
+    for who in (slow, fast):
+        for _ in range(2):
+            enter(admission, who, 9.0)
+        refusal = admission.enter(Ticket(who, 0, 9.0), 9.0)
+        assert refusal is not None
+        told.append(refusal.retry_after)
+    assert told == [4.0, 0.05]
+
+
 def test_a_full_queue_refuses_and_a_long_wait_ends() -> None:
     admission = Admission(1, queue_size=1, max_wait=2.0)
     who = tenant()

@@ -52,6 +52,7 @@ def test_a_json_file_is_read(tmp_path: Path) -> None:
         ("instances: [{grpc: 'h:1'}]\nqueue_timeout_s: -1\nmax_retries: x", "queue_timeout_s.*max_retries"),
         ("- a list", "not a mapping"),
         ("a: [", "gateway.yaml"),
+        ("max_retries: 2023-13-45", "gateway.yaml: month must be"),
     ],
 )
 def test_a_wrong_configuration_is_refused_as_a_whole(tmp_path: Path, text: str, reason: str) -> None:

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from openai import OpenAI
 
 from gateway.call import STREAM_INFER, parse_call
+from gateway.config import ConfigError
 from gateway.content.check import Finding, RuleCheck
 from gateway.content.config import ContentConfig, RuleConfig
 from gateway.content.judging import Hearing, ask
 from gateway.content.scanner import Scanner
 from gateway.content.screen import Screen, Screening
-from gateway.entrance import Entrance
+from gateway.entrance import Entrance, make_screening
 from gateway.exchange import Exchange
 from gateway.request import Request
 from gateway.safety.config import SafetyConfig
@@ -60,6 +61,7 @@ def scan(pieces: list[str], *rules: dict[str, Any]) -> str:
         ("1234-5678", "***"),
         ("a bad word here", "a "),
         ("a bad words here", "a bad words here"),
+        ("a Bad\n  word here", "a "),
         ("Worse", ""),
         ("1234-5678 worse", "*** "),
         ("hello there", "hello there"),
@@ -167,6 +169,24 @@ def test_a_hook_of_the_operators_own_is_asked_too() -> None:
     refused = Screen(Screening(config)).prompt(encode(text_input="SHOUT"))
     assert isinstance(refused, Failure)
     assert "loud" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("spell", "missing 3 required"),
+        ("SimpleNamespace", "none of find, judge, judge_answer"),
+        ("FindOnly", "not open_from"),
+    ],
+)
+def test_a_hook_that_could_check_nothing_is_refused(name: str, reason: str) -> None:
+    config = SafetyConfig.model_validate({"content": {"hook": f"tests.gateway.test_content:{name}"}})
+    with pytest.raises(ConfigError, match=reason):
+        make_screening(config)
+
+
+class FindOnly:
+    find = LoudCheck.find
 
 
 def spell(service: Any, asked: Any, context: Any) -> Iterator[Any]:

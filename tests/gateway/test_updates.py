@@ -39,7 +39,10 @@ class Running:
         self.file = folder / "gateway.json"
         self.log = folder / "log"
         self.write([self.backends[0]])
-        self.gateway = GatewayProcess(flags=("--config", str(self.file)), log=self.log)
+        (folder / "hook_that_ends.py").write_text("raise SystemExit(1)")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(folder))
+            self.gateway = GatewayProcess(flags=("--config", str(self.file)), log=self.log)
         self.gateway.wait_usable(1)
 
     def write(self, backends: list[Backend], **fields: object) -> None:
@@ -101,6 +104,7 @@ def test_how_instances_are_watched_changes_for_those_there_are(running: Running)
         ({"max_retries": -1}, "max_retries"),
         ({"observe": {"journal": {"path": "new.db"}}}, "only a restart can change observe.journal"),
         ({"safety": {"content": {"hook": "tests.gateway.test_updates:broken_hook"}}}, "hook .* RuntimeError"),
+        ({"safety": {"content": {"hook": "hook_that_ends:Check"}}}, "hook .* not there: SystemExit"),
     ],
 )
 def test_a_change_that_is_invalid_is_refused_whole(running: Running, fields: dict[str, object], reason: str) -> None:
