@@ -16,10 +16,13 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationInfo, 
 from gateway.demanded_calls import call_grammar
 from gateway.kserve_messages import Tensor, int_tensor, prompt_tensors, text_tensor
 from gateway.openai_parts import (
+    MAX_ITEMS,
+    Few,
     Many,
     Message,
     Named,
     NamedTool,
+    Prompts,
     ResponseFormat,
     Some,
     Strict,
@@ -31,9 +34,7 @@ from gateway.openai_parts import (
 
 MAX_INT32 = 2**31 - 1
 MAX_TOP = 20
-MAX_PROMPTS = 2048
-# every open stream waits while a body is checked: 0.4 s for so many
-MAX_MESSAGES, MAX_BIASES = 8192, 65536
+MAX_BIASES = 65536
 FLOATS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
 EXTRAS = ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids")  # vLLM's, not OpenAI's
 NEUTRAL: dict[str, list[Any]] = {
@@ -164,16 +165,9 @@ class Body(Named):
 class CompletionBody(Body):
     """`POST /v1/completions`."""
 
-    prompt: Text | TokenIds | Some[Text] | Some[TokenIds]
+    prompt: Annotated[Text | TokenIds | Some[Text] | Some[TokenIds], Prompts]
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     echo: bool | None = None
-
-    @field_validator("prompt")
-    @classmethod
-    def _not_too_many(cls, value: Any) -> Any:
-        if isinstance(value, list) and not isinstance(value[0], int) and len(value) > MAX_PROMPTS:
-            raise ValueError(f"at most {MAX_PROMPTS} prompts in one request, got {len(value)}")
-        return value
 
     @property
     def num_top(self) -> int | None:
@@ -192,12 +186,12 @@ class CompletionBody(Body):
 class ChatBody(Body):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[Some[Message], Field(max_length=MAX_MESSAGES)]
+    messages: Annotated[Some[Message], Field(max_length=MAX_ITEMS)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Many[Tool] | None = None
+    tools: Few[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
 
     @model_validator(mode="after")

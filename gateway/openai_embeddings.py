@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor, prompt_tensors, text_tensor
-from gateway.openai_parts import Named, Some, Text, TokenIds
+from gateway.openai_parts import Named, Prompts, Some, Text, TokenIds
 from gateway.openai_prompts import Open
 
-MAX_INPUTS = 2048
 MAX_AT_ONCE = 16
 FLOAT_BYTES = 4
 NonEmptyText = Annotated[Text, Field(min_length=1)]
@@ -30,17 +29,10 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 class EmbeddingBody(Named):
     """`POST /v1/embeddings`; null is the same as absent."""
 
-    input: NonEmptyText | TokenIds | Some[NonEmptyText] | Some[TokenIds]
+    input: Annotated[NonEmptyText | TokenIds | Some[NonEmptyText] | Some[TokenIds], Prompts]
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["last", "mean"] | None = None
     adapter: Text | None = None
-
-    @field_validator("input")
-    @classmethod
-    def _not_too_many(cls, value: Any) -> Any:
-        if isinstance(value, list) and not isinstance(value[0], int) and len(value) > MAX_INPUTS:
-            raise ValueError(f"at most {MAX_INPUTS} texts in one request, got {len(value)}")
-        return value
 
     def requests(self) -> list[list[Tensor]]:
         """Return the inputs of the model for each text."""

@@ -16,6 +16,8 @@ from gateway.openai_errors import ApiError
 from gateway.openai_parts import ForModel
 
 M = TypeVar("M", bound=ForModel)
+MAX_COMMAS = 2**19  # of a body: every open stream waits while what stands between them is read, 0.2 us each
+MAX_FIELDS = 256
 MAX_QUOTED = 100  # characters of a wrong value
 MAX_EXPLAINED = 1000  # errors: pydantic takes 8 us to tell of each, and tells of all
 NO_OBJECT = frozenset({"model_type", "dict_type"})  # pydantic's words for them are of Python
@@ -46,12 +48,16 @@ def parse_embedding_body(raw: bytes) -> EmbeddingBody:
 
 
 def _fields(raw: bytes) -> dict[str, Any]:
+    if (count := raw.count(b",")) > MAX_COMMAS:
+        raise ApiError(413, f"the body has {count} commas; at most {MAX_COMMAS} can be served")
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError) as error:  # ValueError: bad UTF-8, bad JSON, or a number of thousands of digits
         raise ApiError(400, f"the body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ApiError(400, "the body must be a JSON object")
+    if len(fields) > MAX_FIELDS:
+        raise ApiError(400, f"the body has {len(fields)} fields; none is known beyond the first {MAX_FIELDS}")
     return fields
 
 

@@ -3,13 +3,26 @@
 Knows names and types. Does not know tensors or HTTP.
 
 Invariants:
-1. Of a list no more than the first wrong item is reported, since a body has room for millions.
+1. Of a list no more than the first wrong item is reported, and lists that take long to check are refused by their
+   length before: every open stream waits while a body is checked.
 2. An answer's message may be sent back as its client has it, with what the client or OpenAI adds to it.
 """
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+MAX_PROMPTS = 2048
+MAX_ITEMS = 8192  # messages, parts of one, tools: 0.03 s
+MAX_NOTES = 64
 
 
 def _encodable(text: str) -> str:
@@ -20,11 +33,25 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _not_too_many_prompts(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > MAX_PROMPTS and not isinstance(value[0], int):
+        raise ValueError(f"at most {MAX_PROMPTS} in one request, got {len(value)}")
+    return value
+
+
+def _not_too_many_notes(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_NOTES:
+        raise ValueError(f"at most {MAX_NOTES} entries, got {len(value)}")
+    return value
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 T = TypeVar("T")
 Many = Annotated[list[T], Field(fail_fast=True)]
 Some = Annotated[list[T], Field(fail_fast=True, min_length=1)]
+Few = Annotated[list[T], Field(fail_fast=True, max_length=MAX_ITEMS)]
+Prompts = BeforeValidator(_not_too_many_prompts)
 TokenIds = Some[TokenId]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Added = Annotated[Any, Field(exclude=True)]  # said of an answer, which a message says by itself
@@ -49,7 +76,7 @@ class Named(ForModel):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(_not_too_many_notes)] | None = None
 
 
 class TextPart(Strict):
@@ -80,9 +107,9 @@ class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Many[TextPart] | None = None
+    content: Text | Few[TextPart] | None = None
     name: Text | None = None
-    tool_calls: Many[ToolCall] | None = None
+    tool_calls: Few[ToolCall] | None = None
     tool_call_id: Text | None = None
     refusal: None = None
     audio: None = None

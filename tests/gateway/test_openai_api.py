@@ -38,6 +38,8 @@ WORDS = ["Once", " upon", " ä", " time"]
 GATE = threading.Event()
 CHAT: list[Any] = [{"role": "user", "content": "Hello"}]
 CONTEXT = "context_length_exceeded"
+TOOL = {"type": "function", "function": {"name": "look"}}
+PART = {"type": "text", "text": "a"}
 
 
 class Look(BaseModel):
@@ -609,6 +611,11 @@ def test_what_is_wrong_many_times_is_reported_a_few(kind: type[BaseModel], field
             {"messages": CHAT, "logit_bias": {str(token): 1 for token in range(65537)}},
             "logit_bias: at most 65536 tokens",
         ),
+        ({"messages": CHAT, "tools": [TOOL] * 8193}, "tools: .*at most 8192"),
+        ({"messages": [{"role": "user", "content": [PART] * 8193}]}, "content: .*at most 8192"),
+        ({"messages": CHAT, "metadata": dict.fromkeys(map(str, range(65)), "")}, "metadata: at most 64"),
+        ({"messages": CHAT, "stop_token_ids": [1] * (2**19 + 1)}, "the body has 52.* commas; at most 524288"),
+        (dict.fromkeys(map(str, range(256))), "the body has 257 fields"),
     ],
 )
 def test_what_takes_long_to_check_is_refused_by_its_size(wish: dict[str, Any], reason: str) -> None:
@@ -616,8 +623,16 @@ def test_what_takes_long_to_check_is_refused_by_its_size(wish: dict[str, Any], r
         parse_body(ChatBody, json.dumps({"model": "llm"} | wish).encode())
 
 
+@pytest.mark.parametrize("kind", [CompletionBody, EmbeddingBody])
+def test_prompts_are_counted_before_they_are_checked(kind: type[BaseModel]) -> None:
+    for many in (["a"] * 2049, [[1]] * 2049):
+        with pytest.raises(ValidationError, match="at most 2048 in one request, got 2049") as refused:
+            kind.model_validate({"model": "llm", "prompt": many, "input": many})
+        assert len(refused.value.errors()) <= 2
+
+
 def test_more_errors_than_can_be_told_are_counted() -> None:
-    body = {"model": "llm", "prompt": "a"} | {f"field{index}": 1 for index in range(1001)}
+    body = {"model": "llm", "prompt": "a", "logit_bias": {f"token{index}": 1 for index in range(1001)}}
     with pytest.raises(ApiError, match="the body has 1001 fields or values that are wrong"):
         parse_body(CompletionBody, json.dumps(body).encode())
 

@@ -110,7 +110,7 @@ def test_pooling_and_adapter_go_to_the_model(client: OpenAI, fake: Backend) -> N
         ({"input": [[]]}, "input.0: "),
         ({"input": ["a", 5]}, "input"),
         ({"input": [-1]}, "input.0: Input should be greater than or equal to 0"),
-        ({"input": ["a"] * 2049}, "at most 2048 texts in one request, got 2049"),
+        ({"input": ["a"] * 2049}, "at most 2048 in one request, got 2049"),
         ({"input": "a", "dimensions": 3}, "the field 'dimensions' is unknown or not supported"),
         ({"input": "a", "extra_body": {"pooling": "max"}}, "pooling: Input should be 'last' or 'mean'"),
         ({"input": "a", "model": "other"}, "the model 'other' does not exist"),
