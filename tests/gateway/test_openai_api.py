@@ -449,7 +449,7 @@ def test_a_client_that_leaves_several_prompts_ends_them_all(
 def test_many_prompts_wait_for_a_place_and_all_are_answered(client: OpenAI) -> None:
     done = client.completions.create(model="llm", prompt=["Hi"] * (MAX_AT_ONCE + 6), max_tokens=1)
     assert [choice.index for choice in done.choices] == list(range(MAX_AT_ONCE + 6))
-    with pytest.raises(openai.BadRequestError, match="at most 2048 prompts"):
+    with pytest.raises(openai.BadRequestError, match="at most 2048 in one request"):
         client.completions.create(model="llm", prompt=["Hi"] * 2049)
 
 
