@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gateway.routing.asked import Asked
 from gateway.routing.scorers.prefix import hash_pieces
-from gateway.tensors import read_inputs
+from gateway.tensors import LENGTH, read_inputs
 from gateway.wire import protobuf
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SESSION = b"x-session-id"  # a header, or a string parameter of one request
 PLAIN = Asked()
-PROMPTS = ("messages", "text_input", "input_ids")
+TEXTS, TOKENS = ("messages", "text_input"), "input_ids"
 
 
 def describe(request: Request, policy: Policy) -> Asked:
@@ -37,5 +37,7 @@ def describe(request: Request, policy: Policy) -> Asked:
 
 
 def _prompt(body: bytes) -> bytes:
+    """Return the prompt, of a text without the length in front: prompts of any length share pieces."""
     inputs = read_inputs(body)
-    return next((inputs[name] for name in PROMPTS if name in inputs), b"")
+    texts = [inputs[name][LENGTH.size :] for name in TEXTS if name in inputs]
+    return texts[0] if texts else inputs.get(TOKENS, b"")

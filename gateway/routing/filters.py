@@ -14,7 +14,7 @@ from gateway.routing.candidates import Candidate
 
 Filter = Callable[[Asked, Sequence[Candidate], random.Random], Sequence[Candidate]]
 BOUND = 1.25  # times the mean load; above it an instance is full (Mirrokni et al. 2018, bounded loads)
-FREE = 4.0  # requests that affinity may always gather on one instance
+FREE = 8.0  # requests that affinity may always gather on one instance
 
 
 def untried(request: Asked, candidates: Sequence[Candidate], _rng: random.Random) -> Sequence[Candidate]:

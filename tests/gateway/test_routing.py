@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,9 @@ from gateway.routing.policy import PolicyName, make_policy
 from gateway.routing.router import Router
 from gateway.routing.scorers import kv_use, queue_depth, session, turn
 from gateway.routing.scorers.prefix import MAX_PIECES, PIECE_BYTES, TTL_SECONDS, PrefixMarks, hash_pieces
+from gateway.tensors import pack_texts
+from tests.gateway.clients import Client, request
+from tests.gateway.conftest import Start
 
 ASKED = Asked()
 RNG = random.Random(0)
@@ -225,13 +229,14 @@ def test_affinity_does_not_flood_an_instance() -> None:
     loads = {name: Load() for name in "abc"}
     asked = Asked(prefix=hash_pieces(bytes(2000)))
     names = []
-    for _ in range(12):
+    for _ in range(30):
         found = router.choose(asked, usable(endpoints.values(), loads, 1.0))
         assert found is not None
         loads[found.name].in_flight += 1
         router.placed(asked, found.name, loads[found.name], 1.0)
         names.append(found.name)
-    assert max(Counter(names).values()) <= 5
+    assert names[:8] == names[:1] * 8
+    assert max(Counter(names).values()) <= 12
     for load in loads.values():
         load.in_flight = 0
     router.policy.marks.marks.clear()  # type: ignore[union-attr]
@@ -239,6 +244,35 @@ def test_affinity_does_not_flood_an_instance() -> None:
     found = router.choose(asked, usable(endpoints.values(), loads, 2.0))
     assert found is not None
     assert found.name == "b"
+
+
+def prompted(name: str, tensor: str, prompt: bytes, typed: bool) -> Any:
+    asked = request(name)
+    added = asked.inputs.add(name=tensor, datatype="BYTES", shape=[1])
+    if typed:
+        added.contents.bytes_contents.append(prompt)
+    else:
+        asked.raw_input_contents.append(prompt if tensor == "input_ids" else pack_texts([prompt]))
+    return asked
+
+
+@pytest.mark.process
+def test_prompts_of_any_length_that_begin_alike_go_to_one_instance(start: Start, tmp_path: Path) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text("routing: {policy: prefix}")
+    gateway, backends = start(3, "--config", str(config))
+    kinds = [("text_input", False), ("text_input", True), ("messages", False), ("input_ids", False)]
+    with Client(gateway.url) as client:
+        stream = client.stream()
+        for turn_number in range(4):
+            for number in range(8):  # of three instances: who only takes turns gives them others each time
+                tensor, typed = kinds[number % 4]
+                stream.send(prompted(str(number), tensor, bytes([number]) * 1000 + bytes(4 * turn_number), typed))
+                stream.read()
+        stream.rest()
+    homes = {(item.id, backend.name) for backend in backends for item in backend.requests}
+    assert len(homes) == 8
+    assert all(backend.requests for backend in backends)
 
 
 def test_a_policy_with_no_instance_left_by_its_filters_uses_what_there_is() -> None:
