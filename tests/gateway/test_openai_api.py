@@ -656,6 +656,11 @@ def test_a_header_that_cannot_be_passed_on_is_refused(served: tuple[OpenAI, Back
     assert b"the header traceparent must be printable ASCII" in refused.value.read()
 
 
+def test_a_session_is_passed_on(client: OpenAI, fake: Backend) -> None:
+    client.completions.create(model="llm", prompt="Hi", extra_headers={"x-session-id": "s7"})
+    assert fake.metadata[-1]["x-session-id"] == "s7"
+
+
 def test_a_role_is_one_of_openais_and_a_developer_is_the_system() -> None:
     with pytest.raises(ApiError, match=r"messages.0.role: .*, not 'alien'"):
         parse_body(ChatBody, b'{"model": "llm", "messages": [{"role": "alien", "content": "a"}]}')
