@@ -253,6 +253,8 @@ class Exchange:
         if self._whole is not None or self.call.wants_status or is_within_message:
             self.end(failure)
             return
+        if self._turns is not None:
+            self._turns.abandon(request)
         self.notes |= dict(failure.notes)
         body = request.body()
         error = protobuf.encode_stream_error(failure.message or failure.code.name, protobuf.request_id(body))

@@ -45,6 +45,18 @@ class Turns:
         if self.held and self.holder is None:
             self._send_held()
 
+    def abandon(self, request: Request) -> None:
+        """Drop the held beginning of a message that will get no end; what is whole still goes."""
+        kept: deque[tuple[Request, bytes, bool]] = deque()
+        is_cut = True
+        for item in reversed(self.held):
+            if item[0] is request:
+                is_cut = is_cut and not item[2]
+                if is_cut:
+                    continue
+            kept.appendleft(item)
+        self.held = kept
+
     def _send(self, request: Request, piece: bytes, ends: bool) -> None:
         if not ends and self.holder is None:
             for other in self._requests:

@@ -28,7 +28,7 @@ from gateway.wire.events import (
 )
 from gateway.wire.express import Tally
 from gateway.wire.faults import ErrorCode
-from gateway.wire.stream import Stream
+from gateway.wire.stream import CLOSED, Stream
 from gateway.wire.table import Role
 
 UPSTREAM_STREAM_WINDOW = 65535  # what one request may have waiting here when its client is slow
@@ -113,7 +113,7 @@ class UpstreamLink(Link):
                         self.connection.consume(data.stream, padding)
                     owner.on_data(data)
                     if data.end_stream:
-                        owner.on_reset(ErrorCode.PROTOCOL_ERROR)
+                        self._end_without_trailers(data.stream)
                 else:
                     self.connection.release(data.stream)
             elif isinstance(event, StreamReset):
@@ -131,6 +131,15 @@ class UpstreamLink(Link):
         elif isinstance(event, ConnectionFailed):
             self._reason = f"protocol error: {event.fault.message}"
             log("instance_fault", instance=self.name, code=event.fault.code.name, reason=event.fault.message)
+
+    def _end_without_trailers(self, stream: Stream) -> None:
+        owner: Caller | None = stream.owner
+        if stream.state != CLOSED:
+            self.connection.reset(stream, ErrorCode.CANCEL)
+        else:
+            self.connection.release(stream)
+        if owner is not None:
+            owner.on_reset(ErrorCode.PROTOCOL_ERROR)
 
     def lost(self, error: Exception | None) -> None:
         """End every stream that was open here."""
@@ -203,6 +212,7 @@ class Pool:
         for link in self.links:
             if not link.is_draining and link.connection.can_open():
                 return link
+        self._close_spent()
         link = UpstreamLink(self.hub, self.name, self.route.patience, self.tally, self._on_gone)
         link.connection.peer_max_streams = self._stream_limit(link.connection.peer_max_streams)
         self.links.append(link)
@@ -210,6 +220,13 @@ class Pool:
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
         return link
+
+    def _close_spent(self) -> None:
+        """Close the connections without streams; none has room for any, by a limit of 0 or for want of stream ids."""
+        for link in self.links:
+            if link.connection.has_settings and not link.connection.streams:
+                link.is_draining = True
+                link.check_idle()
 
     def _stream_limit(self, assumed: int) -> int:
         """Return what the instance has said on another connection, until it says so on a new one."""

@@ -6,6 +6,7 @@ from gateway.wire.headers import Headers
 
 CACHED_LISTS = 256
 REQUEST_PSEUDO = frozenset({b":method", b":scheme", b":path", b":authority", b":protocol"})
+STATUS = b":status"
 REQUIRED_PSEUDO = (b":method", b":scheme", b":path")
 CONNECTION_FIELDS = frozenset({b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"})
 NAME_CHARACTERS = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
@@ -26,6 +27,18 @@ def fault_of_request(headers: Headers) -> str | None:
 def fault_of_trailers(headers: Headers) -> str | None:
     """Return what is wrong with trailers, or None."""
     return _fault_of_fields(headers)
+
+
+@lru_cache(maxsize=CACHED_LISTS)
+def fault_of_response(headers: Headers) -> str | None:
+    """Return what is wrong with the header list of a response, or with its trailers, or None."""
+    has_status = headers[:1] != () and headers[0][0] == STATUS
+    return _fault_of_fields(headers[1:] if has_status else headers)
+
+
+def is_interim(headers: Headers) -> bool:
+    """Whether a response's headers have a status of 1xx: the real ones are still to come (RFC 9113, section 8.1)."""
+    return headers[:1] != () and headers[0][0] == STATUS and headers[0][1][:1] == b"1"
 
 
 @lru_cache(maxsize=CACHED_LISTS)

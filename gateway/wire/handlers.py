@@ -6,7 +6,7 @@ Knows complete frames. Does not know how bytes are cut into them.
 from gateway.wire import frames
 from gateway.wire.events import DataReceived, Event, GoAwayReceived, HeadersReceived, PingAnswered, StreamReset
 from gateway.wire.faults import ConnectionFault, ErrorCode, StreamFault
-from gateway.wire.fields import content_length, fault_of_request, fault_of_trailers
+from gateway.wire.fields import content_length, fault_of_request, fault_of_response, fault_of_trailers, is_interim
 from gateway.wire.frames import END_HEADERS, END_STREAM, HAS_PRIORITY, PADDED, Setting
 from gateway.wire.guards import Guards
 from gateway.wire.headers import HeaderDecoder, Headers
@@ -136,7 +136,14 @@ class FrameHandlers(StreamTable):
         if stream.target is not None:
             self.leave_lane(stream)
         stream.state = NEXT[stream.state][RECV_HEADERS] or stream.refuse(RECV_HEADERS)
-        if self.is_server and not (opens and headers is self._plain_request):
+        if not self.is_server:
+            fault = fault_of_response(headers)
+            if fault is not None:
+                raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, fault)
+            if not end_stream and is_interim(headers):
+                self._guards.idle_frames.spend(self.now)
+                return None
+        elif not (opens and headers is self._plain_request):
             self._check_fields(stream, headers, opens, end_stream)
         if end_stream:
             stream.state = NEXT[stream.state][RECV_END] or stream.refuse(RECV_END)

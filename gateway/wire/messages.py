@@ -93,7 +93,7 @@ class MessageCutter:
         count = 0
         if self.stopped_at is not None:
             return pieces, count
-        if self.missing:
+        if self.missing and payload:
             part, payload = payload[: self.missing], payload[self.missing :]
             self.missing -= len(part)
             count += not self.missing

@@ -6,7 +6,7 @@ Knows windows, frames and queues. Does not know sockets: `sink` takes `chunks` t
 Invariants:
 1. DATA is only emitted while both the stream's window and the connection's are positive, and never beyond either.
 2. What a stream queues leaves in order; its `ending` leaves last.
-3. While `paused`, queued DATA stays queued.
+3. While `paused`, queued bytes stay queued; an empty frame that ends a stream waits only for those before it.
 """
 
 from collections.abc import Callable
@@ -103,7 +103,7 @@ class Outbox:
     def flush(self, stream: Stream) -> None:
         """Send of one stream what its windows allow."""
         queue = stream.queue
-        while queue and not self.paused and ((stream.send_window > 0 and self.window > 0) or not queue[0][0]):
+        while queue and (not queue[0][0] or (not self.paused and stream.send_window > 0 and self.window > 0)):
             self._send_some(stream, *queue.popleft())
         if queue:
             waiting, other = (self.blocked, self.starved) if stream.send_window > 0 else (self.starved, self.blocked)
@@ -157,7 +157,8 @@ class Outbox:
             self.put(pack_headers(stream.stream_id, block, end_stream, self.max_frame))
 
     def _send_some(self, stream: Stream, piece: bytes | memoryview, owner: Any) -> None:
-        size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME)
+        # an empty piece needs no window, and the stream's may be below 0
+        size = min(len(piece), stream.send_window, self.window, LARGEST_FRAME) if piece else 0
         if size < len(piece):
             stream.wait(memoryview(piece)[size:], owner, first=True)
             piece = piece[:size]

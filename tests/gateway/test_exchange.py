@@ -103,6 +103,22 @@ def test_an_error_waits_for_the_message_under_way_and_the_end_waits_for_both() -
     assert desk.exchange.ended
 
 
+def test_what_was_held_of_a_message_that_gets_no_end_is_dropped_before_the_error() -> None:
+    desk = Desk()
+    body = pb.ModelInferRequest(id="two").SerializeToString()
+    one, two, three = desk.receive(b"1", body, b"3")
+    desk.exchange.deliver(one, [(b"A1", False)], 0)
+    desk.exchange.deliver(two, [(b"b1", True), (b"B2", False)], 1)
+    desk.exchange.deliver(three, [(b"c1", True)], 1)
+    desk.exchange.deliver(two, [(b"B3", False)], 0)
+    desk.exchange.failed(two, Failure(Code.UNAVAILABLE, "gone"))
+    desk.exchange.deliver(one, [(b"A2", True)], 1)
+    data = desk.data()
+    assert data[:8] == b"A1A2b1c1"
+    error = pb.ModelStreamInferResponse.FromString(data[13:])
+    assert (error.error_message, error.infer_response.id) == ("gone", "two")
+
+
 def test_a_request_lost_within_a_large_message_ends_the_stream_and_cancels_the_others() -> None:
     desk = Desk()
     one, two = desk.receive(b"1", b"2")

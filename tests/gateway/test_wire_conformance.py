@@ -252,6 +252,24 @@ def test_frames_follow_the_peers_maximal_size() -> None:
     ]
 
 
+def test_interim_responses_are_passed_over_and_malformed_ones_reset_their_stream() -> None:
+    connection = Connection(Role.CLIENT)
+    good, bad = connection.open_stream(), connection.open_stream()
+    for stream in (good, bad):
+        connection.outbox.send_headers(stream, BLOCK)
+    interim = open_frame(1, headers=((b":status", b"103"), (b"link", b"x")))
+    assert not connection.feed(frames.pack_settings({}) + interim)
+    (answer,) = connection.feed(open_frame(1, headers=((b":status", b"200"), (b"content-type", b"application/grpc"))))
+    assert isinstance(answer, HeadersReceived)
+    assert not answer.opens
+    for field in ((b"Server", b"x"), (b"connection", b"close"), (b"x", b"1\r\n"), (b":path", b"/")):
+        (event,) = connection.feed(open_frame(bad.stream_id, headers=((b":status", b"200"), field)))
+        assert describe(event) == ("reset", bad.stream_id, ErrorCode.PROTOCOL_ERROR)
+        bad = connection.open_stream()
+        connection.outbox.send_headers(bad, BLOCK)
+    assert not connection.is_closed
+
+
 @pytest.mark.parametrize("size", [0, 30, 100, 4095])
 def test_a_smaller_header_table_is_acknowledged_in_the_next_block_and_only_there(size: int) -> None:
     connection = server()

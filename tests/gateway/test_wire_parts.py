@@ -52,6 +52,7 @@ def test_cut_responses_lose_nothing_and_hold_small_messages_together(sizes: list
     pieces: list[tuple[bytes, bool]] = []
     total = 0
     for part in cut(data, cuts):
+        assert cutter.feed(b"") == ([], 0)
         more, count = cutter.feed(part)
         pieces += more
         total += count
@@ -147,6 +148,19 @@ def test_a_smaller_initial_window_takes_back_what_was_not_used() -> None:
     connection.outbox.send_data(stream, b"x" * 25)
     connection.feed(frames.pack_settings({4: 20}))
     assert [len(payload) for kind, _, _, payload in written(connection) if kind == FrameType.DATA] == [10, 10]
+
+
+def test_the_end_of_a_stream_waits_for_no_window_and_takes_nothing_from_one_below_zero() -> None:
+    connection = server()
+    stream = opened_stream(connection)
+    connection.outbox.send_data(stream, b"x" * 25)
+    connection.feed(frames.pack_settings({4: 0}))
+    written(connection)
+    connection.outbox.paused = True
+    connection.outbox.finish(stream)
+    assert written(connection) == [(FrameType.DATA, frames.END_STREAM, 1, b"")]
+    assert (stream.send_window, connection.outbox.window) == (-25, frames.DEFAULT_WINDOW - 25)
+    assert not connection.outbox.starved
 
 
 def test_a_paused_transport_keeps_data_queued() -> None:
