@@ -5,12 +5,14 @@ Knows chunks and the bytes of their tokens. Does not know a tokenizer.
 
 import codecs
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.kserve_messages import Chunk
 
+BROKEN = re.compile("\ufffd{0,256}")  # what a text shows of bytes that are no characters
 DECODER = codecs.getincrementaldecoder("utf-8")
 LEAST = -9999.0  # OpenAI's word for hardly possible; JSON has no minus infinity
 
@@ -73,12 +75,27 @@ def _offsets(chunks: Sequence[Chunk]) -> Iterator[list[int]]:
     """Yield for each chunk where in the text its logged tokens begin; a part of a character begins where that does."""
     start = 0
     for chunk in chunks:
-        decoder, size, offsets = DECODER("ignore"), 0, list[int]()
+        decoder, at, offsets = DECODER("ignore"), 0, list[int]()
         for spelled in chunk.token_bytes[: len(chunk.log_probs)]:
-            offsets.append(start + min(size, len(chunk.text)))
-            size += len(decoder.decode(spelled))
+            offsets.append(start + at)
+            at = _behind(chunk.text, at, decoder.decode(spelled))
         yield offsets
         start += len(chunk.text)
+
+
+def _behind(text: str, at: int, piece: str) -> int:
+    """Return where the text goes on behind a token's characters, which stand at `at` or behind bytes that are none.
+
+    A text may begin without its first token's space, end within a token, and shows no special token's name.
+    """
+    if not piece:
+        return at
+    found = BROKEN.match(text, at)
+    for place in (at, at if found is None else found.end()):
+        for shown in (piece, piece[1:] if piece[0] == " " else ""):
+            if shown and text.startswith(shown, place):
+                return place + len(shown)
+    return len(text) if len(text) - at < len(piece) and piece.startswith(text[at:]) else at
 
 
 def _places(chunk: Chunk, num_top: int) -> Iterator[Place]:

@@ -284,6 +284,21 @@ def test_a_token_begins_where_the_text_of_those_before_it_ends(spelled: list[byt
     assert text_logprobs([chunk], 0)["text_offset"] == [min(len(each), len(text)) for each in before]
 
 
+@pytest.mark.parametrize(
+    ("text", "spelled", "offsets"),
+    [
+        ("Once 你", [b"<s>", b" On", b"ce ", "你".encode()], [0, 0, 2, 5]),  # sentencepiece's, with an echoed BOS
+        ("a\ufffd\ufffdb", [b"a", b"\xff", b"\xfe", b"b", b"c"], [0, 1, 1, 1, 4]),
+        ("on the", [b"on", b" them", b"</s>"], [0, 2, 6]),
+    ],
+)
+def test_what_a_text_does_not_show_of_a_token_takes_no_place(
+    text: str, spelled: list[bytes], offsets: list[int]
+) -> None:
+    chunk = Chunk(text, "", 1, 1, 0, token_bytes=tuple(spelled), log_probs=(-1.0,) * len(spelled))
+    assert text_logprobs([chunk], 0)["text_offset"] == offsets
+
+
 def test_nothing_is_told_of_what_else_could_begin_an_echoed_prompt() -> None:
     logged = {"log_probs": (math.nan, -1.0), "top_token_bytes": (b"<s>", b"b"), "top_log_probs": (math.nan, -1.0)}
     logs = text_logprobs([Chunk("ab", "", 1, 2, 0, token_bytes=(b"a", b"b"), **logged)], 1)
