@@ -259,7 +259,7 @@ class Dispatcher:
 
     def _retry(self, request: Request, failure: Failure, code: int | None) -> None:
         name = request.instance.name if request.instance is not None else "?"
-        log("retry", instance=name, attempt=request.attempts, reason=failure.message)
+        log("retry", key=request.key, instance=name, attempt=request.attempts, reason=failure.message)
         self._metrics.retries.labels(name).inc()
         self._hedges.settle(request)
         request.detach(code)

@@ -26,7 +26,7 @@ from gateway.call import WHOLE_FLAG
 from gateway.demanded_calls import CALL_FORM
 from gateway.kserve_client import Completion, KserveClient
 from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor
-from gateway.log import log
+from gateway.log import log_defect
 from gateway.openai_bodies import Body, ChatBody, CompletionBody
 from gateway.openai_config import OpenAiConfig
 from gateway.openai_embeddings import embed
@@ -159,7 +159,7 @@ class OpenAiApi:
         except ClientDisconnect:
             return Response(status_code=CLOSED)
         except Exception as error:  # noqa: BLE001 - the outermost edge: logged, and answered in OpenAI's shape
-            log("http_request_failed", error=repr(error))
+            log_defect("http_request_failed", error, request_id=request.state.id)
             return ApiError(500, "internal error").response()
 
     async def _models(self, _request: Request) -> Response:

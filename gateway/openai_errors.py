@@ -32,7 +32,7 @@ TYPES = {
     429: "rate_limit_error",
 }
 
-TOO_LONG = re.compile(r"(the prompt|messages) has .*(the model's limit of|at most) \d+ ")
+TOO_LONG = re.compile(r"(the prompt|messages) has .*(the model's limit of (?P<tokens>\d+) tokens|at most \d+ can)")
 OF_PROMPT = re.compile(r"(the )?prompt |text_input |input_ids |messages|(the|this) model.* chat template")
 OF_FIELDS = (  # how else the model's complaints begin, and of what
     (re.compile(r"a stop string "), "stop"),
@@ -75,8 +75,12 @@ def of_kserve(error: KserveError, prompt: str | None = None) -> ApiError:
     message = ENSEMBLE.sub("", error.message)
     if status != 400:
         return ApiError(status, message, code=error.code.lower(), headers=headers)
-    code = "context_length_exceeded" if TOO_LONG.match(message) else error.code.lower()
-    return ApiError(status, message, _field_of(message, prompt), code, headers)
+    if too_long := TOO_LONG.match(message):
+        told = f"; this model's maximum context length is {tokens} tokens" if (tokens := too_long["tokens"]) else ""
+        return ApiError(
+            400, message + told, prompt, "context_length_exceeded"
+        )  # OpenAI's words, which clients look for
+    return ApiError(400, message, _field_of(message, prompt), error.code.lower(), headers)
 
 
 def _field_of(message: str, prompt: str | None) -> str | None:
