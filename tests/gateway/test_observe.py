@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sqlite3
 import struct
 import threading
@@ -16,20 +17,24 @@ import yaml
 from openai import OpenAI
 from typer.testing import CliRunner
 
-from gateway.observe.config import JournalConfig
+from gateway.metrics import Metrics
+from gateway.observe.config import JournalConfig, ObserveConfig
 from gateway.observe.journal import Journal, Snapshot, open_journal, prune
 from gateway.observe.ledger import STAGES, EngineTimes, durations, make_ledger
+from gateway.observe.observation import Observation
 from gateway.observe.observer import Observer
 from gateway.observe.record import Record
+from gateway.routing.levels import Level, LevelRule, LevelTracker
 from gateway.wire.messages import frame_message
 from scripts.journal_report.summary import TOTAL, group_rows, quantile, read_rows
 from scripts.launcher.report_command import app
 from tests.gateway import backend as backend_module
 from tests.gateway.backend import Backend
 from tests.gateway.clients import Client, request
-from tests.gateway.process import GatewayProcess
+from tests.gateway.process import ROOT, GatewayProcess
 from tests.gateway.protos import pb
 
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 Started = tuple[GatewayProcess, Backend]
 Start = Callable[..., Started]
 
@@ -163,6 +168,33 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="cannot be used"):
         Journal(JournalConfig(path=file))
     assert CliRunner().invoke(app, [str(file)]).exit_code == 2
+
+
+def test_the_documented_queries_run_on_a_journal(tmp_path: Path) -> None:
+    config = JournalConfig(path=tmp_path / "j.db")
+    journal, now = Journal(config), time.time_ns()
+    journal.write(record("1", now))
+    for at, value in ((now, 10.0), (now + 2 * 10**9, 16.0)):
+        journal.write(Snapshot([(at, "gateway_relayed_messages_total", "", value)], []))
+    journal.close()
+    block = re.findall(r"```sql\n(.*?)```", PROTOCOL, flags=re.DOTALL)[0]
+    slowest, by_tenant, rates = (query for query in block.split(";") if query.strip())
+    with contextlib.closing(sqlite3.connect(config.path)) as connection:
+        assert connection.execute(slowest).fetchall() == [("", "t", "a", "ok", 7, 0.0012, 0.0005, 0.0001, 0.0006)]
+        assert [row[1:] for row in connection.execute(by_tenant)] == [("t", 1, 0, 12)]
+        assert [rate for _, rate in connection.execute(rates)] == [None, 3.0]
+
+
+def test_every_metric_is_documented_with_its_kind_and_labels() -> None:
+    metrics = Metrics()
+    Observation(ObserveConfig(), metrics.registry)
+    metrics.level = lambda: LevelTracker(LevelRule({Level.LOW: "a", Level.HIGH: "b"}, threshold=2, window_s=0))
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        row = next(line for line in PROTOCOL.splitlines() if line.startswith("| `") and f"`{name}" in line)
+        assert f"| {family.type} |" in row
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels <= set(re.split(r"[{},`]", row))
 
 
 def test_a_report_groups_by_concurrency_and_streaming(tmp_path: Path) -> None:
