@@ -96,12 +96,10 @@ def ask_ready(instance: Instance, answer: Callable[[str | None], None]) -> None:
     """Ask an instance whether it is ready; `answer` gets None for yes, else the reason."""
 
     def done(failure: Failure | None, response: bytes) -> None:
-        if failure is None:
-            answer(None if response == b"\x08\x01" else "it says that it is not ready")
-        elif failure.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}:
-            answer(failure.message)
+        if failure is not None:  # whatever it is: who cannot say that it is ready, such as another server, is not
+            answer(f"{failure.code.name}: {failure.message}")
         else:
-            answer(None)
+            answer(None if response == b"\x08\x01" else "it says that it is not ready")
 
     OwnCall(instance, SERVER_READY, b"", done)
 

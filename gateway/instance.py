@@ -62,6 +62,7 @@ class Instance:
         self.pool = Pool(hub, self.name, make_route(config), self._connection_failed)
         self.scheme = self.pool.route.scheme  # what stands in `:scheme` of calls there
         self.report: Report | None = None
+        self.doubt = ""  # why it has failed last, until it is ready
         self.in_doubt = asyncio.Event()  # while somebody is to ask whether it is ready
         self.in_doubt.set()
         self._left_behind: deque[str] = deque(maxlen=MAX_LEFT_BEHIND)
@@ -78,8 +79,11 @@ class Instance:
 
     def signal(self, signal: Signal, reason: str) -> None:
         """Change the health, say so, and cut every stream of an instance that is dead."""
+        before, self.doubt = self.doubt, reason if signal is Signal.FAILED else ""
         if self.endpoint.signal(signal, self._clock()):
             self._note_change(reason)
+        elif self.doubt not in {"", before}:
+            log("not_ready", instance=self.name, reason=reason)
 
     def leave_behind(self, key: str) -> None:
         """Have a request aborted whose connection broke: the engine may still be at it, once it can be told."""
@@ -130,6 +134,7 @@ class Instance:
             "name": self.name,
             "health": self.endpoint.health.name.lower(),
             "usable": self.endpoint.is_usable,
+            "doubt": self.doubt or None,
             "engine_up": self.endpoint.engine_up,
             "outlier": self.endpoint.outlier or None,
             "in_flight": self.load.in_flight_everywhere,

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.__main__ import parse_arguments
 from gateway.call import BadCall, parse_call, parse_timeout, upstream_headers
-from gateway.config import ConfigError, GatewayConfig, make_config, read_fields
+from gateway.config import ConfigError, GatewayConfig, make_config, make_instances, read_fields
 from gateway.config_help import describe
 from gateway.discovery.config import FileDiscovery
 from gateway.discovery.sources import watch_file
@@ -60,6 +60,11 @@ def test_a_wrong_configuration_is_refused_as_a_whole(tmp_path: Path, text: str, 
     file.write_text(text)
     with pytest.raises(ConfigError, match=reason):
         parse_arguments(["--config", str(file)])
+
+
+def test_a_list_of_instances_has_the_same_limits() -> None:
+    with pytest.raises(ConfigError, match=r"0\.grpc: .*h:70000 has a port above 65535"):
+        make_instances([{"grpc": "h:70000"}])
 
 
 def test_a_refusal_names_field_limit_and_value() -> None:

@@ -1,6 +1,7 @@
 """Clients that leave, instances that die, and the gateway's own end: no request hangs, each ends exactly once."""
 
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -43,6 +44,20 @@ def test_a_request_that_has_produced_nothing_is_retried_elsewhere(start: Start) 
     assert all(indices(responses, name) == [0, 1] for name in ("r0", "r1", "other"))
     assert not [item for item in responses if item.error_message]
     assert gateway.metric("gateway_retries_total") >= 1
+
+
+def test_a_server_that_cannot_say_that_it_is_ready_is_not_used_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def abort(_service: Any, _request: Any, context: Any) -> None:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "another kind of server")
+
+    monkeypatch.setattr(backend_module._Service, "ServerReady", abort)
+    backend = Backend("a", metrics=False)
+    gateway = GatewayProcess(backend.flag)
+    said = "UNIMPLEMENTED: another kind of server"
+    gateway.wait_until(lambda: json.loads(gateway.get("/healthz")[1])["instances"][0]["doubt"] == said)
+    assert gateway.health() == {backend.grpc_address: "starting"}
+    gateway.stop()
+    backend.stop()
 
 
 def test_retries_are_bounded_and_end_in_one_error(start: Start) -> None:
