@@ -20,7 +20,8 @@ from gateway.address import join_address
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 BACKLOG = 1024
-HEAD_SECONDS = 20.0  # that a request's head may take to arrive
+HEAD_SECONDS = 20.0  # that a request's head may take to arrive, and a new connection until then
+IDLE_SECONDS = 75  # between two requests: longer than clients and balancers keep a connection that nobody uses
 DATE_SECONDS = 1.0  # between two updates of the Date header
 GRACE_SECONDS = 2  # for answers that are written but not yet read when the server stops
 
@@ -38,7 +39,7 @@ Handler = Callable[[str, str, Sequence[tuple[bytes, bytes]]], Awaitable[Answer]]
 
 
 class _PatientProtocol(H11Protocol):
-    """Closes a connection on which no whole request head comes in time; uvicorn itself waits for ever."""
+    """Closes a connection on which no whole request head comes in time; uvicorn itself waits for its bytes for ever."""
 
     _head: asyncio.TimerHandle | None = None
 
@@ -47,26 +48,39 @@ class _PatientProtocol(H11Protocol):
         super().connection_made(transport)
         self._wait()
 
+    def data_received(self, data: bytes) -> None:
+        """Begin to wait for the rest where a request begins."""
+        if self._is_idle and self._head is None:
+            self._wait()
+        super().data_received(data)
+
     def on_response_complete(self) -> None:
-        """Wait for the next request."""
+        """Wait for the rest of the next request where that has begun; where not, uvicorn waits for `IDLE_SECONDS`."""
+        self._stop()
         super().on_response_complete()
-        self._wait()
+        if self._is_idle and self.conn.trailing_data[0]:
+            self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""
         self._stop()
         super().connection_lost(exc)
 
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _wait(self) -> None:
-        self._stop()
         self._head = self.loop.call_later(HEAD_SECONDS, self._late)
 
     def _stop(self) -> None:
         if self._head is not None:
             self._head.cancel()
+            self._head = None
 
     def _late(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        self._head = None
+        if self._is_idle:
             self.transport.close()
 
 
@@ -84,6 +98,7 @@ class HttpServer:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
+            timeout_keep_alive=IDLE_SECONDS,
         )
         self._server = _QuietServer(config)
         self.limit(max_connections)

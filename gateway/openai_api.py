@@ -33,18 +33,13 @@ from gateway.openai_embeddings import embed
 from gateway.openai_errors import ApiError, of_kserve
 from gateway.openai_parsing import parse_body, parse_embedding_body, unknown_model
 from gateway.openai_prompts import Completions
+from gateway.openai_reading import REQUEST_ID, given_id, metadata_of, read_body, timeout_of
 from gateway.openai_shapes import CHAT, TEXT, Reply, Shape, event
 from gateway.safety.guard import Denied, Guard
 
 T = TypeVar("T")
-MAX_BODY_BYTES = 16 * 1024 * 1024
-BODY_SECONDS = 120.0  # that a body may take to arrive
 CLOSED = 499  # the status of an answer that nobody reads
-FORWARDED = ("authorization", "x-api-key", "traceparent", "tracestate", "x-ledger", "x-session-id")
 ANSWERED_WHOLE = (WHOLE_FLAG.decode(), "true")
-REQUEST_ID, MAX_ID_CHARS = "x-request-id", 128
-TIMEOUT = "x-request-timeout"  # seconds
-MAX_TIMEOUT = 86400.0
 KINDS: dict[str, tuple[type[Body], Shape]] = {
     "/v1/completions": (CompletionBody, TEXT),
     "/v1/chat/completions": (ChatBody, CHAT),
@@ -145,7 +140,7 @@ class OpenAiApi:
 
     async def _answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         try:
-            request.state.id = _given_id(request) or request.state.id
+            request.state.id = given_id(request) or request.state.id
             self._guard.identify(request.headers.raw)
             if self._is_draining:
                 raise KserveError("UNAVAILABLE", "the gateway is shutting down")
@@ -182,7 +177,7 @@ class OpenAiApi:
 
     async def _generate(self, request: Request) -> Response:
         kind, shape = KINDS[request.scope["path"]]
-        body = parse_body(kind, await _read_body(request))
+        body = parse_body(kind, await read_body(request))
         reply = Reply(
             shape,
             f"{shape.prefix}-{uuid.uuid4().hex}",
@@ -210,7 +205,7 @@ class OpenAiApi:
         return Response(status_code=CLOSED)
 
     def _completion(self, request: Request, body: Body) -> Completion | Completions:
-        metadata, timeout, requests = _metadata(request), _timeout(request), body.requests()
+        metadata, timeout, requests = metadata_of(request), timeout_of(request), body.requests()
         request_id: str = request.state.id
         if not body.stream:
             metadata.append(ANSWERED_WHOLE)
@@ -226,63 +221,14 @@ class OpenAiApi:
         return Completions(open_one, requests, body.n or 1)
 
     async def _embed(self, request: Request) -> Response:
-        body = parse_embedding_body(await _read_body(request))
-        metadata, timeout, request_id = _metadata(request), _timeout(request), request.state.id
+        body = parse_embedding_body(await read_body(request))
+        metadata, timeout, request_id = metadata_of(request), timeout_of(request), request.state.id
 
         def open_one(tensors: Sequence[Tensor]) -> Completion:
             return self._client.open(tensors, metadata, timeout, request_id)
 
         answer = await _while_connected(request.receive, embed(open_one, body))
         return Response(status_code=CLOSED) if answer is None else Response(answer, media_type="application/json")
-
-
-def _metadata(request: Request) -> list[tuple[str, str]]:
-    found = [(name, request.headers[name]) for name in FORWARDED if name in request.headers]
-    for name, value in found:
-        if not (value.isascii() and value.isprintable()):
-            raise ApiError(400, f"the header {name} must be printable ASCII")
-    return found
-
-
-def _given_id(request: Request) -> str | None:
-    given = request.headers.get(REQUEST_ID)
-    if given is not None and not (0 < len(given) <= MAX_ID_CHARS and given.isascii() and given.isprintable()):
-        raise ApiError(400, f"the header {REQUEST_ID} must be 1 to {MAX_ID_CHARS} characters of printable ASCII")
-    return given
-
-
-def _timeout(request: Request) -> float | None:
-    given = request.headers.get(TIMEOUT)
-    if given is None:
-        return None
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= MAX_TIMEOUT:
-        raise ApiError(400, f"the header {TIMEOUT} must be seconds above 0 and up to {MAX_TIMEOUT:g}, not {given!r}")
-    return seconds
-
-
-def _check_size(num_bytes: int) -> None:
-    if num_bytes > MAX_BODY_BYTES:
-        raise ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
-
-
-async def _read_body(request: Request) -> bytes:
-    raw = bytearray()
-    coding = request.headers.get("content-encoding", "identity")
-    if coding != "identity":
-        raise ApiError(415, f"the body must come as it is, not in the content-encoding {coding!r}")
-    _check_size(int(request.headers.get("content-length", "0")))  # the server has seen that it is a number
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for piece in request.stream():
-                raw += piece
-                _check_size(len(raw))
-    except TimeoutError as error:
-        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from error
-    return bytes(raw)
 
 
 async def _while_connected(receive: Receive, work: Awaitable[T]) -> T | None:
