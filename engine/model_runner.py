@@ -12,12 +12,11 @@ import torch
 
 from engine.batch import Batch, build_batch, find_late_tokens
 from engine.config import EngineConfig
-from engine.cuda_graph import DecodeGraphs
+from engine.cuda_graph import StepGraphs
 from engine.device_link import link_to
 from engine.dummy_steps import dummy_step, steps_of_all_classes
 from engine.errors import ModelError, RanksFailed
 from engine.gpu_memory import cache_bytes, measure
-from engine.graph_sizes import graph_sizes
 from engine.kv_cache import KVCache, cache_dtype, given_num_blocks, is_measured, num_blocks_in
 from engine.layers.streamed_linear import StreamedLinear
 from engine.lora.lora_linear import wrap_linears
@@ -28,6 +27,7 @@ from engine.placement import choose_placement, num_gpus
 from engine.sampler import start_sampling
 from engine.step_plan import StepPlan
 from engine.step_run import PendingStep, StepRun, log_prompts
+from engine.step_shapes import StepShape, step_shapes
 from kernels import tuning
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class ModelRunner:
         self._model_config = model_config
         longest = model_config.max_sequence_length
         self._member = member
-        self.graphs: DecodeGraphs | None = None
+        self.graphs: StepGraphs | None = None
         self.max_model_len = min(config.max_model_len or longest, longest)
         if config.max_model_len > longest:
             logger.warning("max_model_len %d is above what the model takes, %d", config.max_model_len, longest)
@@ -79,13 +79,13 @@ class ModelRunner:
         if device.type == "cuda" and config.cuda_graphs:
             self.graphs = self.make_graphs()
 
-    def make_graphs(self) -> DecodeGraphs:
-        """Return buffers for decode steps, not yet recorded."""
+    def make_graphs(self) -> StepGraphs:
+        """Return buffers for steps, not yet recorded."""
         head: torch.nn.Module = self.model.lm_head
-        return DecodeGraphs(
+        return StepGraphs(
             self.model,
             self.cache,
-            graph_sizes(self.max_num_seqs),
+            step_shapes(self.max_num_seqs, self.max_num_batched_tokens),
             table_width=-(-self.max_model_len // self.block_size),
             vocab_size=self.vocab_size if self._samples else 0,
             scratch_block=self.num_blocks,
@@ -177,7 +177,7 @@ class ModelRunner:
             sequences = [item.sequence for item in before.items]
             host.late = find_late_tokens(plan, sequences, before.tokens.token_ids)
         self.adapter_rows.assign(host.adapters, host, self.link)
-        return self._begin_reading(plan, *self.compute(host, self._graph_size(host)))
+        return self._begin_reading(plan, *self.compute(host, self._graph_shape(host)))
 
     def _begin_reading(self, plan: StepPlan, logits: torch.Tensor, batch: Batch) -> PendingStep:
         """Begin to sample, and to bring what the step gives to the host."""
@@ -195,21 +195,21 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def compute(self, host: Batch, graph_size: int | None = None) -> tuple[torch.Tensor, Batch]:
+    def compute(self, host: Batch, graph_shape: StepShape | None = None) -> tuple[torch.Tensor, Batch]:
         """Compute a batch, on all ranks, and return its logits, which rank 0 gets, and the batch on the device.
 
         Args:
             host: the batch.
-            graph_size: the recording to replay, which rank 0 chooses for all; None to launch everything anew.
+            graph_shape: of the recording to replay, which rank 0 chooses for all; None to launch everything anew.
 
         Raises:
             RanksFailed: something went wrong on some rank, and now they are out of step.
         """
         if self._member is None:
-            return self._forward(host, graph_size)
+            return self._forward(host, graph_shape)
         try:
-            with self._member.step(host, graph_size):
-                return self._forward(host, graph_size)
+            with self._member.step(host, graph_shape):
+                return self._forward(host, graph_shape)
         except Exception as error:
             raise RanksFailed(f"rank {self._member.place.rank} failed in a step: {error!r}") from error
 
@@ -218,17 +218,17 @@ class ModelRunner:
         if self._member is not None:
             self._member.collectives.smallest(0)
 
-    def _graph_size(self, host: Batch) -> int | None:
-        """Return the size of the recording that serves a batch, None where none does."""
-        return None if self.graphs is None or self.adapter_rows.groups else self.graphs.size_for(host)
+    def _graph_shape(self, host: Batch) -> StepShape | None:
+        """Return the shape of the recording that serves a batch, None where none does."""
+        return None if self.graphs is None or self.adapter_rows.groups else self.graphs.shape_for(host)
 
-    def _forward(self, host: Batch, graph_size: int | None) -> tuple[torch.Tensor, Batch]:
-        if graph_size is None:
+    def _forward(self, host: Batch, graph_shape: StepShape | None) -> tuple[torch.Tensor, Batch]:
+        if graph_shape is None:
             batch = host.moved(self.link)
             return self.model(batch, self.cache), batch
         assert self.graphs is not None
-        batch = self.graphs.padded(host, graph_size).moved(self.link)
-        return self.graphs.run(batch)[: len(host.input_ids)], batch
+        batch = self.graphs.padded(host, graph_shape).moved(self.link)
+        return self.graphs.run(batch, graph_shape)[: len(host.logits_indices)], batch
 
 
 def set_threads(num_threads: int) -> None:

@@ -42,7 +42,7 @@ class Follower:
         adapters = [None if each is None else self._find(each) for each in told.adapters]
         self._drop(keep=len({each for each in told.adapters if each is not None}))
         self._runner.adapter_rows.assign(adapters, told.batch, self._runner.link)
-        self._runner.compute(told.batch, told.graph_size)
+        self._runner.compute(told.batch, told.graph_shape)
 
     @property
     def num_adapters(self) -> int:

@@ -37,6 +37,7 @@ from engine.parallel.placement import placements_for
 from engine.parallel.step_clock import StepClock
 from engine.parallel.step_message import AdapterName, encode_adapters, encode_step
 from engine.placement import choose_placement, gpu_names, num_gpus
+from engine.step_shapes import StepShape
 
 ACCEPT_SECONDS = 0.2
 WATCH_SECONDS = 0.5
@@ -91,13 +92,13 @@ class RankLeader:
         self._tell(encode_adapters(adapters))
 
     @contextmanager
-    def _step(self, batch: Batch, graph_size: int | None) -> Iterator[None]:
+    def _step(self, batch: Batch, graph_shape: StepShape | None) -> Iterator[None]:
         """Have all other ranks compute this batch, too, and keep an eye on the time until it is computed.
 
         Raises:
             RanksFailed: one of them is gone.
         """
-        self._tell(encode_step(batch, graph_size))
+        self._tell(encode_step(batch, graph_shape))
         with self._clock.step():
             yield
 

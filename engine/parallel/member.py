@@ -11,6 +11,7 @@ from engine.batch import Batch
 from engine.parallel.collectives import Collectives
 from engine.parallel.config import Place
 from engine.parallel.placement import ExpertPlacement
+from engine.step_shapes import StepShape
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,7 +29,7 @@ class Member:
     place: Place
     collectives: Collectives
     placements: dict[int, ExpertPlacement]
-    step: Callable[[Batch, int | None], AbstractContextManager[None]] = lambda *_: nullcontext()
+    step: Callable[[Batch, StepShape | None], AbstractContextManager[None]] = lambda *_: nullcontext()
     meet: Callable[[], None] = lambda: None
 
     def place_of(self, rank: int) -> Place:

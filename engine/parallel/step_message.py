@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.batch import Batch
+from engine.step_shapes import StepShape
 
 FIELDS = (
     *("input_ids", "positions", "rope_rows", "slot_mapping", "token_to_seq", "block_tables"),
@@ -34,21 +35,21 @@ class ToldStep:
 
     Attributes:
         batch: computes the same and samples nothing.
-        graph_size: of the recording that all ranks replay, if any.
+        graph_shape: of the recording that all ranks replay, if any.
         adapters: of each sequence, or None.
     """
 
     batch: Batch
-    graph_size: int | None
+    graph_shape: StepShape | None
     adapters: list[AdapterName | None]
 
 
-def encode_step(batch: Batch, graph_size: int | None) -> bytes:
+def encode_step(batch: Batch, graph_shape: StepShape | None) -> bytes:
     """Return the message that `decode_step` reads; the batch's tensors lie on the host."""
     assert batch.late is None, "ranks do not compute ahead of their tokens"
     adapters = [None if each is None else (each.name, each.digest) for each in batch.adapters]
     arrays = [getattr(batch, name).numpy() for name in FIELDS]
-    return pickle.dumps((graph_size, adapters, arrays), pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps((graph_shape, adapters, arrays), pickle.HIGHEST_PROTOCOL)
 
 
 def encode_adapters(adapters: Sequence[AdapterName]) -> bytes:
@@ -61,7 +62,7 @@ def decode_message(message: bytes) -> ToldStep | list[AdapterName]:
     content = pickle.loads(message)  # noqa: S301
     if isinstance(content, list):
         return [AdapterName(*each) for each in content]
-    graph_size, adapters, arrays = content
+    graph_shape, adapters, arrays = content
     tensors = {name: torch.from_numpy(array) for name, array in zip(FIELDS, arrays, strict=True)}
     batch = Batch(**tensors, sampling=[], prompts=[], pooling=[], adapters=[], late=None)
-    return ToldStep(batch, graph_size, [None if each is None else AdapterName(*each) for each in adapters])
+    return ToldStep(batch, graph_shape, [None if each is None else AdapterName(*each) for each in adapters])

@@ -1,4 +1,4 @@
-"""Decode steps over fixed buffers say what steps over fresh tensors say, with padding, and replayed."""
+"""Steps over fixed buffers say what steps over fresh tensors say, with padding, and replayed."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +10,7 @@ from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.offline import Completion, generate
 from engine.sampling_params import SamplingParams
+from engine.step_shapes import StepShape
 from tests.conftest import TinyModel
 from tests.gpu.fake_cuda import FakeCuda, fake_cuda
 
@@ -37,11 +38,13 @@ def test_padding_changes_nothing_and_stays_in_its_block(tiny_llama: TinyModel, p
     core = EngineCore(EngineConfig(model=tiny_llama.path, device="cpu", **SIZES))
     graphs = core.runner.graphs = core.runner.make_graphs()
     core.runner.cache.keys.fill_(torch.nan)
-    sizes: list[int] = []
+    shapes: list[StepShape] = []
     run = graphs.run
-    graphs.run = lambda batch: (sizes.append(len(batch.input_ids)), run(batch))[1]
+    graphs.run = lambda batch, shape: (shapes.append(shape), run(batch, shape))[1]
     assert said(generate(core, PROMPTS, PARAMS)) == plain
-    assert set(sizes) == {1, 2, 4, 7}
+    assert {shape.num_seqs for shape in shapes if shape.is_decode} == {1, 2, 4, 7}
+    assert {shape.num_tokens for shape in shapes if not shape.is_decode} == {32, 128}
+    assert core.stats.num_steps == len(shapes)
     assert core.runner.cache.keys[:, -1, :, 0].isfinite().all()
     assert core.runner.cache.keys[:, -1, :, 1:].isnan().all()
 

@@ -23,6 +23,7 @@ from engine.parallel.step_message import AdapterName, encode_adapters, encode_st
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence
 from engine.step_plan import ScheduledSequence, StepPlan
+from engine.step_shapes import StepShape
 
 TIMEOUT = 60.0
 
@@ -195,7 +196,7 @@ class ThreadLeader:
             steps.put(encode_adapters(adapters))
 
     @contextmanager
-    def _step(self, batch: Batch, graph_size: int | None) -> Iterator[None]:
+    def _step(self, batch: Batch, graph_shape: StepShape | None) -> Iterator[None]:
         for steps in self._steps:
-            steps.put(encode_step(batch, graph_size))
+            steps.put(encode_step(batch, graph_shape))
         yield

@@ -24,7 +24,7 @@ PURE = [
         "task_params", "pooling", "adapter_commands", "input_arrays", "request_inputs",
         "option_checks", "guided_options", "logit_rules", "token_counts", "random_numbers", "top_tokens",
         "reply_stream", "sequence_groups", "sequence_factory", "guides",
-        "speculation", "ngram_lookup", "sequence_output", "sampling_inputs", "dummy_steps", "graph_sizes",
+        "speculation", "ngram_lookup", "sequence_output", "sampling_inputs", "dummy_steps", "step_shapes",
     )),
     *(f"engine/lora/{name}.py" for name in ("adapter_config", "adapter_pool")),
     *(f"engine/parallel/{name}.py" for name in (
