@@ -8,7 +8,6 @@ One row is multiplied without tensor cores. Where there are fewer tiles of outpu
 over the channels; the program that ends last adds up the parts, always in the same order.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from kernels.aot import CAPABILITIES, Build
 from kernels.dependent_launch import launch_options
 from kernels.gated_activation.triton_kernel import gated_activation_triton
 from kernels.linear import triton_programs as programs
+from kernels.split_sums import UNSPLIT_FROM, choose_num_splits, counters_on
 from kernels.tuning import Choices
 
 Tile = tuple[int, int, int, int]  # outputs, channels, warps, stages
 MOST_ROWS = 64  # of every tile: Hopper multiplies no fewer at full speed, whatever the batch
-MOST_SPLITS = 4
 MANY_OUTPUTS = 16384
 TILES: dict[str, tuple[Tile, ...]] = {  # the literal one first
     "1 row": ((2, 2048, 2, 1), (1, 4096, 4, 1)),
@@ -33,8 +32,6 @@ TILES: dict[str, tuple[Tile, ...]] = {  # the literal one first
     "some rows, gated": ((64, 64, 4, 5), (128, 64, 8, 4)),
 }
 CHOICES = Choices(TILES)
-UNSPLIT_FROM = 10  # major capability: there what adds up the parts spills in the loop before
-LARGEST_COUNT = 1 << 16  # tiles of outputs that are split
 
 
 def streamed_linear_triton(
@@ -77,12 +74,12 @@ def _multiply(
     if num_rows == 1:
         programs.multiply_row[(num_tiles,)](x, weight, bias, out, num_outputs, width, **constants)
         return out
-    splits = 1 if activation else _num_splits(num_tiles, width // channels, x.device)
+    splits = 1 if activation else choose_num_splits(num_tiles, width // channels, x.device)
     num_parts = num_tiles * splits * MOST_ROWS * outputs if splits > 1 else 0
     parts = torch.empty(num_parts, dtype=torch.float32, device=x.device)
     sizes = num_rows, num_outputs, width, x.stride(0)
     programs.multiply_rows[num_tiles, splits](
-        x, weight, bias, out, parts, _counters(x.device), *sizes, BLOCK_ROWS=MOST_ROWS, SPLITS=splits, **constants
+        x, weight, bias, out, parts, counters_on(x.device), *sizes, BLOCK_ROWS=MOST_ROWS, SPLITS=splits, **constants
     )
     return out
 
@@ -91,26 +88,6 @@ def _class(num_rows: int, num_outputs: int, activation: str) -> str:
     rows = "1 row" if num_rows == 1 else "some rows"
     many = ", many outputs" if num_rows > 1 and num_outputs >= MANY_OUTPUTS else ""
     return f"{rows}, gated" if activation else rows + many
-
-
-def _num_splits(num_tiles: int, most: int, device: torch.device) -> int:
-    """Return how many programs share a tile, a power of two: while multiprocessors are left, and channels."""
-    free = max(1, min(_programs_at_once(device) // num_tiles, most, MOST_SPLITS))
-    return 1 << (free.bit_length() - 1)
-
-
-@cache
-def _programs_at_once(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 8
-    properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count if properties.major < UNSPLIT_FROM else 1
-
-
-@cache
-def _counters(device: torch.device) -> torch.Tensor:
-    """Return what programs of a split tile count themselves by; zero between launches, which follow each other."""
-    return torch.zeros(LARGEST_COUNT, dtype=torch.int32, device=device)
 
 
 def shipped() -> list[Build]:

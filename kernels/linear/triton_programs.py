@@ -5,6 +5,7 @@ import triton.language as tl
 
 from kernels.dependent_launch import await_inputs, fetch_to_cache
 from kernels.gated_activation.triton_kernel import activate
+from kernels.split_sums import add_up, share_of
 
 
 @triton.jit(do_not_specialize=["num_outputs"])
@@ -68,13 +69,10 @@ def multiply_rows(
 
     An activation is as in `multiply_row`, and not for shares.
     """
-    tile, split = tl.program_id(0), tl.program_id(1)
     rows = tl.arange(0, BLOCK_ROWS)
-    outputs = tile * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    outputs = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
     channels = tl.arange(0, BLOCK_CHANNELS)
-    share = tl.cdiv(tl.cdiv(width, BLOCK_CHANNELS), SPLITS) * BLOCK_CHANNELS
-    start = split * share
-    end = tl.minimum(start + share, width)
+    start, end = share_of(width, BLOCK_CHANNELS, SPLITS)
     weights = weight + tl.minimum(outputs, num_outputs - 1).to(tl.int64) * width
     up_weights = weights + num_outputs.to(tl.int64) * width
     sums = tl.zeros((BLOCK_ROWS, BLOCK_OUTPUTS), tl.float32)
@@ -97,16 +95,7 @@ def multiply_rows(
     mask = (rows < num_rows)[:, None] & (outputs < num_outputs)[None, :]
     is_last = True
     if SPLITS > 1:
-        inside = rows[:, None] * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)[None, :]
-        part = parts + tile * (SPLITS * BLOCK_ROWS * BLOCK_OUTPUTS) + inside
-        tl.store(part + split * (BLOCK_ROWS * BLOCK_OUTPUTS), sums)
-        tl.debug_barrier()  # the whole program has stored before it counts itself
-        is_last = tl.atomic_add(counters + tile, 1, sem="acq_rel") == SPLITS - 1
-        if is_last:
-            sums = tl.zeros((BLOCK_ROWS, BLOCK_OUTPUTS), tl.float32)
-            for number in tl.static_range(SPLITS):
-                sums += tl.load(part + number * (BLOCK_ROWS * BLOCK_OUTPUTS), cache_modifier=".cg")
-            tl.store(counters + tile, 0)
+        sums, is_last = add_up(sums, parts, counters, SPLITS)
     if is_last:
         if bias is not None:
             sums += tl.load(bias + outputs, mask=outputs < num_outputs, other=0.0).to(tl.float32)[None, :]

@@ -21,6 +21,7 @@ from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import triton_products as products
 from kernels.quantized_linear import triton_row, triton_widening
 from kernels.quantized_linear.weights import Float8Weight, Int4Weight, Int8Weight
+from kernels.split_sums import MOST_SPLITS, UNSPLIT_FROM, choose_num_splits, counters_on
 from kernels.stacked_experts.triton_kernel import MOST_EXPERTS, Grouped
 from kernels.triton_math import float8_as_bytes
 from kernels.tuning import Choices, Configuration
@@ -28,6 +29,7 @@ from kernels.tuning import Choices, Configuration
 SMALLEST_BLOCK = 32  # channels that the matrix units take at least, 8 bits each
 BLOCK = 128  # channels at a time
 MOST_TILED_ROWS = 384  # more are multiplied by the widened weight
+MOST_SPLIT_ROWS = 64
 # Up to so many rows: rows, outputs, warps, stages.
 SMALL_TILES = ((16, (16, 64, 4, 5)), (32, (32, 64, 4, 4)))
 TILES = (*SMALL_TILES, (128, (64, 128, 4, 4)), (math.inf, (128, 128, 8, 3)))
@@ -141,12 +143,13 @@ def launch_options(product: str, num_rows: float, block_c: int) -> dict[str, Any
     return {"BLOCK_T": block_t, "BLOCK_O": block_o, "BLOCK_C": block_c, "num_warps": warps, "num_stages": stages}
 
 
+UNSPLIT = {"parts": None, "counters": None}
 ALONE = dict.fromkeys(("pairs", "counts", "num_experts", "num_chosen", "BLOCK_E"))  # what tells of experts, without
 
 
 def _prepare(
     product: str, inputs: torch.Tensor, weight: torch.Tensor, block_c: int, grouped: Grouped | None
-) -> tuple[torch.Tensor, tuple[int], dict[str, Any]]:
+) -> tuple[torch.Tensor, tuple[int, int], dict[str, Any]]:
     """Return an output, the grid that covers it, and the launch's sizes and constants."""
     num_rows, num_channels = inputs.shape
     num_outputs = weight.shape[-2]
@@ -154,10 +157,19 @@ def _prepare(
     height = options["BLOCK_T"]
     num_answers = num_rows if grouped is None else len(grouped.pairs)
     num_tiles = triton.cdiv(num_rows, height) if grouped is None else grouped.num_tiles(height)
+    num_tiles *= triton.cdiv(num_outputs, options["BLOCK_O"])
     out = torch.empty(num_answers, num_outputs, dtype=inputs.dtype, device=inputs.device)
     sizes = {"num_rows": num_rows, "num_outputs": num_outputs, "num_channels": num_channels}
     experts = ALONE if grouped is None else grouped.arguments
-    return out, (num_tiles * triton.cdiv(num_outputs, options["BLOCK_O"]),), sizes | experts | options
+    is_split = grouped is None and num_rows <= MOST_SPLIT_ROWS
+    splits = choose_num_splits(num_tiles, num_channels // block_c, inputs.device) if is_split else 1
+    shares = UNSPLIT if splits == 1 else _shares(product, num_tiles * splits * height * options["BLOCK_O"], out.device)
+    return out, (num_tiles, splits), sizes | experts | options | shares | {"SPLITS": splits}
+
+
+def _shares(product: str, num_sums: int, device: torch.device) -> dict[str, Any]:
+    dtype = torch.int32 if product == "int8" else torch.float32
+    return {"parts": torch.empty(num_sums, dtype=dtype, device=device), "counters": counters_on(device)}
 
 
 TRITON_LINEARS: dict[str, Callable[..., torch.Tensor]] = {
@@ -181,6 +193,7 @@ def shipped() -> list[Build]:
     ]
     usual = [build for build in plain if build.types["out"] == ("*fp16" if "packed" in build.types else "*bf16")]
     varied = [change(build) for build in usual for change in (_with_bias, _of_experts)]
+    varied += [_split(build) for build in usual if build.constants["BLOCK_T"] <= MOST_SPLIT_ROWS]
     tiles = {build.name: build for build in plain + varied}.values()  # more rows may have the same tile
     others = [
         build
@@ -194,6 +207,19 @@ def _with_bias(build: Build) -> Build:
     constants = {name: value for name, value in build.constants.items() if name != "bias"}
     types = {**build.types, "bias": build.types["out"]}
     return replace(build, name=f"{build.name}, bias", types=types, constants=constants, is_sampled=False)
+
+
+def _split(build: Build) -> Build:
+    parts = "*i32" if build.kernel is products.int8_kernel else "*fp32"
+    constants = {name: value for name, value in build.constants.items() if name not in UNSPLIT}
+    return replace(
+        build,
+        name=f"{build.name}, split",
+        types={**build.types, "parts": parts, "counters": "*i32"},
+        constants=constants | {"SPLITS": MOST_SPLITS},
+        capabilities=tuple(each for each in build.capabilities if each < 10 * UNSPLIT_FROM),
+        is_sampled=False,
+    )
 
 
 def _of_experts(build: Build) -> Build:
@@ -218,7 +244,7 @@ def _build(name: str, kernel: Any, element: str, types: dict[str, str], options:
         name=f"{name}, {element}, {options['BLOCK_T']} x {options['BLOCK_O']}",
         kernel=kernel,
         types=types | {"scales": "*fp32", "out": f"*{element}"} | SIZES,
-        constants=constants | ALONE | {"bias": None},
+        constants=constants | ALONE | UNSPLIT | {"bias": None, "SPLITS": 1},
         divisible=DIVISIBLE & types.keys() | {"num_outputs", "num_channels"},
         num_warps=options["num_warps"],
         num_stages=options["num_stages"],

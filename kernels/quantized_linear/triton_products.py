@@ -9,6 +9,8 @@ Where there are more outputs than rows sums are lying, [BLOCK_O, BLOCK_T], so th
 that Hopper's matrix units take at least: for 16 rows the loop takes 1.4 instructions a weight and thread, not 1.8, in
 int8, 1.5, not 3.5, in float8, 5.6, not 12.7, in int4 (sm_90, lying with 64 outputs, upright with 32).
 
+With `parts` and `counters` a tile's channels are SPLITS programs' work (`kernels.split_sums`).
+
 With `pairs` and `counts` weights, scales and bias are stacks, one of each expert, and a program's rows are those that
 `kernels.stacked_experts` gives it; without them (None) they are one weight's.
 """
@@ -16,6 +18,7 @@ With `pairs` and `counts` weights, scales and bias are stacks, one of each exper
 import triton
 import triton.language as tl
 
+from kernels.split_sums import add_up, share_of
 from kernels.stacked_experts.triton_products import expert_tile
 from kernels.triton_math import from_e4m3_bytes
 
@@ -24,9 +27,9 @@ ROWS_TOGETHER = tl.constexpr(8)  # tiles of rows that share a tile of outputs wh
 
 @triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def int8_kernel(
-    rows, row_scales, values, scales, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
-    num_chosen, BLOCK_E: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    rows, row_scales, values, scales, bias, out, parts, counters, pairs, counts, num_rows, num_outputs,
+    num_channels, num_experts, num_chosen, BLOCK_E: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Out = (rows values^T) * row_scales * scales + bias, summed in int32."""
     t, o, target, expert, end = _tile(
@@ -34,21 +37,27 @@ def int8_kernel(
     )
     weight = values + expert * num_outputs * num_channels
     sums = _zeros(BLOCK_T, BLOCK_O, tl.int32)
-    for start in range(0, end, BLOCK_C):
+    first, is_last = 0, True
+    if SPLITS > 1:
+        first, end = share_of(end, BLOCK_C, SPLITS)
+    for start in range(first, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(rows, t, c, num_rows, num_channels)
         w = _load(weight, o, c, num_outputs, num_channels)
         sums = _dot(x, w, sums)
-    scaled = _upright(sums, BLOCK_T).to(tl.float32) * tl.load(row_scales + t, mask=t < num_rows, other=0.0)[:, None]
-    scaled *= tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
-    _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
+    if SPLITS > 1:
+        sums, is_last = add_up(sums, parts, counters, SPLITS)
+    if is_last:
+        scaled = _upright(sums, BLOCK_T).to(tl.float32) * tl.load(row_scales + t, mask=t < num_rows, other=0.0)[:, None]
+        scaled *= tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
+        _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
 @triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def int8_weight_only_kernel(
-    inputs, values, scales, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
-    num_chosen, BLOCK_E: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    inputs, values, scales, bias, out, parts, counters, pairs, counts, num_rows, num_outputs,
+    num_channels, num_experts, num_chosen, BLOCK_E: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Out = (inputs values^T) * scales + bias."""
     t, o, target, expert, end = _tile(
@@ -56,20 +65,26 @@ def int8_weight_only_kernel(
     )
     weight = values + expert * num_outputs * num_channels
     sums = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)  # never lying: that took 6.6 instructions a weight, not 4.4
-    for start in range(0, end, BLOCK_C):
+    first, is_last = 0, True
+    if SPLITS > 1:
+        first, end = share_of(end, BLOCK_C, SPLITS)
+    for start in range(first, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(inputs, t, c, num_rows, num_channels)
         w = _load(weight, o, c, num_outputs, num_channels).to(x.dtype)
         sums = _dot(x, w, sums)
-    scaled = sums * tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
-    _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
+    if SPLITS > 1:
+        sums, is_last = add_up(sums, parts, counters, SPLITS)
+    if is_last:
+        scaled = sums * tl.load(scales + expert * num_outputs + o, mask=o < num_outputs, other=0.0)[None, :]
+        _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
 @triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def float8_kernel(
-    rows, row_scales, values, scales, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
-    num_chosen, block_rows, group, num_groups, BLOCK_E: tl.constexpr,
-    GROUPED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    rows, row_scales, values, scales, bias, out, parts, counters, pairs, counts, num_rows, num_outputs,
+    num_channels, num_experts, num_chosen, block_rows, group, num_groups, BLOCK_E: tl.constexpr,
+    GROUPED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Out = sum over groups of (rows values^T) * row_scales * scales, + bias."""
     t, o, target, expert, end = _tile(
@@ -79,7 +94,10 @@ def float8_kernel(
     sums = _zeros(BLOCK_T, BLOCK_O, tl.float32)
     row_scale = row_scales + t * num_groups
     scale = scales + (expert * tl.cdiv(num_outputs, block_rows) + o // block_rows) * num_groups
-    for start in range(0, end, BLOCK_C):
+    first, is_last = 0, True
+    if SPLITS > 1:
+        first, end = share_of(end, BLOCK_C, SPLITS)
+    for start in range(first, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _as_float(_load(rows, t, c, num_rows, num_channels))
         w = _as_float(_load(weight, o, c, num_outputs, num_channels))
@@ -89,18 +107,21 @@ def float8_kernel(
             of_outputs = tl.load(scale + start // group, mask=o < num_outputs, other=0.0)
             part = _scaled(_scaled(part, of_rows, True, BLOCK_T), of_outputs, False, BLOCK_T)
         sums += part
-    sums = _upright(sums, BLOCK_T)
-    if not GROUPED:
-        sums *= tl.load(row_scale, mask=t < num_rows, other=0.0)[:, None]
-        sums *= tl.load(scale, mask=o < num_outputs, other=0.0)[None, :]
-    _store(sums, bias, out, t < num_rows, o, target, num_outputs, expert)
+    if SPLITS > 1:
+        sums, is_last = add_up(sums, parts, counters, SPLITS)
+    if is_last:
+        scaled = _upright(sums, BLOCK_T)
+        if not GROUPED:
+            scaled *= tl.load(row_scale, mask=t < num_rows, other=0.0)[:, None]
+            scaled *= tl.load(scale, mask=o < num_outputs, other=0.0)[None, :]
+        _store(scaled, bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
 @triton.jit(do_not_specialize=["num_experts", "num_chosen"])
 def int4_kernel(
-    inputs, packed, scales, zeros, bias, out, pairs, counts, num_rows, num_outputs, num_channels, num_experts,
-    num_chosen, group, BLOCK_E: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr,
+    inputs, packed, scales, zeros, bias, out, parts, counters, pairs, counts, num_rows, num_outputs,
+    num_channels, num_experts, num_chosen, group, BLOCK_E: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     """Out = sum over groups of (inputs (q - zeros)^T) * scales, + bias; even and odd channels are summed apart."""
     t, o, target, expert, end = _tile(
@@ -109,7 +130,10 @@ def int4_kernel(
     weight = packed + expert * num_outputs * (num_channels // 2)
     sums = _zeros(BLOCK_T, BLOCK_O, tl.float32)
     num_groups = num_channels // group
-    for start in range(0, end, BLOCK_C):
+    first, is_last = 0, True
+    if SPLITS > 1:
+        first, end = share_of(end, BLOCK_C, SPLITS)
+    for start in range(first, end, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         x = _load(inputs, t, c, num_rows, num_channels)
         byte = _load(weight, o, start // 2 + tl.arange(0, BLOCK_C // 2), num_outputs, num_channels // 2)
@@ -119,7 +143,10 @@ def int4_kernel(
         part = _dot(x, w - _level(zero, x.dtype)[:, None], _zeros(BLOCK_T, BLOCK_O, tl.float32))
         scale = tl.load(scales + place, mask=o < num_outputs, other=0.0).to(tl.float32)
         sums += _scaled(part, scale, False, BLOCK_T)
-    _store(_upright(sums, BLOCK_T), bias, out, t < num_rows, o, target, num_outputs, expert)
+    if SPLITS > 1:
+        sums, is_last = add_up(sums, parts, counters, SPLITS)
+    if is_last:
+        _store(_upright(sums, BLOCK_T), bias, out, t < num_rows, o, target, num_outputs, expert)
 
 
 @triton.jit

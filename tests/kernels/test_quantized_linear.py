@@ -12,6 +12,7 @@ from kernels.quantized_linear import SCHEMES, Float8Weight, Int4Weight, Int8Weig
 from kernels.quantized_linear.reference import REFERENCES
 from kernels.quantized_linear.triton_kernel import MOST_TILED_ROWS, TRITON_LINEARS
 from kernels.quantized_linear.triton_widening import widen
+from kernels.split_sums import choose_num_splits
 
 MAKERS = {
     "int8": Int8Weight.quantize,
@@ -113,6 +114,17 @@ def test_groups_that_the_matrix_units_cannot_take_are_refused(group: int) -> Non
     weight = Int4Weight.quantize(torch.randn(3, 160), group)
     with pytest.raises(ValueError, match=f"groups of {group} channels: on a GPU they must be a multiple of 32"):
         TRITON_LINEARS["int4_weight_only"](torch.randn(2, 160), weight, None)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_shares_of_the_channels_add_up(scheme: str) -> None:
+    torch.manual_seed(8)
+    inputs, weight, bias = torch.randn(5, 640), quantized(torch.randn(40, 640), scheme), torch.randn(40)
+    assert choose_num_splits(1, 640 // 128, inputs.device) == 4
+    expected = REFERENCES[scheme](inputs, weight, bias)
+    out = TRITON_LINEARS[scheme](inputs, weight, bias)
+    assert (out - expected).norm() < 1e-5 * expected.norm()
+    assert torch.equal(TRITON_LINEARS[scheme](inputs, weight, bias), out)  # and what they are counted by is zero again
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
