@@ -50,20 +50,29 @@ def add_up(sums, parts, counters, SPLITS: tl.constexpr):
     return sums, is_last
 
 
-def choose_num_splits(num_tiles: int, most: int, device: torch.device) -> int:
-    """Return how many programs share a tile, a power of two: while multiprocessors are left, and at most `most`."""
+def choose_num_splits(num_tiles: int, most: int, per_multiprocessor: int, device: torch.device) -> int:
+    """Return how many programs share a tile, a power of two.
+
+    Args:
+        num_tiles: of the product.
+        most: blocks of channels there are to share.
+        per_multiprocessor: programs up to which more are faster.
+        device: where they run.
+    """
     if num_tiles > LARGEST_COUNT:
         return 1
-    free = max(1, min(_programs_at_once(device) // num_tiles, most, MOST_SPLITS))
-    return 1 << (free.bit_length() - 1)
+    room = per_multiprocessor * _num_multiprocessors(device)
+    shares = max(1, min(room // num_tiles, most, MOST_SPLITS))
+    return 1 << (shares.bit_length() - 1)
 
 
 @cache
-def _programs_at_once(device: torch.device) -> int:
+def _num_multiprocessors(device: torch.device) -> int:
+    """Return how many there are; of a GPU that gains nothing by splits, none."""
     if device.type != "cuda":
         return 8
     properties = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count if properties.major < UNSPLIT_FROM else 1
+    return properties.multi_processor_count if properties.major < UNSPLIT_FROM else 0
 
 
 @cache

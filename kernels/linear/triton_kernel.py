@@ -74,7 +74,7 @@ def _multiply(
     if num_rows == 1:
         programs.multiply_row[(num_tiles,)](x, weight, bias, out, num_outputs, width, **constants)
         return out
-    splits = 1 if activation else choose_num_splits(num_tiles, width // channels, x.device)
+    splits = 1 if activation else choose_num_splits(num_tiles, width // channels, 1, x.device)
     num_parts = num_tiles * splits * MOST_ROWS * outputs if splits > 1 else 0
     parts = torch.empty(num_parts, dtype=torch.float32, device=x.device)
     sizes = num_rows, num_outputs, width, x.stride(0)

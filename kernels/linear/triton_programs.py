@@ -83,11 +83,13 @@ def multiply_rows(
         if ACTIVATION != "":
             fetch_to_cache(up_weights)
     await_inputs(DEPENDENT)
-    row_at = x + tl.minimum(rows, num_rows - 1)[:, None] * row_stride
+    row_at = x + rows[:, None] * row_stride
+    is_row = (rows < num_rows)[:, None]
     for at in tl.range(start, end, BLOCK_CHANNELS):
         here = at + channels
         block = _load(weights[None, :] + here[:, None], here[:, None], width, IS_EVEN)
-        taken = _load(row_at + here[None, :], here[None, :], width, IS_EVEN)
+        is_taken = is_row if IS_EVEN else is_row & (here < width)[None, :]
+        taken = tl.load(row_at + here[None, :], mask=is_taken, other=0.0)
         sums = tl.dot(taken, block, sums)
         if ACTIVATION != "":
             block = _load(up_weights[None, :] + here[:, None], here[:, None], width, IS_EVEN)

@@ -55,7 +55,7 @@ TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
     (80, "prefill", 4, 64): Tiling(32, 32, 4, 3),
     (80, "prefill", 4, 128): Tiling(16, 32, 4, 3),
     (90, "decode", 1, 64): Tiling(16, 64, 4, 5),
-    (90, "decode", 1, 128): Tiling(16, 64, 2, 4),
+    (90, "decode", 1, 128): Tiling(16, 128, 4, 5),
     (90, "decode", 1, 256): Tiling(16, 32, 8, 5),
     (90, "decode", 2, 64): Tiling(16, 128, 4, 5),
     (90, "decode", 2, 128): Tiling(16, 64, 2, 4),
@@ -78,7 +78,7 @@ TUNED_BYTES, TUNED_DIMS = 2, (64, 128)  # halves as they are; others have one ti
 TUNED_CAPABILITIES = (80, 90)  # what stands for 100 alone spills in a shorter pipeline
 FEWEST_POSITIONS, FEWEST_STAGES = 32, 3
 # Caches of 8 bits: a warp computes less for each position, 60 instructions instead of 85 at 128 channels.
-WIDER = {(90, "decode", 1, dim): Tiling(16, 128, 4, 5) for dim in TUNED_DIMS}
+WIDER = {(90, "decode", 1, 64): Tiling(16, 128, 4, 5)}
 
 
 def options_of(key: tuple[int, Kind, int, int]) -> tuple[Tiling, ...]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from kernels.aot import Build, constants_among
 from kernels.quantize_rows.triton_kernel import quantize_rows_triton
 from kernels.quantized_linear import triton_products as products
-from kernels.quantized_linear import triton_row, triton_widening
+from kernels.quantized_linear import triton_widening
 from kernels.quantized_linear.weights import Float8Weight, Int4Weight, Int8Weight
 from kernels.split_sums import MOST_SPLITS, UNSPLIT_FROM, choose_num_splits, counters_on
 from kernels.stacked_experts.triton_kernel import MOST_EXPERTS, Grouped
@@ -30,13 +30,14 @@ SMALLEST_BLOCK = 32  # channels that the matrix units take at least, 8 bits each
 BLOCK = 128  # channels at a time
 MOST_TILED_ROWS = 384  # more are multiplied by the widened weight
 MOST_SPLIT_ROWS = 64
+SPLIT_UP_TO = 4  # programs a multiprocessor
 # Up to so many rows: rows, outputs, warps, stages.
 SMALL_TILES = ((16, (16, 64, 4, 5)), (32, (32, 64, 4, 4)))
-TILES = (*SMALL_TILES, (128, (64, 128, 4, 4)), (math.inf, (128, 128, 8, 3)))
+TILES = (*SMALL_TILES, (64, (64, 64, 4, 5)), (128, (64, 128, 4, 4)), (math.inf, (128, 128, 8, 3)))
 WEIGHT_ONLY_TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (128, (64, 128, 4, 4)), (math.inf, (128, 128, 8, 3)))
-FLOAT8_TILES = (*SMALL_TILES, (64, (64, 64, 4, 4)), (math.inf, (128, 128, 8, 3)))  # on sm_100 64 x 128 spills
+FLOAT8_TILES = (*SMALL_TILES, (64, (64, 64, 4, 5)), (math.inf, (128, 128, 8, 3)))  # on sm_100 64 x 128 spills
 TILES_BY_GROUPS = (*SMALL_TILES, (math.inf, (64, 64, 8, 3)))
-INT4_TILES = ((16, (16, 64, 4, 5)), (math.inf, (32, 64, 4, 4)))
+INT4_TILES = ((16, (16, 64, 4, 4)), (math.inf, (32, 64, 4, 4)))
 TILES_OF: dict[str, tuple[tuple[float, Configuration], ...]] = {
     "int8": TILES,
     "int8_weight_only": WEIGHT_ONLY_TILES,
@@ -72,8 +73,8 @@ def int8_weight_only_linear_triton(
     inputs: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None, grouped: Grouped | None = None
 ) -> torch.Tensor:
     """Multiply by 8-bit integers; see `int8_linear_triton`."""
-    if grouped is None and (answer := _untiled(inputs, weight, bias)) is not None:
-        return answer
+    if grouped is None and len(inputs) > MOST_TILED_ROWS:
+        return _widened(inputs, weight, bias)
     out, grid, arguments = _prepare("int8_weight_only", inputs, weight.values, BLOCK, grouped)
     products.int8_weight_only_kernel[grid](inputs, weight.values, weight.scales, bias, out, **arguments)
     return out
@@ -101,23 +102,18 @@ def int4_weight_only_linear_triton(
 ) -> torch.Tensor:
     """Multiply by 4-bit integers; see `int8_linear_triton`."""
     block_c = block_within(weight.group, BLOCK)
-    if grouped is None and (answer := _untiled(inputs, weight, bias)) is not None:
-        return answer
+    if grouped is None and len(inputs) > MOST_TILED_ROWS:
+        return _widened(inputs, weight, bias)
     out, grid, arguments = _prepare("int4_weight_only", inputs, weight.packed, block_c, grouped)
     values = inputs, weight.packed, weight.scales, weight.zeros
     products.int4_kernel[grid](*values, bias, out, group=weight.group, **arguments)
     return out
 
 
-def _untiled(inputs: torch.Tensor, weight: Int8Weight | Int4Weight, bias: torch.Tensor | None) -> torch.Tensor | None:
-    """Return the product of a single row, or of many; None where tiles are best."""
-    if len(inputs) == 1 and triton_row.takes(weight):
-        return triton_row.multiply_row(inputs, weight, bias)
-    if len(inputs) > MOST_TILED_ROWS:
-        return F.linear(
-            inputs, triton_widening.widen(weight, inputs.dtype), None if bias is None else bias.to(inputs.dtype)
-        )
-    return None
+def _widened(inputs: torch.Tensor, weight: Int8Weight | Int4Weight, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(
+        inputs, triton_widening.widen(weight, inputs.dtype), None if bias is None else bias.to(inputs.dtype)
+    )
 
 
 def block_within(group: int, largest: int) -> int:
@@ -162,7 +158,7 @@ def _prepare(
     sizes = {"num_rows": num_rows, "num_outputs": num_outputs, "num_channels": num_channels}
     experts = ALONE if grouped is None else grouped.arguments
     is_split = grouped is None and num_rows <= MOST_SPLIT_ROWS
-    splits = choose_num_splits(num_tiles, num_channels // block_c, inputs.device) if is_split else 1
+    splits = choose_num_splits(num_tiles, num_channels // block_c, SPLIT_UP_TO, inputs.device) if is_split else 1
     shares = UNSPLIT if splits == 1 else _shares(product, num_tiles * splits * height * options["BLOCK_O"], out.device)
     return out, (num_tiles, splits), sizes | experts | options | shares | {"SPLITS": splits}
 
@@ -195,12 +191,7 @@ def shipped() -> list[Build]:
     varied = [change(build) for build in usual for change in (_with_bias, _of_experts)]
     varied += [_split(build) for build in usual if build.constants["BLOCK_T"] <= MOST_SPLIT_ROWS]
     tiles = {build.name: build for build in plain + varied}.values()  # more rows may have the same tile
-    others = [
-        build
-        for element in ("bf16", "fp16")
-        for build in (*triton_widening.builds(element), *triton_row.builds(element))
-    ]
-    return [*tiles, *others]
+    return [*tiles, *(build for element in ("bf16", "fp16") for build in triton_widening.builds(element))]
 
 
 def _with_bias(build: Build) -> Build:
