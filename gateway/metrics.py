@@ -32,6 +32,9 @@ class Metrics:
         self.calls = Counts(
             "gateway_calls", "Calls of clients (streams) that ended.", ["method", "outcome"], self.registry
         )
+        self.http_answers = Counts(
+            "gateway_http_answers", "Answers under /v1, streams as they begin.", ["path", "status"], self.registry
+        )
         self.retries = Counter(
             "gateway_retries", "Requests sent again after failing at an instance.", ["instance"], registry=self.registry
         )

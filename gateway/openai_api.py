@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.call import WHOLE_FLAG
+from gateway.cells import Counts
 from gateway.demanded_calls import CALL_FORM
 from gateway.kserve_client import Completion, KserveClient
 from gateway.kserve_messages import MODEL, Chunk, KserveError, Tensor
@@ -45,6 +46,7 @@ KINDS: dict[str, tuple[type[Body], Shape]] = {
     "/v1/chat/completions": (ChatBody, CHAT),
 }
 PROMPTS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages", "/v1/embeddings": "input"}
+OTHER_PATHS = "other"
 METHODS = dict.fromkeys(PROMPTS, "POST") | {"/v1/models": "GET"}
 
 
@@ -110,9 +112,10 @@ class _Endpoint:
 class OpenAiApi:
     """The routes under `/v1`."""
 
-    def __init__(self, client: KserveClient, guard: Guard, config: OpenAiConfig) -> None:
-        """Send requests through this client, for whom the guard knows."""
+    def __init__(self, client: KserveClient, guard: Guard, config: OpenAiConfig, answers: Counts) -> None:
+        """Send requests through this client, for whom the guard knows; count `answers` by path and status."""
         self._client = client
+        self._answers = answers
         self.config = config
         self._guard = guard
         self._created = int(time.time())
@@ -136,6 +139,8 @@ class OpenAiApi:
         request.state.id = f"req_{uuid.uuid4().hex}"
         response = await self._answer(request, handle)
         response.headers[REQUEST_ID] = request.state.id
+        path = request.scope["path"]
+        self._answers.count((path if path in METHODS else OTHER_PATHS, str(response.status_code)))
         return response
 
     async def _answer(self, request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:

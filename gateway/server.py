@@ -107,7 +107,7 @@ class Server:
         return addresses
 
     async def _start_http(self) -> str:
-        self._openai = OpenAiApi(self._kserve, self.dispatcher.guard, self.config.openai)
+        self._openai = OpenAiApi(self._kserve, self.dispatcher.guard, self.config.openai, self.metrics.http_answers)
         others = dict[int, bytes] if self.seat is None else self.seat.shares
         feed = Feed(self.dispatcher, self.metrics, self.stopping.is_set, others)
         self._tasks.append(asyncio.get_running_loop().create_task(feed.run()))

@@ -685,9 +685,13 @@ def test_a_role_is_one_of_openais_and_a_developer_is_the_system() -> None:
 
 def test_what_is_malformed_is_refused_in_openais_shape(served: tuple[OpenAI, Backend, GatewayProcess]) -> None:
     for path, method, status in PLACES:
+        place = path if path in {"/v1/completions", "/v1/models"} else "other"
+        series = f'gateway_http_answers_total{{path="{place}",status="{status}"}}'
+        before = served[2].metric(series)
         got, body = served[2].get(path, method)
         assert got == status
         assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+        assert served[2].metric(series) == before + 1
 
 
 def test_what_is_under_way_is_finished_when_the_gateway_drains(
