@@ -154,9 +154,8 @@ def _plus(left: Totals, right: Totals) -> Totals:
 
 def _since(now: Totals, before: Totals) -> Totals:
     """Return what has come since; all of it where a process has begun again."""
-    if now.requests < before.requests:
-        return now
-    return Totals(**{name: value - getattr(before, name) for name, value in asdict(now).items()})
+    changes = {name: value - getattr(before, name) for name, value in asdict(now).items()}
+    return Totals(**changes) if min(changes.values()) >= 0 else now
 
 
 def _stages(ledgers: list[dict[str, int]]) -> list[dict[str, Any]]:

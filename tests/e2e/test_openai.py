@@ -4,11 +4,12 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 from openai import OpenAI
+from pydantic import BaseModel
 
 from engine.core import EngineCore
 from engine.offline import generate
@@ -98,6 +99,21 @@ def test_sequences_formats_and_log_probabilities_reach_the_engine(client: OpenAI
     assert biased.choices[0].logprobs is not None
     assert biased.choices[0].logprobs.tokens == [biased.choices[0].text]
     assert all("".join(log.tokens or ()) == choice.text for log, choice in zip(logs, done.choices, strict=True) if log)
+
+
+def test_a_demanded_call_follows_its_schema(client: OpenAI) -> None:
+    class Look(BaseModel):
+        at: Literal["moon", "sun"]
+        twice: bool
+
+    wish: dict[str, Any] = {"tools": [openai.pydantic_function_tool(Look)], "tool_choice": "required"}
+    with client.chat.completions.stream(model="llm", messages=CHAT, max_tokens=128, **wish) as events:
+        streamed = events.get_final_completion().choices[0]
+    whole = client.chat.completions.parse(model="llm", messages=CHAT, max_tokens=128, **wish).choices[0]
+    calls = [each.message.tool_calls[0].function for each in (streamed, whole) if each.message.tool_calls]
+    assert isinstance(calls[0].parsed_arguments, Look)
+    assert [call.arguments for call in calls] == [calls[0].arguments] * 2
+    assert (streamed.finish_reason, whole.finish_reason) == ("tool_calls", "tool_calls")
 
 
 def test_what_the_model_refuses_is_a_bad_request(client: OpenAI) -> None:

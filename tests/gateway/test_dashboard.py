@@ -12,7 +12,9 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
+from gateway.dashboard import feed as feed_module
 from gateway.dashboard.feed import MAX_TENANTS, Feed, level_facts
+from gateway.dashboard.share import Share, Totals, write_share
 from gateway.routing.levels import Level, LevelRule, LevelTracker
 from gateway.safety.config import TenantConfig
 from gateway.safety.tenant import Tenant, make_tenant
@@ -102,6 +104,21 @@ def test_the_page_loads_nothing_from_elsewhere(busy: GatewayProcess) -> None:
     assert status == 200
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "src=" not in page
+
+
+def test_totals_of_all_workers_never_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = (Share(1, Totals(requests=requests), [0.5], []) for requests in (10, 5))
+    monkeypatch.setattr(feed_module, "share_of", lambda *_: own)
+    told = [
+        other,
+        Share(0, Totals(requests=7), [], []),
+        Share(0, Totals(requests=2), [], []),
+    ]  # the last one began anew
+    dispatcher = SimpleNamespace(instances={})
+    feed = Feed(dispatcher, Mock(), Mock(), lambda: {1: write_share(told.pop(0))})  # type: ignore[arg-type]
+    samples = [feed.sample() for _ in range(3)]
+    assert [sample.totals.requests for sample in samples] == [15, 17, 19]
+    assert [sample.waiting for sample in samples] == [2, 1, 1]
 
 
 def test_of_many_tenants_the_busiest_and_those_with_the_least_left_are_shown() -> None:
