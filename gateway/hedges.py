@@ -22,7 +22,7 @@ from gateway.hedge_plan import HedgePlan, HedgingConfig
 from gateway.instance_errors import failure_of_message
 from gateway.request_stages import SENT
 from gateway.routing.asked import prefill_weight
-from gateway.status import Code, Failure, failure_of_reset, failure_of_trailers
+from gateway.status import HTTP_OK, Code, Failure, failure_of_http, failure_of_reset, failure_of_trailers
 from gateway.wire import protobuf
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
@@ -73,8 +73,8 @@ class Hedge:
         if event.end_stream:
             failure = failure_of_trailers(event.headers) or Failure(Code.UNKNOWN, "it ended without an answer")
             self._hedges.lost(self, failure, None if event.stream.state == CLOSED else ErrorCode.NO_ERROR)
-        elif dict(event.headers).get(b":status") != b"200":
-            self._hedges.lost(self, Failure(Code.UNKNOWN, "it did not answer with HTTP status 200"), ErrorCode.CANCEL)
+        elif HTTP_OK not in event.headers:
+            self._hedges.lost(self, failure_of_http(event.headers), ErrorCode.CANCEL)
 
     def on_data(self, event: DataReceived) -> None:
         """Take a part of the response; with the first whole message it wins."""

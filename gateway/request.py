@@ -18,7 +18,7 @@ from gateway.instance_errors import failure_of_message
 from gateway.request_memory import MAX_ID_BYTES, RequestMemory
 from gateway.request_stages import ANSWER, ANSWERING, DONE, NEXT, SEND, SENT, WAITING, Stage, Step
 from gateway.routing.asked import prefill_weight
-from gateway.status import OK_TRAILERS, Code, Failure, failure_of_reset, failure_of_trailers
+from gateway.status import HTTP_OK, OK_TRAILERS, Code, Failure, failure_of_http, failure_of_reset, failure_of_trailers
 from gateway.wire.events import DataReceived, HeadersReceived
 from gateway.wire.faults import ErrorCode
 from gateway.wire.messages import MessageCutter, is_message
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from gateway.upstream import UpstreamLink
     from gateway.wire.stream import Stream
 
-HTTP_OK = (b":status", b"200")
 MAX_KEPT_BYTES = 64 * 2**20
 
 
@@ -199,7 +198,7 @@ class Request(RequestMemory):
         if event.end_stream:
             self._on_end(event)
         elif HTTP_OK not in event.headers:
-            self.exchange.dispatcher.attempt_failed(self, _unexpected(event), ErrorCode.CANCEL)
+            self.exchange.dispatcher.attempt_failed(self, failure_of_http(event.headers), ErrorCode.CANCEL)
         elif not self.exchange.call.is_routed:
             self.exchange.response_headers(event.headers)
 
@@ -332,8 +331,3 @@ class Request(RequestMemory):
             outbox.send_data(self.stream, payload, owner, end_stream=complete)
         elif complete:
             outbox.finish(self.stream)
-
-
-def _unexpected(event: HeadersReceived) -> Failure:
-    status = dict(event.headers).get(b":status", b"?").decode("latin-1")
-    return Failure(Code.UNKNOWN, f"the instance answered HTTP status {status}")

@@ -11,7 +11,8 @@ from gateway.wire.faults import ErrorCode
 from gateway.wire.headers import Headers
 
 GRPC_CONTENT = (b"content-type", b"application/grpc")
-RESPONSE_HEADERS: Headers = ((b":status", b"200"), GRPC_CONTENT)
+HTTP_OK = (b":status", b"200")
+RESPONSE_HEADERS: Headers = (HTTP_OK, GRPC_CONTENT)
 OK_TRAILERS: Headers = ((b"grpc-status", b"0"),)
 NOT_AGAIN = (b"grpc-retry-pushback-ms", b"-1")  # gRPC's word (A6, client retries) for what no retry can change
 MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
@@ -98,17 +99,18 @@ def failure_of_trailers(headers: Headers) -> Failure | None:
     fields = dict(headers)
     status = fields.get(b"grpc-status")
     if status is None:
-        return failure_of_http(fields.get(b":status", b"200"), headers)
+        return failure_of_http(headers)
     if status == b"0":
         return None
     code = CODES.get(status, Code.UNKNOWN)
     return Failure(code, unquote(fields.get(b"grpc-message", b"").decode("utf-8", "replace")), headers)
 
 
-def failure_of_http(status: bytes, headers: Headers = ()) -> Failure:
-    """Return what a response that is not gRPC's means."""
+def failure_of_http(headers: Headers) -> Failure:
+    """Return what the headers of a response that is not gRPC's mean; none of them is for a client."""
+    status = dict(headers).get(b":status", b"200")
     code = Code.UNAVAILABLE if status in UNAVAILABLE_HTTP else Code.UNKNOWN
-    return Failure(code, f"the instance answered HTTP status {status.decode('latin-1')} without a gRPC status", headers)
+    return Failure(code, f"the instance answered HTTP status {status.decode('latin-1')} without a gRPC status")
 
 
 def failure_of_reset(code: int, instance: str) -> Failure:

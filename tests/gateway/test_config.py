@@ -213,6 +213,7 @@ def test_unknown_codes_and_answers_that_are_not_grpc_are_failures() -> None:
         failure = failure_of_trailers(headers)
         assert failure is not None
         assert failure.code is code
+        assert failure.trailers == (headers if headers[0][0] == b"grpc-status" else ())
     assert failure_of_reset(7, "a").code is Code.UNAVAILABLE
     assert failure_of_reset(77, "a").code is Code.INTERNAL
 

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from tests.gateway.clients import Client, ClientStream, indices, request
 from tests.gateway.conftest import Start
 from tests.gateway.process import GatewayProcess
 from tests.gateway.protos import pb
+from tests.gateway.proxy_page import ProxyPage
 from tests.gateway.wires import HELLO, data_frame, open_frame
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -58,6 +60,23 @@ def test_a_server_that_cannot_say_that_it_is_ready_is_not_used_and_says_why(monk
     assert gateway.health() == {backend.grpc_address: "starting"}
     gateway.stop()
     backend.stop()
+
+
+def test_a_proxys_page_that_says_unavailable_is_no_answer(tmp_path: Path) -> None:
+    page, backend = ProxyPage(), Backend("a", metrics=False)
+    config = tmp_path / "gateway.yaml"
+    config.write_text("routing: {policy: round_robin}")
+    gateway = GatewayProcess(page.address, backend.flag, flags=("--config", str(config)))
+    gateway.wait_usable(2)
+    with Client(gateway.url) as client:
+        stream = client.stream()
+        stream.send(*(request(f"r{n}", chunks=2) for n in range(2)))
+        responses = stream.rest()
+    assert page.num_pages
+    assert [indices(responses, f"r{n}") for n in range(2)] == [[0, 1], [0, 1]]
+    gateway.stop()
+    backend.stop()
+    page.close()
 
 
 def test_retries_are_bounded_and_end_in_one_error(start: Start) -> None:
