@@ -71,6 +71,7 @@ TILINGS: dict[tuple[int, Kind, int, int], Tiling] = {
     (90, "prefill", 4, 64): Tiling(32, 32, 4, 3),
     (90, "prefill", 4, 128): Tiling(16, 32, 4, 3),
     (100, "prefill", 1, 64): Tiling(128, 32, 8, 5),
+    (100, "prefill", 1, 128): Tiling(128, 32, 8, 5),
     (100, "prefill", 2, 64): Tiling(128, 32, 8, 5),
 }
 PADDED_DIMS = (64, 128, 256)

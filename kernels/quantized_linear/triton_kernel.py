@@ -181,17 +181,24 @@ def shipped() -> list[Build]:
 
     With a bias, and for experts, in the type that such checkpoints are published in: 4-bit ones fp16, others bf16.
     """
-    plain = [
+    few = [build for rows in (16, 32, MOST_SPLIT_ROWS) for build in _builds_of(rows)]
+    plain = [*few, *(build for rows in (128, 256) for build in _builds_of(rows))]
+    varied = [change(build) for build in plain if _is_usual(build) for change in (_with_bias, _of_experts)]
+    varied += [_split(build) for build in few if _is_usual(build)]
+    tiles = {build.name: build for build in plain + varied}.values()  # more rows may have the same tile
+    return [*tiles, *(build for element in ("bf16", "fp16") for build in triton_widening.builds(element))]
+
+
+def _builds_of(rows: int) -> list[Build]:
+    return [
         build
-        for rows in (16, 32, 64, 128, 256)
         for element in ("bf16", "fp16")
         for build in (*_int8_builds(rows, element), *_float8_builds(rows, element), _int4_build(rows, element))
     ]
-    usual = [build for build in plain if build.types["out"] == ("*fp16" if "packed" in build.types else "*bf16")]
-    varied = [change(build) for build in usual for change in (_with_bias, _of_experts)]
-    varied += [_split(build) for build in usual if build.constants["BLOCK_T"] <= MOST_SPLIT_ROWS]
-    tiles = {build.name: build for build in plain + varied}.values()  # more rows may have the same tile
-    return [*tiles, *(build for element in ("bf16", "fp16") for build in triton_widening.builds(element))]
+
+
+def _is_usual(build: Build) -> bool:
+    return build.types["out"] == ("*fp16" if "packed" in build.types else "*bf16")
 
 
 def _with_bias(build: Build) -> Build:
