@@ -112,7 +112,9 @@ def strip_padding(flags: int, payload: bytes) -> bytes:
 
 
 def parse_settings(payload: bytes) -> dict[int, int]:
-    """Return the pairs of a SETTINGS frame, the last of each identifier, known values checked.
+    """Return the pairs of a SETTINGS frame, known values checked: the last of each identifier.
+
+    Of several header table sizes it is the smallest, which an encoder has to confirm (RFC 7541, section 4.2).
 
     Raises:
         ConnectionFault: the length or a value is not allowed.
@@ -122,7 +124,8 @@ def parse_settings(payload: bytes) -> dict[int, int]:
     settings: dict[int, int] = {}
     for identifier, value in SETTING.iter_unpack(payload):
         _check_setting(identifier, value)
-        settings[identifier] = value
+        known = settings.get(identifier, value)
+        settings[identifier] = min(known, value) if identifier == Setting.HEADER_TABLE_SIZE else value
     return settings
 
 

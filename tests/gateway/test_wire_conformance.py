@@ -273,7 +273,8 @@ def test_interim_responses_are_passed_over_and_malformed_ones_reset_their_stream
 @pytest.mark.parametrize("size", [0, 30, 100, 4095])
 def test_a_smaller_header_table_is_acknowledged_in_the_next_block_and_only_there(size: int) -> None:
     connection = server()
-    stream = opened(connection, HELLO + frames.pack_settings({1: size})).stream
+    sizes = frames.SETTING.pack(1, size) + frames.SETTING.pack(1, 4096)  # the smallest counts
+    stream = opened(connection, HELLO + frames.pack_frame(FrameType.SETTINGS, 0, 0, sizes)).stream
     decoder = Decoder()
     decoder.max_allowed_table_size = size
     connection.outbox.send_headers(stream, encode_headers(((b":status", b"200"),)))
