@@ -17,6 +17,7 @@ from gateway.demanded_calls import call_grammar
 from gateway.kserve_messages import Tensor, int_tensor, prompt_tensors, text_tensor
 from gateway.openai_parts import (
     MAX_ITEMS,
+    AllowedTools,
     Few,
     Many,
     Message,
@@ -192,7 +193,7 @@ class ChatBody(Body):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP)] | None = None
     response_format: ResponseFormat | None = None
     tools: Few[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ChatBody":
@@ -203,12 +204,12 @@ class ChatBody(Body):
 
     @field_validator("tool_choice")
     @classmethod
-    def _among_tools(cls, value: "str | NamedTool | None", info: ValidationInfo) -> "str | NamedTool | None":
-        names = [tool.function.name for tool in info.data.get("tools") or ()]
+    def _among_tools(cls, value: Any, info: ValidationInfo) -> Any:
+        names = {tool.function.name for tool in info.data.get("tools") or ()}
         if value == "required" and not names:
             raise ValueError("a call is required, but there are no tools")
-        if isinstance(value, NamedTool) and value.function.name not in names:
-            raise ValueError(f"there is no tool {value.function.name!r}")
+        if isinstance(value, NamedTool | AllowedTools) and (unknown := value.names - names):
+            raise ValueError(f"there is no tool {min(unknown)!r}")
         return value
 
     @field_validator("top_logprobs")
@@ -238,13 +239,14 @@ class ChatBody(Body):
     @property
     def must_call(self) -> bool:
         """Whether the answer is a call of an offered tool and nothing else."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+        choice = self.tool_choice
+        return choice.must_call if isinstance(choice, NamedTool | AllowedTools) else choice == "required"
 
     def _choosable(self) -> list[Tool]:
         """Return the tools that `tool_choice` leaves."""
         choice = self.tool_choice
-        if isinstance(choice, NamedTool):
-            return [tool for tool in self.tools or () if tool.function.name == choice.function.name]
+        if isinstance(choice, NamedTool | AllowedTools):
+            return [tool for tool in self.tools or () if tool.function.name in choice.names]
         return [] if choice == "none" else self.tools or []
 
     def options(self) -> dict[str, Any]:

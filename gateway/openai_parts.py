@@ -159,6 +159,40 @@ class NamedTool(Strict):
     type: Literal["function"]
     function: NamedFunction
 
+    @property
+    def must_call(self) -> bool:
+        """Whether an answer must be a call."""
+        return True
+
+    @property
+    def names(self) -> set[str]:
+        """The tools that may be called."""
+        return {self.function.name}
+
+
+class Allowed(Strict):
+    """Those of the tools that an answer may call, and whether it must."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[Some[NamedTool], Field(max_length=MAX_ITEMS)]
+
+
+class AllowedTools(Strict):
+    """The same as a choice."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+    @property
+    def must_call(self) -> bool:
+        """Whether an answer must be a call."""
+        return self.allowed_tools.mode == "required"
+
+    @property
+    def names(self) -> set[str]:
+        """The tools that may be called."""
+        return {tool.function.name for tool in self.allowed_tools.tools}
+
 
 class Schema(Strict):
     """A JSON schema under a name; it is always followed, whatever `strict` says."""

@@ -362,7 +362,14 @@ def test_tools_and_their_calls_go_to_the_template(client: OpenAI, fake: Backend)
     assert "tools" not in inputs_of(fake.requests[-1])
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look"}}])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "function": {"name": "look"}},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [TOOL]}},
+    ],
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_demanded_call_is_guided_and_found(client: OpenAI, fake: Backend, choice: Any, stream: bool) -> None:
     names = ["look", "go"] if choice == "required" else ["look"]
@@ -378,6 +385,16 @@ def test_a_demanded_call_is_guided_and_found(client: OpenAI, fake: Backend, choi
     assert (called.name, called.arguments, whole.choices[0].finish_reason) == ("look", '{"at": 1}', "tool_calls")
     grammar = options_of(fake.requests[-1])["guided"]["ebnf"]
     assert [name for name in ("look", "go") if name in grammar] == names
+
+
+def test_a_tool_that_is_not_allowed_is_not_called(client: OpenAI, fake: Backend) -> None:
+    tools: list[Any] = [{"type": "function", "function": {"name": name}} for name in ("look", "go")]
+    said = '{"name": "go", "arguments": {}}'
+    choice: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}}
+    turns: list[Any] = [{"role": "user", "content": f"say|{said}"}]
+    done = client.chat.completions.create(model="llm", messages=turns, tools=tools, tool_choice=choice)
+    assert (done.choices[0].message.content, done.choices[0].message.tool_calls) == (said, None)
+    assert set(inputs_of(fake.requests[-1])) == {"messages", "tools", "stream"}
 
 
 def test_an_answers_message_may_be_sent_back_with_all_that_its_client_adds(client: OpenAI, fake: Backend) -> None:
