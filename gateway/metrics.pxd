@@ -5,5 +5,5 @@ cdef class Metrics:
     cdef public object registry, instances, level, retries, resumes, hedges, hedge_wins, level_switches, ejections, aborts
     cdef public object ttft_seconds
     cdef public Tally slow
-    cdef public Counts requests, calls
+    cdef public Counts requests, calls, http_answers
     cdef public Spread ttft
