@@ -9,6 +9,7 @@ from gateway.link cimport Hub
 from gateway.metrics cimport Metrics
 from gateway.observe.observation cimport Observation
 from gateway.request cimport Request
+from gateway.routing.asked cimport Asked
 from gateway.routing.candidates cimport Candidate
 from gateway.routing.policy cimport Policy
 from gateway.routing.router cimport Router
@@ -42,11 +43,14 @@ cdef class Dispatcher:
     cpdef _go_on(self, Request request, failure, code)
     cpdef _conclude(self, Request request, str outcome, code)
     cpdef _note_seconds(self, Request request)
-    @cython.locals(each=Instance, candidate=Candidate, policy=Policy, candidates=list)
     cpdef _choose(self, Request request, double now)
-    @cython.locals(instance=Instance, now=double)
+    @cython.locals(policy=Policy)
+    cpdef _asked(self, Request request)
+    @cython.locals(each=Instance, candidate=Candidate, candidates=list)
+    cpdef _instance_for(self, Asked asked, double now)
+    @cython.locals(instance=Instance, asked=Asked, now=double)
     cpdef _place(self, Request request)
     @cython.locals(link=UpstreamLink, call=Call)
-    cpdef _send(self, Request request, Instance instance, double now)
+    cpdef _send(self, Request request, Instance instance, Asked asked, double now)
     cpdef _ended(self, Request request, str instance, str outcome)
     cpdef _leave_line(self, Request request)

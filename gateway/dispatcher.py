@@ -27,6 +27,7 @@ from gateway.observe.observation import Observation
 from gateway.request import Request
 from gateway.request_facts import PLAIN, describe
 from gateway.request_stages import DONE, END, RETRY, SENT, WAITING
+from gateway.routing.asked import Asked
 from gateway.routing.router import Router
 from gateway.safety.gate import Gate
 from gateway.safety.guard import Guard
@@ -309,19 +310,26 @@ class Dispatcher:
     # -- placing ------------------------------------------------------------------------------------------------------
 
     def _choose(self, request: Request, now: float) -> Instance | None:
+        return self._instance_for(self._asked(request), now)
+
+    def _asked(self, request: Request) -> Asked:
+        policy = self.router.policy
+        is_plain = not request.tried and policy.marks is None and not policy.wants_session
+        return PLAIN if is_plain else describe(request, policy)
+
+    def _instance_for(self, asked: Asked, now: float) -> Instance | None:
         candidates = [each.candidate for each in self.instances.values() if each.endpoint.is_usable]
         for candidate in candidates:
             candidate.now = now
-        policy = self.router.policy
-        is_plain = not request.tried and policy.marks is None and not policy.wants_session
-        endpoint = self.router.choose(PLAIN if is_plain else describe(request, policy), candidates)
+        endpoint = self.router.choose(asked, candidates)
         return None if endpoint is None else self.instances[endpoint.name]
 
     def _place(self, request: Request) -> None:
         now = self._clock()
-        instance = self._choose(request, now)
+        asked = self._asked(request)
+        instance = self._instance_for(asked, now)
         if instance is not None:
-            self._send(request, instance, now)
+            self._send(request, instance, asked, now)
             return
         delay = max(0.0, self.config.queue_timeout_s - (now - request.line_since))
         self._line[request] = self._loop.call_later(delay, self._give_up, request)
@@ -331,8 +339,7 @@ class Dispatcher:
         self._place(request)
         self._hub.flush()
 
-    def _send(self, request: Request, instance: Instance, now: float) -> None:
-        asked = PLAIN if self.router.policy.marks is None else describe(request, self.router.policy)
+    def _send(self, request: Request, instance: Instance, asked: Asked, now: float) -> None:
         self.router.placed(asked, instance.name, instance.load, now)
         call = request.exchange.call
         link = instance.pool.acquire()
