@@ -13,13 +13,14 @@ from gateway.kserve_messages import MODEL
 from gateway.openai_bodies import Body, Unsupported, without_neutral
 from gateway.openai_embeddings import EmbeddingBody
 from gateway.openai_errors import ApiError
-from gateway.openai_parts import ForModel
+from gateway.openai_parts import AllowedTools, ForModel, NamedTool
 
 M = TypeVar("M", bound=ForModel)
 MAX_COMMAS = 2**19  # of a body: every open stream waits while what stands between them is read, 0.2 us each
 MAX_FIELDS = 256
 MAX_QUOTED = 100  # characters of a wrong value
 MAX_EXPLAINED = 1000  # errors: pydantic takes 8 us to tell of each, and tells of all
+ALTERNATIVES = frozenset({"str", NamedTool.__name__, AllowedTools.__name__})
 NO_OBJECT = frozenset({"model_type", "dict_type"})  # pydantic's words for them are of Python
 
 
@@ -101,4 +102,4 @@ def _nearness(item: ErrorDetails) -> tuple[int, bool]:
 
 def _is_alternative(part: int | str) -> bool:
     """Whether this part of a place names a type of a union and not a field."""
-    return isinstance(part, str) and (part == "str" or "[" in part)
+    return isinstance(part, str) and (part in ALTERNATIVES or "[" in part)

@@ -693,6 +693,11 @@ def test_a_session_is_passed_on(client: OpenAI, fake: Backend) -> None:
     assert fake.metadata[-1]["x-session-id"] == "s7"
 
 
+def test_what_is_wrong_with_a_choice_is_said_in_openais_names() -> None:
+    with pytest.raises(ApiError, match=r"tool_choice.type: Input should be 'function', not 'x'"):
+        parse_body(ChatBody, json.dumps({"model": "llm", "messages": CHAT, "tool_choice": {"type": "x"}}).encode())
+
+
 def test_a_role_is_one_of_openais_and_a_developer_is_the_system() -> None:
     with pytest.raises(ApiError, match=r"messages.0.role: .*, not 'alien'"):
         parse_body(ChatBody, b'{"model": "llm", "messages": [{"role": "alien", "content": "a"}]}')
