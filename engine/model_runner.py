@@ -184,6 +184,8 @@ class ModelRunner:
         items = [item for item in plan.scheduled if item.samples]
         num_drafts = sum(len(item.draft_ids) for item in items)
         first, drafted, prompts = logits.tensor_split((len(items), len(items) + num_drafts))
+        if num_drafts and self.graphs is not None:
+            drafted = drafted.clone()  # is read when other steps may have been replayed since
         return PendingStep(
             items,
             start_sampling(first, batch.sampling, self.link),

@@ -9,7 +9,10 @@ import torch
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.offline import Completion, generate
+from engine.outputs import RequestOutput
+from engine.results import Results
 from engine.sampling_params import SamplingParams
+from engine.step_run import StepRun
 from engine.step_shapes import StepShape
 from tests.conftest import TinyModel
 from tests.gpu.fake_cuda import FakeCuda, fake_cuda
@@ -74,3 +77,21 @@ def test_a_replay_is_launched_in_place_of_the_models_kernels(tiny_llama: TinyMod
         counts.append(fake.kernels)
     assert counts[0] == 1  # the choice of the token, behind the replay
     assert counts[1] > 15
+
+
+def test_drafts_are_judged_by_their_own_step_whatever_has_been_replayed_since(
+    tiny_llama: TinyModel, plain: list[list[int]], fake: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = EngineCore(EngineConfig(model=tiny_llama.path, draft_model=tiny_llama.path, speculation="draft", **SIZES))
+    graphs, take_tokens = core.runner.graphs, Results.take_tokens
+    assert graphs is not None
+
+    def take_late(results: Results, run: StepRun) -> list[RequestOutput]:
+        graphs._logits.fill_(torch.nan)
+        return take_tokens(results, run)
+
+    monkeypatch.setattr(Results, "take_tokens", take_late)
+    fake.replays = 0
+    assert said(generate(core, PROMPTS, PARAMS)) == plain
+    assert fake.replays > 10
+    assert core.stats.num_accepted_draft_tokens > 10
