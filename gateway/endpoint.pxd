@@ -13,4 +13,5 @@ cdef class Endpoint:
     cdef public object stall_timeout
     cdef public tuple work
     cdef public double worked_at
+    cdef public bint has_worked
     cpdef double share(self, double now) except? -1

@@ -80,8 +80,9 @@ class Endpoint:
     expected_beats: frozenset[str] = frozenset()  # models that must beat once any of the instance's does
     beats: dict[str, tuple[float, float]] = field(default_factory=dict)  # model -> value, when it last moved
     stall_timeout: float | None = None  # seconds in which an engine that has work makes a step; None: for ever
-    work: tuple[float, ...] = ()  # figures that every step of the engine changes
+    work: tuple[float, float] = (0.0, 0.0)  # tokens so far, seconds of the latest step: each step changes them
     worked_at: float = 0.0  # when they last changed, or there was nothing to do
+    has_worked: bool = False  # whether they have changed since there is something to do
 
     @property
     def is_usable(self) -> bool:
@@ -134,10 +135,10 @@ class Endpoint:
             if known is None or known[0] != value:
                 self.beats[model] = (value, now)
 
-    def report_work(self, work: tuple[float, ...], *, is_busy: bool, now: float) -> None:
+    def report_work(self, work: tuple[float, float], *, is_busy: bool, now: float) -> None:
         """Take figures that every step of the engine changes, and whether it has requests to make steps for."""
         if work != self.work or not is_busy:
-            self.work, self.worked_at = work, now
+            self.work, self.worked_at, self.has_worked = work, now, is_busy
 
     def check_beats(self, now: float) -> bool:
         """Judge the heartbeats; return whether the state changed."""
@@ -149,9 +150,11 @@ class Endpoint:
         """Return what has stood still for too long, a heartbeat that was ever seen or the engine's work; or nothing."""
         if any(now - moved_at > self.heartbeat_timeout for _, moved_at in self.beats.values()):
             return "its heartbeat stands still"
-        if self.stall_timeout is not None and now - self.worked_at > self.stall_timeout:
-            return f"its engine has work and has made no step for over {self.stall_timeout:g} s"
-        return ""
+        if self.stall_timeout is None:
+            return ""
+        longest = max(2 * self.work[1], self.stall_timeout * (1 if self.has_worked else 2))  # the first may be a prompt
+        late = now - self.worked_at > longest
+        return f"its engine has work and has made no step for over {longest:g} s" if late else ""
 
     def forgive(self, seconds: float) -> None:
         """Discount time in which nobody looked, so that a gateway that stood still declares nobody dead."""

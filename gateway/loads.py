@@ -30,9 +30,9 @@ class Report:
     beats: dict[str, float] = field(default_factory=dict)
 
     @property
-    def work(self) -> tuple[float, ...]:
+    def work(self) -> tuple[float, float]:
         """What every step of the engine changes."""
-        return self.waiting, self.running, self.generated_tokens, self.step_seconds
+        return self.generated_tokens, self.step_seconds
 
 
 @dataclass

@@ -155,16 +155,23 @@ def test_a_draining_instance_keeps_its_state_but_its_stopped_heartbeat_is_seen()
     assert endpoint.standstill(4.0)
 
 
-def test_an_engine_that_has_work_and_makes_no_step_is_dead_until_it_makes_one() -> None:
+@pytest.mark.parametrize(
+    ("step_seconds", "last_step", "dead_at"),
+    [(0.1, 10, 21), (0.1, 13, 19), (4.0, 13, 22)],
+    ids=["before its first step", "after one", "where steps are long"],
+)
+def test_an_engine_that_has_work_and_makes_no_step_is_dead_until_it_makes_one(
+    step_seconds: float, last_step: int, dead_at: int
+) -> None:
     endpoint = Endpoint("a", health=Health.READY, stall_timeout=5.0)
-    for second in range(20):
+    for second in range(30):
         endpoint.report_beats(beats(engine=second), second)
-        endpoint.report_work((1.0, 7.0), is_busy=second > 10, now=second)
-        assert endpoint.check_beats(second) == (second == 16)  # busy from 11 on, and as it was at 10
+        endpoint.report_work((float(min(second, last_step)), step_seconds), is_busy=second > 10, now=second)
+        assert endpoint.check_beats(second) == (second == dead_at)
     assert endpoint.health is Health.DEAD
-    assert "no step for over 5 s" in endpoint.standstill(19.0)
-    endpoint.report_work((1.0, 8.0), is_busy=True, now=20.0)
-    assert endpoint.check_beats(20.0)
+    assert "no step for over" in endpoint.standstill(30.0)
+    endpoint.report_work((99.0, step_seconds), is_busy=True, now=31.0)
+    assert endpoint.check_beats(30.0)
     assert endpoint.health is Health.SUSPECT
 
 
