@@ -48,7 +48,7 @@ class Caller(Protocol):
         """Take a reset by the instance."""
 
     def on_lost(self, failure: Failure, code: int | None = None) -> None:
-        """Take the end of the connection, or of the instance when the stream is still to be reset with `code`."""
+        """Take the end of the connection or instance, or its fault; `code` where the stream is still to be reset."""
 
     def on_defect(self, failure: Failure) -> None:
         """Take the end of the stream by a defect of the gateway's own."""
@@ -119,7 +119,7 @@ class UpstreamLink(Link):
             elif isinstance(event, StreamReset):
                 owner = event.stream.owner
                 if owner is not None:
-                    owner.on_reset(event.code)
+                    self._end_reset(owner, event)
             else:
                 self._handle_rare(event)
         except Exception as error:  # noqa: BLE001 - whatever it is, other streams are not to end of it
@@ -132,6 +132,12 @@ class UpstreamLink(Link):
             self._reason = f"protocol error: {event.fault.message}"
             log("instance_fault", instance=self.name, code=event.fault.code.name, reason=event.fault.message)
 
+    def _end_reset(self, owner: Caller, event: StreamReset) -> None:
+        if event.fault is None:
+            owner.on_reset(event.code)
+        else:
+            owner.on_lost(self._fault(event.fault.message))
+
     def _end_without_trailers(self, stream: Stream) -> None:
         owner: Caller | None = stream.owner
         if stream.state != CLOSED:
@@ -139,7 +145,10 @@ class UpstreamLink(Link):
         else:
             self.connection.release(stream)
         if owner is not None:
-            owner.on_reset(ErrorCode.PROTOCOL_ERROR)
+            owner.on_lost(self._fault("it ended its answer without trailers"))
+
+    def _fault(self, what: str) -> Failure:
+        return Failure(Code.INTERNAL, f"instance {self.name}: {what}")
 
     def lost(self, error: Exception | None) -> None:
         """End every stream that was open here."""

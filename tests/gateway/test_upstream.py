@@ -5,9 +5,9 @@ from typing import Any
 
 from gateway.link import Hub
 from gateway.patience import Patience
+from gateway.status import Code, Failure
 from gateway.upstream import Pool, Route, UpstreamLink
 from gateway.wire import frames
-from gateway.wire.faults import ErrorCode
 from gateway.wire.frames import FrameType, Setting
 from gateway.wire.headers import encode_headers
 from tests.gateway.wires import REQUEST, data_frame, open_frame, written
@@ -31,8 +31,8 @@ class Asker:
         if self.leaves:
             event.stream.owner = None
 
-    def on_reset(self, code: int) -> None:
-        self.told.append(ErrorCode(code))
+    def on_lost(self, failure: Failure, code: int | None = None) -> None:
+        self.told.append((failure.code, failure.message, code))
 
 
 class Transport:
@@ -87,8 +87,22 @@ def test_nothing_is_left_of_a_stream_that_ends_without_trailers() -> None:
             link.connection.outbox.send_data(stream, b"question", end_stream=ends)
             written(link.connection)
             receive(link, ANSWER + data_frame(1, b"part", frames.END_STREAM))
-            assert asker.told == [b"part", *([] if leaves else [ErrorCode.PROTOCOL_ERROR])]
+            end = (Code.INTERNAL, "instance one: it ended its answer without trailers", None)
+            assert asker.told == [b"part", *([] if leaves else [end])]
             assert not link.connection.streams
             assert [kind for kind, *_ in written(link.connection)] == ([] if ends else [FrameType.RST_STREAM])
+
+    asyncio.run(check())
+
+
+def test_a_malformed_answer_is_called_the_instances_fault_and_its_stream_reset() -> None:
+    async def check() -> None:
+        link, asker = connected(make_pool()), Asker()
+        link.open(BLOCK, asker)  # type: ignore[arg-type]
+        written(link.connection)
+        receive(link, open_frame(1, headers=((b":status", b"200"), (b"connection", b"close"))))
+        message = "instance one: the header connection is not allowed in HTTP/2"
+        assert asker.told == [(Code.INTERNAL, message, None)]
+        assert [kind for kind, *_ in written(link.connection)] == [FrameType.RST_STREAM]
 
     asyncio.run(check())
