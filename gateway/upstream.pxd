@@ -9,6 +9,7 @@ cdef class Pool:
     cdef public list links
     cdef public Tally tally
     cdef public set _connecting
+    cdef public bint _is_retired
     @cython.locals(link=UpstreamLink)
     cpdef UpstreamLink acquire(self)
 

@@ -215,6 +215,7 @@ class Pool:
         self._failed = failed
         self._known_limit: int | None = None
         self._connecting: set[asyncio.Task[Any]] = set()
+        self._is_retired = False
 
     def acquire(self) -> UpstreamLink:
         """Return a connection with room for one more stream, opening another where there is none."""
@@ -223,6 +224,9 @@ class Pool:
                 return link
         self._close_spent()
         link = UpstreamLink(self.hub, self.name, self.route.patience, self.tally, self._on_gone)
+        if self._is_retired:  # an abort's repetition comes this late
+            asyncio.get_running_loop().call_soon(link.fail, "it is not used any more")
+            return link
         link.connection.peer_max_streams = self._stream_limit(link.connection.peer_max_streams)
         self.links.append(link)
         task = asyncio.get_running_loop().create_task(self._connect(link))
@@ -255,6 +259,7 @@ class Pool:
 
     def retire(self) -> list[UpstreamLink]:
         """Open and use nothing any more; return the connections that are to be closed."""
+        self._is_retired = True
         for task in self._connecting:
             task.cancel()
         for link in self.links:

@@ -106,3 +106,17 @@ def test_a_malformed_answer_is_called_the_instances_fault_and_its_stream_reset()
         assert [kind for kind, *_ in written(link.connection)] == [FrameType.RST_STREAM]
 
     asyncio.run(check())
+
+
+def test_a_pool_that_is_retired_opens_nothing_and_says_so() -> None:
+    async def check() -> None:
+        pool = make_pool()
+        asker: Any = Asker()
+        assert pool.retire() == []
+        pool.acquire().open(BLOCK, asker)
+        await asyncio.sleep(0)
+        assert asker.told == [(Code.UNAVAILABLE, "instance one: it is not used any more", None)]
+        assert not pool.links
+        assert not pool._connecting
+
+    asyncio.run(check())
