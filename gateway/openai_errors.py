@@ -77,9 +77,8 @@ def of_kserve(error: KserveError, prompt: str | None = None) -> ApiError:
         return ApiError(status, message, code=error.code.lower(), headers=headers)
     if too_long := TOO_LONG.match(message):
         told = f"; this model's maximum context length is {tokens} tokens" if (tokens := too_long["tokens"]) else ""
-        return ApiError(
-            400, message + told, prompt, "context_length_exceeded"
-        )  # OpenAI's words, which clients look for
+        code = "context_length_exceeded"  # and OpenAI's words, which clients look for
+        return ApiError(400, message + told, prompt, code)
     return ApiError(400, message, _field_of(message, prompt), error.code.lower(), headers)
 
 

@@ -103,17 +103,22 @@ class Observation:
             self._keep(request, instance, outcome)
 
     def _keep(self, request: Request, instance: str, outcome: str) -> None:
-        """Tell everybody who keeps what is known of a request."""
+        """Add up what is known of a request, and make a record of it where somebody keeps one."""
         usage = request.observer.usage() if request.observer is not None else Usage()
         ledger = make_ledger(request.arrived_ns, request.routed_ns, time.time_ns(), _engine_times(usage))
-        record = _record(request, instance, outcome, usage, ledger)
-        self._meters.used(record.tenant, instance, usage)
+        call = request.exchange.call
+        self._meters.used(call.tenant_name, instance, usage)
         if (spent := durations(ledger)) is not None:
             self.recent.append(spent)
-        if request.exchange.call.wants_ledger:
+        if call.wants_ledger:
             _note(request, ledger)
+        if self.journal is not None or request.span is not None or self._logs:
+            self._write_down(request, _record(request, instance, outcome, usage, ledger))
+
+    def _write_down(self, request: Request, record: Record) -> None:
+        """Give a record to all who keep it."""
         if self.tracing is not None and request.span is not None:
-            self.tracing.end(request.span, ledger, {name: getattr(record, name) for name in TRACED})
+            self.tracing.end(request.span, record.ledger, {name: getattr(record, name) for name in TRACED})
         if self.journal is not None:
             self.journal.write(record)
         if self._logs:

@@ -54,12 +54,11 @@ class Watched:
     was_healed: bool = False
     healing: Future[str | None] | None = None  # gives why it did not work, or None
     former: frozenset[int] = frozenset()  # processes of its before it began to load models; these may end
+    backoff: Backoff = field(default_factory=Backoff)
 
     def has_lost_a_part(self) -> bool:
         """Whether one has ended of the processes that it has started to load models."""
         return any(has_ended and pid not in self.former for pid, has_ended in self.child.parts().items())
-
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 class Supervisor:
